@@ -1,0 +1,77 @@
+//! Grids: `/v1/grids`.
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::lenient;
+
+/// Body of `POST /v1/grids`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GridCreate {
+    /// A DNS label.
+    pub name: String,
+    /// Members of the grid's etcd cluster, 1..=7; default 1.
+    #[serde(default, deserialize_with = "lenient::option")]
+    pub initial_size: Option<u16>,
+    /// What may be allocated; default 10.81.0.0/19.
+    #[serde(default)]
+    pub subnet: Option<String>,
+    /// The on-link prefix of overlay interfaces; default 10.81.0.0/17.
+    #[serde(default)]
+    pub supernet: Option<String>,
+    /// Where the overlay may run in clear; default nowhere.
+    #[serde(default)]
+    pub trusted_subnets: Option<Vec<String>>,
+    /// Seconds between the end of a node's session and the release of its
+    /// addresses; default 10.
+    #[serde(default, deserialize_with = "lenient::option")]
+    pub grace_s: Option<u32>,
+}
+
+/// Body of `PUT /v1/grids/:grid`; what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GridUpdate {
+    /// Where the overlay may run in clear.
+    #[serde(default)]
+    pub trusted_subnets: Option<Vec<String>>,
+}
+
+/// A grid.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Grid {
+    /// The name, which identifies it.
+    pub id: String,
+    /// The name.
+    pub name: String,
+    /// The token with which a host joins; only where one grid is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Members of the grid's etcd cluster.
+    pub initial_size: u16,
+    /// What may be allocated.
+    pub subnet: Ipv4Network,
+    /// The on-link prefix of overlay interfaces.
+    pub supernet: Ipv4Network,
+    /// Where the overlay may run in clear.
+    pub trusted_subnets: Vec<Ipv4Network>,
+    /// Seconds between the end of a node's session and the release of its
+    /// addresses.
+    pub grace_s: u32,
+    /// The revision of everything that the grid's agents must know.
+    pub revision: i64,
+    /// Nodes, connected or not.
+    pub node_count: i64,
+    /// Services.
+    pub service_count: i64,
+    /// Instances placed.
+    pub container_count: i64,
+}
+
+/// Answer of `GET /v1/grids`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Grids {
+    /// All grids, by name.
+    pub grids: Vec<Grid>,
+}

@@ -1,0 +1,64 @@
+//! Nodes: `/v1/grids/:grid/nodes` and `/v1/nodes/:grid/:node`.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::PeerReport;
+
+/// A host node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// `grid/name`.
+    pub id: String,
+    /// The id of its Docker engine.
+    pub node_id: String,
+    /// Its name.
+    pub name: String,
+    /// Whether its agent has a session.
+    pub connected: bool,
+    /// `online` or `offline`.
+    pub status: String,
+    /// Its number.
+    pub node_number: u8,
+    /// Whether it is a member of the grid's etcd cluster.
+    pub initial_member: bool,
+    /// Its address on the overlay.
+    pub overlay_ip: Ipv4Addr,
+    /// Its address on the public network.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Its address on the region's private network.
+    pub private_ip: Option<Ipv4Addr>,
+    /// Its region.
+    pub region: String,
+    /// The labels of its Docker engine, `key=value`.
+    pub labels: Vec<String>,
+    /// The version of its agent.
+    pub agent_version: String,
+    /// The version of its Docker engine.
+    pub docker_version: String,
+    /// Its kernel.
+    pub kernel_version: String,
+    /// Its operating system.
+    pub os: String,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub mem_total: u64,
+    /// When it joined, ISO 8601 with milliseconds.
+    pub created_at: String,
+    /// When its session began.
+    pub connected_at: Option<String>,
+    /// When its last session ended; none while one lasts.
+    pub disconnected_at: Option<String>,
+    /// Its paths to its peers, as it last reported them.
+    #[serde(default)]
+    pub peers: Vec<PeerReport>,
+}
+
+/// Answer of `GET /v1/grids/:grid/nodes`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// All nodes of the grid, by number.
+    pub nodes: Vec<Node>,
+}

@@ -1,0 +1,63 @@
+//! Every bound that two processes or two modules share, each with its reason.
+//! Bounds of one module alone stand beside the code that they bound.
+
+use std::time::Duration;
+
+/// Longest DNS label (RFC 1035 section 2.3.4).
+pub const LABEL_BYTES_MAX: usize = 63;
+
+/// Longest name of a grid, stack or service. Two of them and an instance number
+/// share one label (`stack-service-12`), which is checked where they meet.
+pub const NAME_BYTES_MAX: usize = 48;
+
+/// Most instances of one service: the class-1 addresses of the default subnet
+/// are fewer than this, so it bounds typing errors, not use.
+pub const INSTANCES_MAX: u32 = 8190;
+
+/// Largest body of an HTTP request: a stack file with 128 KiB of environment
+/// for a few services fits.
+pub const HTTP_BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Largest frame from an agent to the Master: an inventory of 8190 containers
+/// at about 300 bytes each.
+pub const AGENT_FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// Largest frame from the Master to an agent: a full directory of 8190
+/// endpoints and 254 nodes with the node's own placements.
+pub const MASTER_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// How often each side of the agent's WebSocket pings.
+pub const PING_EVERY: Duration = Duration::from_secs(3);
+
+/// A connection that was silent for this long is dead: three pings were lost.
+pub const DEAD_AFTER: Duration = Duration::from_secs(9);
+
+/// How long an unrenewed replica's row counts as alive.
+pub const REPLICA_TTL: Duration = Duration::from_secs(10);
+
+/// How often a replica looks for what no bell told it.
+pub const TICK: Duration = Duration::from_secs(1);
+
+/// An agent that says no `hello` within this time is cut off.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// The ports of the nodes' infrastructure services (the table in the network
+/// model); no service may publish them.
+pub const INFRASTRUCTURE_PORTS: [u16; 5] = [53, 2379, 2380, 6783, 6784];
+
+/// The UDP port of the fast path, VXLAN.
+pub const VXLAN_PORT: u16 = 6784;
+
+/// The overlay's MTU: VXLAN inside WireGuard over an IPv6 underlay of 1500
+/// bytes (1500 - 40 - 8 - 32 - 20 - 8 - 8 - 14), so that a pair can change its
+/// path without a connection noticing. Lower where an underlay is.
+pub const OVERLAY_MTU: u32 = 1370;
+
+/// What VXLAN adds to a frame on an IPv4 underlay: 20 IPv4, 8 UDP, 8 VXLAN and
+/// 14 Ethernet bytes.
+pub const VXLAN_OVERHEAD: u32 = 50;
+
+const _: () = {
+    assert!(PING_EVERY.as_secs() * 3 <= DEAD_AFTER.as_secs());
+    assert!(DEAD_AFTER.as_secs() < REPLICA_TTL.as_secs());
+};
