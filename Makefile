@@ -1,0 +1,27 @@
+# What a person types. The work is done by infra/bootstrap.
+PROJECT ?= kontena
+CARGO_TARGET_DIR ?= $(HOME)/.cache/kontena/target
+NAME ?= up
+export PROJECT CARGO_TARGET_DIR
+
+.DEFAULT_GOAL := help
+.PHONY: help up down clean test bench
+
+help: ## shows this
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+up: ## brings up a grid with an example, installing and building what is missing
+	@infra/bootstrap/up
+
+down: ## removes all that `make up` made, except images and tools
+	@infra/bootstrap/down
+
+test: ## runs everything that must hold, on a stack of its own (KEEP=1 leaves that running)
+	@infra/bootstrap/test
+
+bench: ## runs a benchmark: make bench NAME=up
+	@cargo run --quiet --release -p kontena-load -- bench $(NAME)
+
+clean: ## like down, for both stacks, and removes the images too
+	@PROJECT=kontena-test infra/bootstrap/down
+	@infra/bootstrap/down --images

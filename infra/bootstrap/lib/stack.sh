@@ -1,0 +1,121 @@
+# The stack of docker-compose.yml: its environment and secrets, its parts, its health.
+# shellcheck shell=bash
+
+STACK_ENV=$STATE/stack.env
+
+# demo.env or test.env, and this machine's secrets, in one file that compose reads.
+stack_env_make() {
+  local source=$INFRA/stack/demo.env
+  [[ $PROJECT == kontena ]] || source=$INFRA/stack/test.env
+  (
+    umask 077
+    [[ -e $STATE/secrets.env ]] || secrets_make >"$STATE/secrets.env"
+    { cat "$source"
+      # A project of another name takes its ports and addresses from the file, its name from the caller.
+      say "COMPOSE_PROJECT_NAME=$PROJECT"
+      cat "$STATE/secrets.env"
+    } >"$STACK_ENV"
+  )
+}
+
+secrets_make() {
+  say "POSTGRES_PASSWORD=$(random_hex 16)"
+  say "KONTENA_SECRET=$(random_hex 32)"
+  say "KONTENA_ADMIN_TOKEN=$(random_hex 24)"
+}
+
+random_hex() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
+
+stack_env_load() {
+  set -a
+  # shellcheck disable=SC1090 # made above
+  . "$STACK_ENV"
+  set +a
+}
+
+compose() {
+  local files=(-f "$ROOT/docker-compose.yml") command
+  [[ -z ${POSTGRES_PORT:-} ]] || files+=(-f "$ROOT/docker-compose.test.yml")
+  read -ra command < <(compose_command)
+  "${command[@]}" -p "$PROJECT" --project-directory "$ROOT" "${files[@]}" "$@"
+}
+
+container_id() { compose ps -q "$1"; }
+
+# Local stacks are built of these; the tests' one has two hosts more, for a second grid.
+stack_nodes() {
+  say "node-1 node-2 node-3"
+  [[ -z ${COMPOSE_PROFILES:-} ]] || say "node-4 node-5"
+}
+
+stack_start() {
+  local nodes
+  read -rd '' -a nodes < <(stack_nodes) || true
+  compose up -d --remove-orphans postgres redis registry migrate api-1 api-2 edge "${nodes[@]}"
+}
+
+stack_healthy() {
+  local node
+  wait_until 60 "the edge has made its certificates" ca_fetch
+  wait_until 120 "the Master answers at https://localhost:$API_PORT" \
+    curl -fsS -m 2 --cacert "$STATE/ca.pem" "https://localhost:$API_PORT/v1/ping"
+  for node in $(stack_nodes); do
+    wait_until 60 "$node's engine answers" docker exec "$PROJECT-$node" docker version --format '{{.Server.Version}}'
+  done
+}
+
+ca_fetch() {
+  docker exec "$PROJECT-edge" cat /var/lib/edge-ca/ca.pem >"$STATE/ca.new" && mv "$STATE/ca.new" "$STATE/ca.pem"
+}
+
+# ---- the registry ---------------------------------------------------------------------------------------------
+
+# What the hosts pull.
+PUSHED=(agent redis testapp-webservice toolbox)
+
+images_push() {
+  local name jobs=() job
+  wait_until 60 "the registry answers" curl -fsS -m 2 "http://127.0.0.1:$REGISTRY_PORT/v2/"
+  for name in "${PUSHED[@]}"; do image_push "$name" & jobs+=($!); done
+  for job in "${jobs[@]}"; do wait "$job"; done
+}
+
+image_push() {
+  local name=$1 remote=127.0.0.1:$REGISTRY_PORT/kontena/$1:latest id
+  id=$(docker image inspect --format '{{.Id}}' "kontena/$name:latest")
+  if [[ $(cat "$STATE/pushed-$name" 2>/dev/null) == "$id" ]]; then
+    say "kontena/$name: the registry has it"
+    return
+  fi
+  docker tag "kontena/$name:latest" "$remote"
+  docker push "$remote"
+  docker rmi "$remote"
+  say "$id" >"$STATE/pushed-$name"
+}
+
+# ---- taking it down -------------------------------------------------------------------------------------------
+
+label() { say "label=com.docker.compose.project=$PROJECT"; }
+
+# By label and not through compose: it also takes what a stack left whose files and secrets are gone.
+stack_remove() {
+  local ids
+  mapfile -t ids < <(docker ps -aq --filter "$(label)")
+  ((${#ids[@]} == 0)) || docker rm --force --volumes "${ids[@]}"
+  mapfile -t ids < <(docker network ls -q --filter "$(label)")
+  ((${#ids[@]} == 0)) || docker network rm "${ids[@]}"
+  mapfile -t ids < <(docker volume ls -q --filter "$(label)")
+  ((${#ids[@]} == 0)) || docker volume rm --force "${ids[@]}"
+}
+
+# A stack without secrets here is another clone's, or what one left behind when it was deleted.
+leftovers_remove() {
+  local owner
+  [[ ! -e $STATE/secrets.env ]] || return 0
+  owner=$(docker ps -aq --filter "$(label)" | head -n 1 |
+    xargs -r docker inspect --format '{{index .Config.Labels "com.docker.compose.project.working_dir"}}')
+  if [[ -n $owner && -e $owner/.kontena/$PROJECT/secrets.env ]]; then
+    die "the stack $PROJECT belongs to $owner: run \`make down PROJECT=$PROJECT\` there first"
+  fi
+  stack_remove
+}

@@ -1,0 +1,55 @@
+# What must be on the machine. Only what is missing is installed, and only where apt is; nothing that is there is
+# touched. Elsewhere the missing things are named, and the newcomer installs them in the machine's own way.
+# shellcheck shell=bash
+
+# command -> Debian package
+TOOLS=(
+  curl:curl git:git jq:jq cc:gcc ip:iproute2 ps:procps xz:xz-utils
+  debootstrap:debootstrap ld.mold:mold
+)
+
+tools_missing() {
+  local entry
+  for entry in "${TOOLS[@]}"; do have "${entry%%:*}" || say "${entry##*:}"; done
+  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || say ca-certificates
+  # Linking statically needs libc's archives.
+  [[ -n $(cc -print-file-name=libc.a 2>/dev/null | grep / || true) ]] || say libc6-dev
+  have dockerd || engine_answers || say docker.io
+  have docker || say docker.io
+  compose_command >/dev/null || say docker-compose
+  iptables_present || say iptables
+}
+
+# The engine, when it runs here and not in a virtual machine, calls iptables.
+iptables_present() { engine_answers || have iptables; }
+
+# Prints the compose command of this machine: v2 as a plugin or v1 as a program.
+compose_command() {
+  if docker compose version >/dev/null 2>&1; then say "docker compose"; return; fi
+  if have docker-compose; then say docker-compose; return; fi
+  return 1
+}
+
+tools_install() {
+  local missing
+  mapfile -t missing < <(tools_missing | sort -u)
+  say "missing: ${missing[*]:-nothing}"
+  if ((${#missing[@]})); then
+    have apt-get || die "please install: ${missing[*]}"
+    ((EUID == 0)) || die "please install, or run as root: ${missing[*]}"
+    apt-get update
+    # Services are not started by the packages: the engine's start is a step of its own.
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+      apt-get install --yes --no-install-recommends "${missing[@]}"
+  fi
+  have cargo || die "no Rust toolchain: see https://rustup.rs"
+}
+
+# Only the tests need it.
+nextest_install() { cargo nextest --version 2>/dev/null || cargo install --locked cargo-nextest; }
+
+# Licences, banned crates and sources. Advisories would need the network's advisory database.
+deny_check() {
+  cargo deny --version || cargo install --locked cargo-deny
+  cargo deny check bans licenses sources
+}
