@@ -1,0 +1,3 @@
+//! The `kontena` command.
+
+fn main() {}

@@ -1,0 +1,122 @@
+//! Waiting for a deploy.
+
+use std::time::Duration;
+
+use kontena_schema::http::services::Deploy;
+use tokio::time::Instant;
+
+use super::{Client, Error};
+
+/// How often a deploy is asked for: fast enough that a person sees each step.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// A deploy to wait for.
+#[derive(Clone, Debug)]
+pub struct DeployWait {
+    /// The grid.
+    pub grid: String,
+    /// The service's stack.
+    pub stack: Option<String>,
+    /// The service.
+    pub service: String,
+    /// The deploy.
+    pub id: i64,
+}
+
+impl DeployWait {
+    /// What to wait for, from the deploy as its beginning was answered.
+    pub fn of(deploy: &Deploy) -> Option<Self> {
+        let mut parts = deploy.service_id.split('/');
+        let (grid, stack, service) = (parts.next()?, parts.next()?, parts.next()?);
+        parts.next().is_none().then(|| Self {
+            grid: grid.to_owned(),
+            stack: (stack != "null").then(|| stack.to_owned()),
+            service: service.to_owned(),
+            id: deploy.id,
+        })
+    }
+
+    /// `stack/service`, or `service` for one without a stack.
+    pub fn label(&self) -> String {
+        match &self.stack {
+            Some(stack) => format!("{stack}/{}", self.service),
+            None => self.service.clone(),
+        }
+    }
+}
+
+impl Client {
+    /// Waits until a deploy has ended, well or not, and answers it; `seen` is
+    /// shown each state of it on the way.
+    ///
+    /// # Errors
+    /// [`Error::DeployLate`] at the deadline, else those of every call.
+    pub async fn deploy_wait(
+        &self,
+        wait: &DeployWait,
+        within: Duration,
+        mut seen: impl FnMut(&Deploy),
+    ) -> Result<Deploy, Error> {
+        let end = Instant::now() + within;
+        loop {
+            let stack = wait.stack.as_deref();
+            let deploy = self
+                .deploy_show(&wait.grid, stack, &wait.service, wait.id)
+                .await?;
+            seen(&deploy);
+            if deploy.finished_at.is_some() {
+                return Ok(deploy);
+            }
+            if Instant::now() >= end {
+                let (service, seconds) = (wait.label(), within.as_secs());
+                return Err(Error::DeployLate {
+                    service,
+                    seconds,
+                    last: summary(&deploy),
+                });
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+}
+
+fn summary(deploy: &Deploy) -> String {
+    let mut text = deploy.state.clone();
+    for instance in &deploy.instance_deploys {
+        let node = instance.node.as_deref().unwrap_or("no node");
+        text += &format!(
+            "; {} on {node}: {}",
+            instance.instance_number, instance.state
+        );
+        if let Some(error) = &instance.error {
+            text += &format!(" ({error})");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deploy(service_id: &str) -> Deploy {
+        Deploy {
+            id: 7,
+            service_id: service_id.to_owned(),
+            state: "ongoing".to_owned(),
+            reason: None,
+            created_at: String::new(),
+            finished_at: None,
+            instance_deploys: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_deploy_names_its_service() {
+        let label = |id: &str| DeployWait::of(&deploy(id)).map(|wait| wait.label());
+        assert_eq!(label("demo/testapp/db").as_deref(), Some("testapp/db"));
+        assert_eq!(label("demo/null/web").as_deref(), Some("web"));
+        assert_eq!(label("demo/web"), None);
+        assert_eq!(label("a/b/c/d"), None);
+    }
+}
