@@ -99,13 +99,9 @@ label() { say "label=com.docker.compose.project=$PROJECT"; }
 
 # By label and not through compose: it also takes what a stack left whose files and secrets are gone.
 stack_remove() {
-  local ids
-  mapfile -t ids < <(docker ps -aq --filter "$(label)")
-  ((${#ids[@]} == 0)) || docker rm --force --volumes "${ids[@]}"
-  mapfile -t ids < <(docker network ls -q --filter "$(label)")
-  ((${#ids[@]} == 0)) || docker network rm "${ids[@]}"
-  mapfile -t ids < <(docker volume ls -q --filter "$(label)")
-  ((${#ids[@]} == 0)) || docker volume rm --force "${ids[@]}"
+  docker ps -aq --filter "$(label)" | xargs -r -n 1 -P 16 docker rm --force --volumes
+  docker network ls -q --filter "$(label)" | xargs -r docker network rm
+  docker volume ls -q --filter "$(label)" | xargs -r docker volume rm --force
 }
 
 # A stack without secrets here is another clone's, or what one left behind when it was deleted.
