@@ -4,8 +4,7 @@
 
 # command -> Debian package
 TOOLS=(
-  curl:curl git:git jq:jq cc:gcc ip:iproute2 ps:procps xz:xz-utils
-  debootstrap:debootstrap ld.mold:mold
+  curl:curl git:git jq:jq cc:gcc ld.mold:mold debootstrap:debootstrap
 )
 
 tools_missing() {
@@ -45,8 +44,11 @@ tools_install() {
   have cargo || die "no Rust toolchain: see https://rustup.rs"
 }
 
-# Only the tests need it.
-nextest_install() { cargo nextest --version 2>/dev/null || cargo install --locked cargo-nextest; }
+# What only the tests need.
+test_tools_install() {
+  cargo fmt --version && cargo clippy --version || rustup component add rustfmt clippy
+  cargo nextest --version || cargo install --locked cargo-nextest
+}
 
 # Licences, banned crates and sources. Advisories would need the network's advisory database.
 deny_check() {
