@@ -47,11 +47,10 @@ tools_install() {
 # What only the tests need.
 test_tools_install() {
   cargo fmt --version && cargo clippy --version || rustup component add rustfmt clippy
-  cargo nextest --version || cargo install --locked cargo-nextest
+  cargo nextest --version || cargo_install cargo-nextest
+  # Its speed does not matter, the minutes of building it do.
+  cargo deny --version || cargo_install cargo-deny --debug
 }
 
-# Licences, banned crates and sources. Advisories would need the network's advisory database.
-deny_check() {
-  cargo deny --version || cargo install --locked cargo-deny
-  cargo deny check bans licenses sources
-}
+# Away from the tree: its build settings and its build cache are not for tools.
+cargo_install() { env --chdir=/ --unset=CARGO_TARGET_DIR cargo install --locked "$@"; }
