@@ -26,10 +26,12 @@ seconds() { printf '%d.%d' $(($1 / 1000)) $(($1 % 1000 / 100)); }
 # Secrets and keys live in the state directory.
 state_make() { umask 022; mkdir -p "$LOGS"; chmod 700 "$ROOT/.kontena"; }
 
-# One at a time per project. The lock ends with the script.
+# One at a time per project. The lock ends with the script that took it; what that calls goes under the same lock.
 lock() {
+  [[ ${KONTENA_LOCKED:-} != "$PROJECT" ]] || return 0
   exec 9>"$ROOT/.kontena/$PROJECT.lock"
   flock --nonblock 9 || die "another make is at work on $PROJECT"
+  export KONTENA_LOCKED=$PROJECT
 }
 
 # step NAME TEXT FUNCTION [ARG..]

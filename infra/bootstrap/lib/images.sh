@@ -119,7 +119,7 @@ image_build_context() {
   [[ $name != base ]] || args+=(--build-arg "APT_SETTINGS=$(apt_settings)")
   args+=(--build-arg "http_proxy=${http_proxy:-}" --build-arg "https_proxy=${https_proxy:-}")
   # The host's network also reaches what the host reaches through a local proxy or resolver.
-  docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
+  if docker buildx version >/dev/null 2>&1; then args+=(--load); else export DOCKER_BUILDKIT=0; fi
   docker build --network host "${args[@]}" "$context"
   # The one it replaces.
   docker image prune --force --filter "label=$INPUTS_LABEL" >/dev/null

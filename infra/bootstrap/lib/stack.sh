@@ -35,12 +35,10 @@ stack_env_load() {
 
 compose() {
   local files=(-f "$ROOT/docker-compose.yml") command
-  [[ -z ${POSTGRES_PORT:-} ]] || files+=(-f "$ROOT/docker-compose.test.yml")
+  [[ $PROJECT == kontena ]] || files+=(-f "$ROOT/docker-compose.test.yml")
   read -ra command < <(compose_command)
   "${command[@]}" -p "$PROJECT" --project-directory "$ROOT" "${files[@]}" "$@"
 }
-
-container_id() { compose ps -q "$1"; }
 
 # Local stacks are built of these; the tests' one has two hosts more, for a second grid.
 stack_nodes() {
@@ -104,14 +102,22 @@ stack_remove() {
   docker volume ls -q --filter "$(label)" | xargs -r docker volume rm --force
 }
 
-# A stack without secrets here is another clone's, or what one left behind when it was deleted.
+# A stack whose secrets are not here is another clone's, or what one left behind when it was deleted. A demo that
+# somebody may be looking at is not taken away; a test's stack is, unless the test is still running.
 leftovers_remove() {
   local owner
   [[ ! -e $STATE/secrets.env ]] || return 0
   owner=$(docker ps -aq --filter "$(label)" | head -n 1 |
     xargs -r docker inspect --format '{{index .Config.Labels "com.docker.compose.project.working_dir"}}')
-  if [[ -n $owner && -e $owner/.kontena/$PROJECT/secrets.env ]]; then
+  if [[ -n $owner ]] && stack_in_use "$owner"; then
     die "the stack $PROJECT belongs to $owner: run \`make down PROJECT=$PROJECT\` there first"
   fi
   stack_remove
+}
+
+stack_in_use() {
+  local lock=$1/.kontena/$PROJECT.lock
+  [[ -e $1/.kontena/$PROJECT/secrets.env ]] || return 1
+  [[ $PROJECT != kontena ]] || return 0
+  [[ -e $lock ]] && ! flock --nonblock "$lock" true
 }

@@ -33,20 +33,22 @@ tools_install() {
   local missing
   mapfile -t missing < <(tools_missing | sort -u)
   say "missing: ${missing[*]:-nothing}"
-  if ((${#missing[@]})); then
-    have apt-get || die "please install: ${missing[*]}"
-    ((EUID == 0)) || die "please install, or run as root: ${missing[*]}"
-    apt-get update
-    # Services are not started by the packages: the engine's start is a step of its own.
-    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-      apt-get install --yes --no-install-recommends "${missing[@]}"
-  fi
+  ((${#missing[@]} == 0)) || packages_install "${missing[@]}"
   have cargo || die "no Rust toolchain: see https://rustup.rs"
+}
+
+packages_install() {
+  have apt-get || die "please install: $*"
+  ((EUID == 0)) || die "please install, or run as root: $*"
+  apt-get update
+  # Services are not started by the packages: the engine's start is a step of its own.
+  DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install --yes --no-install-recommends "$@"
 }
 
 # What only the tests need.
 test_tools_install() {
   cargo fmt --version && cargo clippy --version || rustup component add rustfmt clippy
+  have shellcheck || packages_install shellcheck
   cargo nextest --version || cargo_install cargo-nextest
   # Its speed does not matter, the minutes of building it do.
   cargo deny --version || cargo_install cargo-deny --debug
