@@ -6,6 +6,7 @@
 //! gets neither an FDB entry nor a neighbour nor a place in the filter.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -149,5 +150,11 @@ impl OverlayIntent {
             },
         };
         self.peers.iter().map(report).collect()
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "container {} (pid {})", self.container_id, self.pid)
     }
 }

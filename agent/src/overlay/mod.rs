@@ -13,14 +13,32 @@
 //! Absent on purpose: learning from frames (the directory is the authority),
 //! and the sealed path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kontena_schema::agent::PeerReport;
 use kontena_schema::ids::PlacementId;
+use tokio::sync::Mutex;
 
+mod apply;
+mod error;
+mod fdb;
+mod filter;
+mod forwarding;
 mod intent;
+mod netlink;
+mod observe;
+mod plan;
+mod program;
+mod state;
+mod step;
 
+pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, PeerIntent, RemoteEndpoint};
+
+use apply::Hands;
+use netlink::{Namespace, Netlink};
+use observe::observe;
+use step::Step;
 
 /// The name of the bridge that carries the overlay.
 pub const BRIDGE: &str = "kontena";
@@ -32,7 +50,12 @@ pub const CONTAINER_INTERFACE: &str = "ethwe";
 /// The hands on this host's overlay.
 ///
 /// They work in the network namespace of the thread that called [`Overlay::new`].
-pub struct Overlay {}
+pub struct Overlay {
+    netlink: Netlink,
+    namespace: Namespace,
+    /// Two passes at once would each undo what the other does.
+    one_pass: Mutex<()>,
+}
 
 /// What one pass did.
 #[derive(Debug, Default)]
@@ -48,33 +71,90 @@ pub struct OverlayReport {
     pub errors: Vec<OverlayError>,
 }
 
-/// What can go wrong on the data plane.
-#[derive(Debug, thiserror::Error)]
-pub enum OverlayError {
-    /// Not built yet.
-    #[error("not built yet")]
-    Stub,
-}
-
 impl Overlay {
     /// Opens the kernel's interface in the network namespace of the calling
     /// thread; must be called inside a tokio runtime.
     pub async fn new() -> Result<Self, OverlayError> {
-        Ok(Self {})
+        let failed = |cause| OverlayError::Observe { what: "the network namespace".into(), cause };
+        let namespace = Namespace::here().map_err(failed)?;
+        let netlink = Netlink::here().map_err(Cause::io("netlink")).map_err(failed)?;
+        Ok(Self { netlink, namespace, one_pass: Mutex::new(()) })
     }
 
     /// Makes the host agree with `intent`. It goes on after an error and tells
-    /// all of them. Calls must not overlap.
+    /// all of them. If the host's state cannot be read, it changes nothing.
     pub async fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
-        OverlayReport {
-            peers: intent.peer_reports(),
-            errors: vec![OverlayError::Stub],
-            ..OverlayReport::default()
+        let _one_pass = self.one_pass.lock().await;
+        let mut report = OverlayReport { peers: intent.peer_reports(), ..Default::default() };
+        let observed = observe(&self.netlink, &self.namespace, &intent.attachments).await;
+        let (observed, unseen) = match observed {
+            Ok(seen) => seen,
+            Err(error) => {
+                let why = error.to_string();
+                let placements = intent.attachments.keys();
+                report.attached = placements.map(|&id| (id, Err(why.clone()))).collect();
+                report.errors.push(error);
+                return report;
+            }
+        };
+        report.attached = intent.attachments.keys().map(|&id| (id, Ok(()))).collect();
+        for unseen in unseen {
+            report.failed(unseen.placement, unseen.error);
         }
+        self.apply(&plan::plan(intent, &observed), &mut report).await;
+        report
     }
 
-    /// Leaves the grid: removes every interface, entry and filter of ours.
+    /// Leaves the grid: removes every interface, entry and filter of ours. It
+    /// goes on after an error and tells all of them.
     pub async fn remove_all(&self) -> Vec<OverlayError> {
-        vec![OverlayError::Stub]
+        let _one_pass = self.one_pass.lock().await;
+        let mut report = OverlayReport::default();
+        match observe(&self.netlink, &self.namespace, &BTreeMap::new()).await {
+            Ok((observed, unseen)) => {
+                report.errors.extend(unseen.into_iter().map(|unseen| unseen.error));
+                self.apply(&plan::plan_removal(&observed), &mut report).await;
+            }
+            Err(error) => report.errors.push(error),
+        }
+        report.errors
+    }
+
+    async fn apply(&self, steps: &[Step], report: &mut OverlayReport) {
+        let mut hands = Hands::new(&self.netlink);
+        let mut guard_failed = false;
+        // A container whose interface could not be made cannot be configured.
+        let mut failed = BTreeSet::new();
+        for step in steps {
+            let placement = step.placement();
+            let hopeless = placement.is_some_and(|id| failed.contains(&id));
+            if hopeless || (guard_failed && step.opens_a_path()) {
+                let error = OverlayError::Guarded { step: step.to_string() };
+                report.failed(placement, error);
+                continue;
+            }
+            match hands.apply(step).await {
+                Ok(()) => {
+                    tracing::debug!(%step, "applied");
+                    report.steps_applied += 1;
+                }
+                Err(cause) => {
+                    guard_failed |= step.guards_paths();
+                    failed.extend(placement);
+                    report.failed(placement, OverlayError::Step { step: step.to_string(), cause });
+                }
+            }
+        }
+    }
+}
+
+impl OverlayReport {
+    /// Notes an error; the first of a placement is the one that explains.
+    fn failed(&mut self, placement: Option<PlacementId>, error: OverlayError) {
+        let attached = placement.and_then(|id| self.attached.get_mut(&id));
+        if let Some(attached @ Ok(())) = attached {
+            *attached = Err(error.to_string());
+        }
+        self.errors.push(error);
     }
 }

@@ -1,0 +1,276 @@
+//! Executes steps. Each is a few netlink messages or one transaction of a
+//! packet filter; nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use kontena_schema::ids::PlacementId;
+use kontena_schema::limits::VXLAN_PORT;
+use kontena_schema::mac::Mac;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
+};
+use rtnetlink::{
+    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
+    RouteMessageBuilder,
+};
+
+use super::CONTAINER_INTERFACE;
+use super::error::Cause;
+use super::fdb::{self, UNKNOWN_MACS};
+use super::intent::Attachment;
+use super::netlink::{MULTICAST, Namespace, Netlink, Put};
+use super::state::{BridgeSettings, PortSettings};
+use super::step::{Link, Step};
+use super::{filter, forwarding};
+
+/// Executes the steps of one pass.
+pub(crate) struct Hands<'a> {
+    netlink: &'a Netlink,
+    /// The interface indexes that were looked up in this pass.
+    indexes: BTreeMap<Link, u32>,
+}
+
+impl<'a> Hands<'a> {
+    pub(crate) fn new(netlink: &'a Netlink) -> Self {
+        Self { netlink, indexes: BTreeMap::new() }
+    }
+
+    /// Executes one step.
+    pub(crate) async fn apply(&mut self, step: &Step) -> Result<(), Cause> {
+        match step {
+            Step::InstallFilter(peers) => filter::install(peers).await,
+            Step::AllowPeers(peers) => filter::allow(peers).await,
+            Step::ForbidPeers(peers) => filter::forbid(peers).await,
+            Step::RemoveFilter => filter::remove().await,
+            Step::AllowForwarding(place) => forwarding::allow(*place).await,
+            Step::ForgetForwarding(place) => forwarding::forget(*place).await,
+            Step::CreateBridge { mac, mtu } => self.create_bridge(*mac, *mtu).await,
+            Step::SetBridge(settings) => self.set_bridge(*settings).await,
+            Step::AddAddress(address) => self.add_address(*address).await,
+            Step::RemoveAddress(address) => self.remove_address(*address).await,
+            Step::CreateTunnel { vni, mtu } => self.create_tunnel(*vni, *mtu).await,
+            Step::SetTunnel(port) => self.set_port(Link::Tunnel, *port).await,
+            Step::DeleteLink(link) => self.delete_link(*link).await,
+            Step::Attach { placement, to, mtu } => self.attach(*placement, to, *mtu).await,
+            Step::SetHostEnd { placement, mac, port } => {
+                self.set_host_end(*placement, *mac, *port).await
+            }
+            Step::Configure { to, address, mtu, .. } => configure(to, *address, *mtu).await,
+            entry => self.apply_entry(entry).await,
+        }
+    }
+
+    async fn apply_entry(&mut self, step: &Step) -> Result<(), Cause> {
+        let (entry, how) = match *step {
+            Step::SetNeighbour(ip, mac) => {
+                (fdb::neighbour(self.index(Link::Bridge).await?, ip, Some(mac)), Some(Put::Replace))
+            }
+            Step::DeleteNeighbour(ip) => {
+                (fdb::neighbour(self.index(Link::Bridge).await?, ip, None), None)
+            }
+            Step::SetTunnelEntry(mac, to) => {
+                (self.tunnel_entry(mac, Some(to)).await?, Some(Put::Replace))
+            }
+            Step::DeleteTunnelEntry(mac) => (self.tunnel_entry(mac, None).await?, None),
+            Step::AddFlood(to) => {
+                (self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?, Some(Put::Append))
+            }
+            Step::DeleteFlood(to) => (self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?, None),
+            Step::SetBridgeEntry(mac) => {
+                (fdb::port_entry(self.index(Link::Tunnel).await?, mac), Some(Put::Replace))
+            }
+            Step::DeleteBridgeEntry(mac) => {
+                (fdb::port_entry(self.index(Link::Tunnel).await?, mac), None)
+            }
+            _ => unreachable!("{step} is no entry of a table"),
+        };
+        match how {
+            Some(how) => self.netlink.put_entry(entry, how).await,
+            None => gone_is_fine(self.netlink.delete_entry(entry).await),
+        }
+    }
+
+    async fn tunnel_entry(
+        &mut self,
+        mac: Mac,
+        to: Option<Ipv4Addr>,
+    ) -> Result<netlink_packet_route::neighbour::NeighbourMessage, Cause> {
+        Ok(fdb::tunnel_entry(self.index(Link::Tunnel).await?, mac, to))
+    }
+
+    async fn index(&mut self, link: Link) -> Result<u32, Cause> {
+        if let Some(&index) = self.indexes.get(&link) {
+            return Ok(index);
+        }
+        let name = link.name();
+        let found = self.netlink.link(&name).await?.ok_or(Cause::NoInterface(name))?;
+        self.indexes.insert(link, found.header.index);
+        Ok(found.header.index)
+    }
+
+    async fn create_bridge(&mut self, mac: Mac, mtu: u32) -> Result<(), Cause> {
+        let name = Link::Bridge.name();
+        let bridge = LinkBridge::new(&name).address(mac.0.to_vec()).mtu(mtu).build();
+        Ok(self.netlink.handle.link().add(bridge).execute().await?)
+    }
+
+    async fn set_bridge(&mut self, settings: BridgeSettings) -> Result<(), Cause> {
+        let index = self.index(Link::Bridge).await?;
+        let stp = if settings.stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
+        let bridge = LinkBridge::new(&Link::Bridge.name())
+            .index(index)
+            .stp_state(stp)
+            .mcast_snooping(settings.multicast_snooping)
+            .build();
+        self.netlink.handle.link().change(bridge).execute().await?;
+        no_ipv6_address(self.netlink, index).await?;
+        set_link(self.netlink, index, settings.mtu, Some(settings.mac)).await
+    }
+
+    async fn add_address(&mut self, address: Ipv4Network) -> Result<(), Cause> {
+        let index = self.index(Link::Bridge).await?;
+        let addresses = self.netlink.handle.address();
+        Ok(addresses.add(index, address.ip().into(), address.prefix()).execute().await?)
+    }
+
+    async fn remove_address(&mut self, address: Ipv4Network) -> Result<(), Cause> {
+        let index = self.index(Link::Bridge).await?;
+        gone_is_fine(self.netlink.remove_address(index, address).await)
+    }
+
+    async fn create_tunnel(&mut self, vni: u32, mtu: u32) -> Result<(), Cause> {
+        // No `local` and no lower device: routing decides where a packet
+        // leaves, and so does it for targets inside another tunnel.
+        let tunnel = LinkVxlan::new(&Link::Tunnel.name(), vni)
+            .port(VXLAN_PORT)
+            .learning(false)
+            .mtu(mtu)
+            .build();
+        Ok(self.netlink.handle.link().add(tunnel).execute().await?)
+    }
+
+    /// Makes a link a port of the bridge; it comes up only when all is set.
+    async fn set_port(&mut self, link: Link, port: PortSettings) -> Result<(), Cause> {
+        let bridge = self.index(Link::Bridge).await?;
+        let index = self.index(link).await?;
+        let links = self.netlink.handle.link();
+        let join = LinkUnspec::new_with_index(index).controller(bridge).build();
+        links.set(join).execute().await?;
+        let flags = LinkBridgePort::new(index)
+            .learning(port.learning)
+            .isolated(port.isolated)
+            .neigh_suppress(port.neigh_suppress)
+            .build();
+        links.set_port(flags).execute().await?;
+        no_ipv6_address(self.netlink, index).await?;
+        set_link(self.netlink, index, port.mtu, None).await
+    }
+
+    async fn delete_link(&mut self, link: Link) -> Result<(), Cause> {
+        self.indexes.remove(&link);
+        let Some(found) = self.netlink.link(&link.name()).await? else { return Ok(()) };
+        let links = self.netlink.handle.link();
+        gone_is_fine(links.del(found.header.index).execute().await.map_err(Cause::from))
+    }
+
+    async fn attach(
+        &mut self,
+        placement: PlacementId,
+        to: &Attachment,
+        mtu: u32,
+    ) -> Result<(), Cause> {
+        let namespace = Namespace::of(to.pid)?;
+        remove_leftover(&namespace).await?;
+        // The far end is made inside the container under its final name:
+        // nothing is moved or renamed.
+        let far = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(CONTAINER_INTERFACE)
+            .address(to.mac.0.to_vec())
+            .mtu(mtu)
+            .setns_by_fd(namespace.fd())
+            .build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new(&Link::HostEnd(placement).name(), "")
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
+            .mtu(mtu)
+            .build();
+        Ok(self.netlink.handle.link().add(pair).execute().await?)
+    }
+
+    async fn set_host_end(
+        &mut self,
+        placement: PlacementId,
+        mac: Mac,
+        port: PortSettings,
+    ) -> Result<(), Cause> {
+        let link = Link::HostEnd(placement);
+        self.set_port(link, port).await?;
+        let entry = fdb::port_entry(self.index(link).await?, mac);
+        self.netlink.put_entry(entry, Put::Replace).await
+    }
+}
+
+/// Another interface that has taken the name is in the way.
+async fn remove_leftover(namespace: &Namespace) -> Result<(), Cause> {
+    let inside = Netlink::inside(namespace).await?;
+    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else { return Ok(()) };
+    let deleted = inside.handle.link().del(link.header.index).execute().await;
+    gone_is_fine(deleted.map_err(Cause::from))
+}
+
+/// Sets up the container's end.
+async fn configure(to: &Attachment, address: Ipv4Network, mtu: u32) -> Result<(), Cause> {
+    let inside = Netlink::inside(&Namespace::of(to.pid)?).await?;
+    let missing = || Cause::NoInterface(CONTAINER_INTERFACE.to_owned());
+    let index = inside.link(CONTAINER_INTERFACE).await?.ok_or_else(missing)?.header.index;
+    for other in inside.addresses(index).await?.into_iter().filter(|a| *a != address) {
+        inside.remove_address(index, other).await?;
+    }
+    set_link(&inside, index, mtu, None).await?;
+    let (group, prefix) = MULTICAST;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(group, prefix)
+        .output_interface(index)
+        .scope(netlink_packet_route::route::RouteScope::Link)
+        .build();
+    inside.handle.route().add(route).replace().execute().await?;
+    let addresses = inside.handle.address();
+    Ok(addresses.add(index, address.ip().into(), address.prefix()).replace().execute().await?)
+}
+
+/// Sets a link's MTU, and its MAC if one is given, and sets it up.
+async fn set_link(
+    netlink: &Netlink,
+    index: u32,
+    mtu: u32,
+    mac: Option<Mac>,
+) -> Result<(), Cause> {
+    let links = netlink.handle.link();
+    let mut link = LinkUnspec::new_with_index(index).mtu(mtu);
+    if let Some(mac) = mac {
+        link = link.address(mac.0.to_vec());
+    }
+    links.set(link.build()).execute().await?;
+    Ok(links.set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+}
+
+/// Links of the host get no IPv6 address of their own: they would chatter over
+/// the tunnel. Where the kernel has no IPv6 there is nothing to do.
+async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
+    let link = LinkUnspec::new_with_index(index).append_extra_attribute(spec).build();
+    match netlink.handle.link().set(link).execute().await.map_err(Cause::from) {
+        Err(Cause::Kernel(e)) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(()),
+        other => other,
+    }
+}
+
+/// What was to be removed may have gone by itself.
+fn gone_is_fine(result: Result<(), Cause>) -> Result<(), Cause> {
+    match result {
+        Err(cause) if cause.is_missing() => Ok(()),
+        other => other,
+    }
+}

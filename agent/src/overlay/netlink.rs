@@ -1,0 +1,202 @@
+//! A netlink connection to one network namespace, and the few requests that the
+//! crate below us does not offer.
+//!
+//! A netlink socket stays in the namespace in which it was opened. A container's
+//! is therefore reached from a thread that enters the namespace, opens the
+//! socket and ends; no thread of the runtime ever changes its own. The
+//! connection must not be kept: it would keep a dead container's namespace, and
+//! so its interface, alive.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+use futures_util::{StreamExt, TryStreamExt};
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::Handle;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::error::Cause;
+
+/// A connection to one network namespace.
+pub(crate) struct Netlink {
+    pub(crate) handle: Handle,
+    _connection: AbortOnDropHandle<()>,
+}
+
+/// How a neighbour or FDB entry meets one that is there already.
+#[derive(Clone, Copy)]
+pub(crate) enum Put {
+    /// It takes its place.
+    Replace,
+    /// It is added to the targets of the same MAC.
+    Append,
+}
+
+impl Netlink {
+    /// A connection to the namespace of the calling thread.
+    pub(crate) fn here() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self::spawned(connection, handle))
+    }
+
+    /// A connection to another namespace.
+    pub(crate) async fn inside(namespace: &Namespace) -> Result<Self, Cause> {
+        let file = namespace.file.try_clone().map_err(Cause::io("dup"))?;
+        let runtime = tokio::runtime::Handle::current();
+        let (give, take) = tokio::sync::oneshot::channel();
+        let open = move || {
+            let _runtime = runtime.enter();
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            rtnetlink::new_connection()
+        };
+        std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn(move || give.send(open()).map_err(drop))
+            .map_err(Cause::io("thread"))?;
+        let (connection, handle, _) = take
+            .await
+            .map_err(|_| Cause::Netlink("the thread in the namespace ended".to_owned()))?
+            .map_err(Cause::io("setns"))?;
+        Ok(Self::spawned(connection, handle))
+    }
+
+    fn spawned(connection: impl Future<Output = ()> + Send + 'static, handle: Handle) -> Self {
+        Self { handle, _connection: AbortOnDropHandle::new(tokio::spawn(connection)) }
+    }
+
+    pub(crate) async fn links(&self) -> Result<Vec<LinkMessage>, Cause> {
+        Ok(self.handle.link().get().execute().try_collect().await?)
+    }
+
+    /// The link of this name, if there is one.
+    pub(crate) async fn link(&self, name: &str) -> Result<Option<LinkMessage>, Cause> {
+        let mut found = self.handle.link().get().match_name(name).execute();
+        match found.try_next().await.map_err(Cause::from) {
+            Err(cause) if cause.is_missing() => Ok(None),
+            other => other,
+        }
+    }
+
+    pub(crate) async fn neighbours(
+        &self,
+        family: AddressFamily,
+    ) -> Result<Vec<NeighbourMessage>, Cause> {
+        let request = self.handle.neighbours().get().set_address_family(family);
+        Ok(request.execute().try_collect().await?)
+    }
+
+    /// The IPv4 addresses of a link, with their prefixes.
+    pub(crate) async fn addresses(&self, index: u32) -> Result<BTreeSet<Ipv4Network>, Cause> {
+        let messages = self.address_messages(index).await?;
+        Ok(messages.iter().filter_map(address_of).collect())
+    }
+
+    /// Removes one IPv4 address of a link.
+    pub(crate) async fn remove_address(
+        &self,
+        index: u32,
+        address: Ipv4Network,
+    ) -> Result<(), Cause> {
+        for message in self.address_messages(index).await? {
+            if address_of(&message) == Some(address) {
+                self.handle.address().del(message).execute().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, Cause> {
+        let all = self.handle.address().get().set_link_index_filter(index).execute();
+        let ipv4 = |message: &AddressMessage| message.header.family == AddressFamily::Inet;
+        let messages: Vec<_> = all.try_collect().await?;
+        Ok(messages.into_iter().filter(ipv4).collect())
+    }
+
+    /// Writes a neighbour or FDB entry. The crate's own request cannot append.
+    pub(crate) async fn put_entry(&self, entry: NeighbourMessage, how: Put) -> Result<(), Cause> {
+        let how = match how {
+            Put::Replace => NLM_F_REPLACE,
+            Put::Append => NLM_F_APPEND,
+        };
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(entry));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | how;
+        let mut answers = self.handle.clone().request(request)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a neighbour or FDB entry.
+    pub(crate) async fn delete_entry(&self, entry: NeighbourMessage) -> Result<(), Cause> {
+        Ok(self.handle.neighbours().del(entry).execute().await?)
+    }
+}
+
+fn address_of(message: &AddressMessage) -> Option<Ipv4Network> {
+    // On a link that is no point-to-point link, `Local` is the address.
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(std::net::IpAddr::V4(ip)) => {
+            Ipv4Network::new(*ip, message.header.prefix_len).ok()
+        }
+        _ => None,
+    })
+}
+
+/// The name of a link.
+pub(crate) fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+/// A network namespace.
+pub(crate) struct Namespace {
+    file: File,
+    /// Tells namespaces apart.
+    pub(crate) id: (u64, u64),
+}
+
+impl Namespace {
+    /// The namespace of the calling thread.
+    pub(crate) fn here() -> Result<Self, Cause> {
+        Self::open("/proc/thread-self/ns/net")
+    }
+
+    /// The namespace of a process.
+    pub(crate) fn of(pid: i32) -> Result<Self, Cause> {
+        Self::open(&format!("/proc/{pid}/ns/net"))
+    }
+
+    fn open(path: &str) -> Result<Self, Cause> {
+        let file = File::open(path).map_err(Cause::io(path))?;
+        let metadata = file.metadata().map_err(Cause::io(path))?;
+        Ok(Self { file, id: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// The open file, for messages that name the namespace.
+    pub(crate) fn fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.file)
+    }
+}
+
+/// The route of multicast: what a container sends to a group goes to the
+/// overlay, as the original had it.
+pub(crate) const MULTICAST: (Ipv4Addr, u8) = (Ipv4Addr::new(224, 0, 0, 0), 4);

@@ -1,0 +1,302 @@
+//! Reads the host's state; changes nothing.
+
+use std::collections::BTreeMap;
+
+use futures_util::TryStreamExt;
+use kontena_schema::ids::PlacementId;
+use kontena_schema::mac::Mac;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+
+use super::error::{Cause, OverlayError};
+use super::fdb::{self, Tables};
+use super::intent::Attachment;
+use super::netlink::{MULTICAST, Namespace, Netlink, name_of};
+use super::state::{
+    Bridge, BridgeSettings, ContainerEnd, HostEnd, Observed, PortSettings, Tunnel, TunnelIdentity,
+};
+use super::step::Link;
+use super::{CONTAINER_INTERFACE, filter, forwarding};
+
+/// Reads everything that a plan for these attachments depends on. What hinders
+/// only a part of it is told beside the rest.
+pub(crate) async fn observe(
+    netlink: &Netlink,
+    own_namespace: &Namespace,
+    attachments: &BTreeMap<PlacementId, Attachment>,
+) -> Result<(Observed, Vec<Unseen>), OverlayError> {
+    let mut unseen = Vec::new();
+    let filter = filter::observe().await.map_err(failed("the packet filter"))?;
+    let forwarding = forwarding::observe().await.map_err(|cause| {
+        let error = failed("the forwarding rules")(cause);
+        unseen.push(Unseen { placement: None, error });
+    });
+    let links = Links::read(netlink).await.map_err(failed("the interfaces"))?;
+    let (bridge, tunnel) = links.devices(netlink).await.map_err(failed("the overlay"))?;
+    let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
+    let host_ends = links.host_ends();
+    let forwarding = forwarding.ok();
+    Ok((Observed { filter, forwarding, bridge, tunnel, host_ends, containers }, unseen))
+}
+
+/// Something that could not be seen, while the rest could.
+pub(crate) struct Unseen {
+    /// Whose container it is.
+    pub(crate) placement: Option<PlacementId>,
+    pub(crate) error: OverlayError,
+}
+
+fn failed(what: &str) -> impl FnOnce(Cause) -> OverlayError {
+    let what = what.to_owned();
+    |cause| OverlayError::Observe { what, cause }
+}
+
+/// The links of ours and the tables that lead to them.
+struct Links {
+    by_link: BTreeMap<Link, LinkMessage>,
+    tables: Tables,
+}
+
+impl Links {
+    async fn read(netlink: &Netlink) -> Result<Self, Cause> {
+        let by_link: BTreeMap<_, _> = netlink
+            .links()
+            .await?
+            .into_iter()
+            .filter_map(|link| Some((Link::named(name_of(&link)?)?, link)))
+            .collect();
+        let tables = Tables::read(netlink).await?;
+        Ok(Self { by_link, tables })
+    }
+
+    fn index(&self, link: Link) -> Option<u32> {
+        Some(self.by_link.get(&link)?.header.index)
+    }
+
+    async fn devices(&self, netlink: &Netlink) -> Result<(Option<Bridge>, Option<Tunnel>), Cause> {
+        let bridge = match self.by_link.get(&Link::Bridge) {
+            Some(link) if kind(link) == Some(&InfoKind::Bridge) => {
+                let index = link.header.index;
+                Some(Bridge {
+                    settings: bridge_settings(link),
+                    addresses: netlink.addresses(index).await?,
+                    neighbours: fdb::permanent_neighbours(netlink, index).await?,
+                })
+            }
+            _ => None,
+        };
+        Ok((bridge, self.tunnel()))
+    }
+
+    fn tunnel(&self) -> Option<Tunnel> {
+        let link = self.by_link.get(&Link::Tunnel)?;
+        if kind(link) != Some(&InfoKind::Vxlan) {
+            return None;
+        }
+        let (entries, floods) = self.tables.of_tunnel(link.header.index);
+        Some(Tunnel {
+            identity: tunnel_identity(link),
+            port: self.port(link),
+            entries,
+            floods,
+            bridge_entries: self.tables.of_port(link.header.index),
+        })
+    }
+
+    fn host_ends(&self) -> BTreeMap<PlacementId, HostEnd> {
+        let host_end = |(link, message): (&Link, &LinkMessage)| {
+            let Link::HostEnd(placement) = *link else { return None };
+            let entries = self.tables.of_port(message.header.index);
+            let pinned = entries.into_iter().filter_map(|(mac, pinned)| pinned.then_some(mac));
+            Some((placement, HostEnd { port: self.port(message), pinned: pinned.collect() }))
+        };
+        self.by_link.iter().filter_map(host_end).collect()
+    }
+
+    fn port(&self, link: &LinkMessage) -> PortSettings {
+        let bridge = self.index(Link::Bridge);
+        let controller = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
+        // What is on no bridge has the kernel's defaults for a port.
+        let mut port = PortSettings {
+            mtu: mtu(link),
+            up: is_up(link),
+            on_bridge: bridge.is_some() && controller == bridge,
+            learning: true,
+            isolated: false,
+            neigh_suppress: false,
+        };
+        for info in port_infos(link) {
+            match info {
+                InfoBridgePort::Learning(on) => port.learning = *on,
+                InfoBridgePort::Isolated(on) => port.isolated = *on,
+                InfoBridgePort::NeighSupress(on) => port.neigh_suppress = *on,
+                _ => {}
+            }
+        }
+        port
+    }
+}
+
+/// Looks into each container; two that share a namespace would fight over one
+/// interface, so only the first gets it.
+async fn containers(
+    links: &Links,
+    own_namespace: &Namespace,
+    attachments: &BTreeMap<PlacementId, Attachment>,
+    unseen: &mut Vec<Unseen>,
+) -> BTreeMap<PlacementId, Option<ContainerEnd>> {
+    let mut seen = BTreeMap::from([(own_namespace.id, "the host".to_owned())]);
+    let mut containers = BTreeMap::new();
+    for (&placement, attachment) in attachments {
+        let host_end = links.index(Link::HostEnd(placement));
+        match container_end(attachment, host_end, &mut seen).await {
+            Ok(end) => {
+                containers.insert(placement, end);
+            }
+            Err(cause) => {
+                let error = failed(&attachment.to_string())(cause);
+                unseen.push(Unseen { placement: Some(placement), error });
+            }
+        }
+    }
+    containers
+}
+
+async fn container_end(
+    attachment: &Attachment,
+    host_end: Option<u32>,
+    seen: &mut BTreeMap<(u64, u64), String>,
+) -> Result<Option<ContainerEnd>, Cause> {
+    let namespace = Namespace::of(attachment.pid)?;
+    if let Some(other) = seen.get(&namespace.id) {
+        return Err(Cause::SharedNamespace(other.clone()));
+    }
+    seen.insert(namespace.id, attachment.to_string());
+    let inside = Netlink::inside(&namespace).await?;
+    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else { return Ok(None) };
+    let index = link.header.index;
+    let peer = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    Ok(Some(ContainerEnd {
+        paired: host_end.is_some() && peer == host_end && kind(&link) == Some(&InfoKind::Veth),
+        mac: mac(&link),
+        mtu: mtu(&link),
+        up: is_up(&link),
+        addresses: inside.addresses(index).await?,
+        multicast_route: has_multicast_route(&inside, index).await?,
+    }))
+}
+
+async fn has_multicast_route(inside: &Netlink, index: u32) -> Result<bool, Cause> {
+    let mut all = RouteMessage::default();
+    all.header.address_family = AddressFamily::Inet;
+    let routes: Vec<_> = inside.handle.route().get(all).execute().try_collect().await?;
+    let (group, prefix) = MULTICAST;
+    let destination = RouteAttribute::Destination(RouteAddress::Inet(group));
+    Ok(routes.iter().any(|route| {
+        route.header.destination_prefix_length == prefix
+            && route.attributes.contains(&destination)
+            && route.attributes.contains(&RouteAttribute::Oif(index))
+    }))
+}
+
+fn bridge_settings(link: &LinkMessage) -> BridgeSettings {
+    let mut settings = BridgeSettings {
+        mac: mac(link),
+        mtu: mtu(link),
+        up: is_up(link),
+        stp: true,
+        multicast_snooping: true,
+    };
+    let Some(InfoData::Bridge(infos)) = data(link) else { return settings };
+    for info in infos {
+        match info {
+            InfoBridge::StpState(state) => settings.stp = *state != BridgeStpState::Disabled,
+            InfoBridge::MulticastSnooping(on) => settings.multicast_snooping = *on,
+            _ => {}
+        }
+    }
+    settings
+}
+
+fn tunnel_identity(link: &LinkMessage) -> TunnelIdentity {
+    let mut identity = TunnelIdentity { vni: 0, udp_port: 0, learning: true, bound: false };
+    let Some(InfoData::Vxlan(infos)) = data(link) else { return identity };
+    for info in infos {
+        match info {
+            InfoVxlan::Id(vni) => identity.vni = *vni,
+            InfoVxlan::Port(port) => identity.udp_port = *port,
+            InfoVxlan::Learning(on) => identity.learning = *on,
+            InfoVxlan::Local(_)
+            | InfoVxlan::Local6(_)
+            | InfoVxlan::Group(_)
+            | InfoVxlan::Group6(_)
+            | InfoVxlan::Link(_)
+            | InfoVxlan::CollectMetadata(true) => identity.bound = true,
+            _ => {}
+        }
+    }
+    identity
+}
+
+fn infos(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+    link.attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })
+        .flatten()
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    infos(link).find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn data(link: &LinkMessage) -> Option<&InfoData> {
+    infos(link).find_map(|info| match info {
+        LinkInfo::Data(data) => Some(data),
+        _ => None,
+    })
+}
+
+fn port_infos(link: &LinkMessage) -> impl Iterator<Item = &InfoBridgePort> {
+    infos(link)
+        .filter_map(|info| match info {
+            LinkInfo::PortData(InfoPortData::BridgePort(infos)) => Some(infos),
+            _ => None,
+        })
+        .flatten()
+}
+
+fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
+}
+
+fn mtu(link: &LinkMessage) -> u32 {
+    let found = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    found.unwrap_or_default()
+}
+
+fn mac(link: &LinkMessage) -> Mac {
+    let found = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(octets) => octets.as_slice().try_into().ok().map(Mac),
+        _ => None,
+    });
+    found.unwrap_or(Mac([0; 6]))
+}

@@ -1,0 +1,294 @@
+//! The difference between what is to be and what is, as ordered steps.
+//!
+//! The order is the point. The filter comes before the tunnel; what is wrong is
+//! removed before anything new uses the same address or MAC; a path gets its
+//! new target before it loses the old one; a peer that is no longer fast loses
+//! its entries before the filter closes behind it; containers come last, when
+//! all that they may want to reach can be reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use kontena_schema::ids::PlacementId;
+use kontena_schema::limits::VXLAN_PORT;
+use kontena_schema::mac::Mac;
+
+use super::intent::{Attachment, OverlayIntent, Reach};
+use super::state::{
+    Bridge, BridgeSettings, ContainerEnd, FilterState, Forwarding, HostEnd, Observed, PortSettings,
+    Tunnel, TunnelIdentity,
+};
+use super::step::{Link, Step};
+
+/// What the tables of bridge and tunnel are to hold.
+struct Entries {
+    /// The underlay addresses of fast peers.
+    fast: BTreeSet<Ipv4Addr>,
+    /// Where frames for a MAC go; fast peers and what is on them.
+    remote: BTreeMap<Mac, Ipv4Addr>,
+    /// Who has an overlay address: the above, and the containers of this host.
+    neighbours: BTreeMap<Ipv4Addr, Mac>,
+}
+
+impl Entries {
+    fn of(intent: &OverlayIntent) -> Self {
+        let fast_nodes: BTreeMap<_, _> = intent
+            .peers
+            .iter()
+            .filter_map(|(&node, peer)| match intent.reach(peer) {
+                Reach::Fast(to) => Some((node, (peer, to))),
+                Reach::None(_) => None,
+            })
+            .collect();
+        let nodes = fast_nodes.values().map(|&(peer, to)| {
+            let address = peer.overlay_address;
+            (address, Mac::of_node(address), to)
+        });
+        let endpoints = intent.endpoints.iter().filter_map(|endpoint| {
+            let (_, to) = fast_nodes.get(&endpoint.node)?;
+            Some((endpoint.address, endpoint.mac, *to))
+        });
+        let remote: Vec<_> = nodes.chain(endpoints).collect();
+        let local = intent.attachments.values().map(|to| (to.address, to.mac));
+        Self {
+            fast: fast_nodes.values().map(|&(_, to)| to).collect(),
+            remote: remote.iter().map(|&(_, mac, to)| (mac, to)).collect(),
+            neighbours: remote.iter().map(|&(ip, mac, _)| (ip, mac)).chain(local).collect(),
+        }
+    }
+}
+
+/// The steps from `observed` to `intent`; none if they agree.
+pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
+    let entries = Entries::of(intent);
+    let tunnel = observed.tunnel.as_ref().filter(|t| t.identity == tunnel_identity(intent));
+    let mut steps = Vec::new();
+
+    open_filter(&entries.fast, &observed.filter, &mut steps);
+    if observed.tunnel.is_some() && tunnel.is_none() {
+        steps.push(Step::DeleteLink(Link::Tunnel));
+    }
+    detach(intent, observed, &mut steps);
+    remove_entries(&entries, observed.bridge.as_ref(), tunnel, &mut steps);
+    set_bridge(intent, observed.bridge.as_ref(), &mut steps);
+    set_tunnel(intent, tunnel, &mut steps);
+    add_entries(&entries, observed.bridge.as_ref(), tunnel, &mut steps);
+    close_filter(&entries.fast, &observed.filter, &mut steps);
+    allow_forwarding(observed.forwarding.as_ref(), &mut steps);
+    attach(intent, observed, &mut steps);
+    steps
+}
+
+/// The steps that leave nothing of ours on the host, the filter last.
+pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
+    let ends = observed.host_ends.keys().map(|&placement| Link::HostEnd(placement));
+    let tunnel = observed.tunnel.as_ref().map(|_| Link::Tunnel);
+    let bridge = observed.bridge.as_ref().map(|_| Link::Bridge);
+    let links = tunnel.into_iter().chain(ends).chain(bridge);
+    let mut steps: Vec<Step> = links.map(Step::DeleteLink).collect();
+    for (&place, &count) in observed.forwarding.iter().flat_map(|f| &f.present) {
+        steps.extend(std::iter::repeat_n(Step::ForgetForwarding(place), count));
+    }
+    if observed.filter != FilterState::Missing {
+        steps.push(Step::RemoveFilter);
+    }
+    steps
+}
+
+fn open_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec<Step>) {
+    match filter {
+        FilterState::Missing | FilterState::Broken => steps.push(Step::InstallFilter(fast.clone())),
+        FilterState::Sound(peers) => {
+            let new: BTreeSet<_> = fast.difference(peers).copied().collect();
+            if !new.is_empty() {
+                steps.push(Step::AllowPeers(new));
+            }
+        }
+    }
+}
+
+fn close_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec<Step>) {
+    if let FilterState::Sound(peers) = filter {
+        let old: BTreeSet<_> = peers.difference(fast).copied().collect();
+        if !old.is_empty() {
+            steps.push(Step::ForbidPeers(old));
+        }
+    }
+}
+
+/// Takes away what has no container, or the wrong one.
+fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
+    for &placement in observed.host_ends.keys() {
+        let keep = match (intent.attachments.get(&placement), observed.containers.get(&placement)) {
+            (None, _) => false,
+            // It cannot be looked into; if it is gone, its interface goes by itself.
+            (Some(_), None) => true,
+            (Some(to), Some(end)) => end.as_ref().is_some_and(|end| is_of_lease(end, to)),
+        };
+        if !keep {
+            steps.push(Step::DeleteLink(Link::HostEnd(placement)));
+        }
+    }
+}
+
+fn is_of_lease(end: &ContainerEnd, to: &Attachment) -> bool {
+    end.paired && end.mac == to.mac
+}
+
+fn remove_entries(
+    entries: &Entries,
+    bridge: Option<&Bridge>,
+    tunnel: Option<&Tunnel>,
+    steps: &mut Vec<Step>,
+) {
+    if let Some(bridge) = bridge {
+        let stale = bridge.neighbours.keys().filter(|ip| !entries.neighbours.contains_key(ip));
+        steps.extend(stale.map(|&ip| Step::DeleteNeighbour(ip)));
+    }
+    if let Some(tunnel) = tunnel {
+        let stale = tunnel.bridge_entries.keys().filter(|mac| !entries.remote.contains_key(mac));
+        steps.extend(stale.map(|&mac| Step::DeleteBridgeEntry(mac)));
+        // An entry with several targets cannot be replaced as a whole.
+        let stale = tunnel
+            .entries
+            .iter()
+            .filter(|(mac, targets)| !entries.remote.contains_key(mac) || targets.len() > 1);
+        steps.extend(stale.map(|(&mac, _)| Step::DeleteTunnelEntry(mac)));
+    }
+}
+
+fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<Step>) {
+    let wanted = BridgeSettings {
+        mac: intent.own.mac,
+        mtu: intent.mtu,
+        up: true,
+        stp: false,
+        multicast_snooping: false,
+    };
+    let address = on_link(intent, intent.own.address);
+    if bridge.is_none() {
+        steps.push(Step::CreateBridge { mac: wanted.mac, mtu: wanted.mtu });
+    }
+    if bridge.is_none_or(|b| b.settings != wanted) {
+        steps.push(Step::SetBridge(wanted));
+    }
+    let present = bridge.map(|b| b.addresses.clone()).unwrap_or_default();
+    steps.extend(present.iter().filter(|a| **a != address).map(|a| Step::RemoveAddress(*a)));
+    if !present.contains(&address) {
+        steps.push(Step::AddAddress(address));
+    }
+}
+
+fn on_link(intent: &OverlayIntent, address: Ipv4Addr) -> Ipv4Network {
+    Ipv4Network::new(address, intent.supernet.prefix()).expect("the prefix is of a network")
+}
+
+fn tunnel_identity(intent: &OverlayIntent) -> TunnelIdentity {
+    TunnelIdentity { vni: intent.vni, udp_port: VXLAN_PORT, learning: false, bound: false }
+}
+
+fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
+    let wanted = PortSettings {
+        mtu: intent.mtu,
+        up: true,
+        on_bridge: true,
+        learning: false,
+        isolated: true,
+        neigh_suppress: true,
+    };
+    if tunnel.is_none() {
+        steps.push(Step::CreateTunnel { vni: intent.vni, mtu: intent.mtu });
+    }
+    if tunnel.is_none_or(|t| t.port != wanted) {
+        steps.push(Step::SetTunnel(wanted));
+    }
+}
+
+/// New targets first, then what points at them; the old flood targets last.
+fn add_entries(
+    entries: &Entries,
+    bridge: Option<&Bridge>,
+    tunnel: Option<&Tunnel>,
+    steps: &mut Vec<Step>,
+) {
+    let floods = tunnel.map(|t| t.floods.clone()).unwrap_or_default();
+    steps.extend(entries.fast.difference(&floods).map(|&to| Step::AddFlood(to)));
+    for (&mac, &to) in &entries.remote {
+        if tunnel.and_then(|t| t.entries.get(&mac)).is_none_or(|now| *now != BTreeSet::from([to])) {
+            steps.push(Step::SetTunnelEntry(mac, to));
+        }
+        if tunnel.and_then(|t| t.bridge_entries.get(&mac)) != Some(&true) {
+            steps.push(Step::SetBridgeEntry(mac));
+        }
+    }
+    for (&ip, &mac) in &entries.neighbours {
+        if bridge.and_then(|b| b.neighbours.get(&ip)) != Some(&mac) {
+            steps.push(Step::SetNeighbour(ip, mac));
+        }
+    }
+    steps.extend(floods.difference(&entries.fast).map(|&to| Step::DeleteFlood(to)));
+}
+
+fn allow_forwarding(forwarding: Option<&Forwarding>, steps: &mut Vec<Step>) {
+    let Some(Forwarding { place, present }) = forwarding else { return };
+    if !present.contains_key(place) {
+        steps.push(Step::AllowForwarding(*place));
+    }
+    for (&other, &count) in present {
+        let wanted = usize::from(other == *place);
+        let extra = count.saturating_sub(wanted);
+        steps.extend(std::iter::repeat_n(Step::ForgetForwarding(other), extra));
+    }
+}
+
+fn attach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
+    for (&placement, to) in &intent.attachments {
+        if let Some(end) = observed.containers.get(&placement) {
+            let end = end.as_ref().filter(|end| is_of_lease(end, to));
+            let host_end = observed.host_ends.get(&placement).filter(|_| end.is_some());
+            attach_one(intent, placement, (host_end, end), steps);
+        }
+    }
+}
+
+fn attach_one(
+    intent: &OverlayIntent,
+    placement: PlacementId,
+    (host_end, end): (Option<&HostEnd>, Option<&ContainerEnd>),
+    steps: &mut Vec<Step>,
+) {
+    let to = &intent.attachments[&placement];
+    let address = on_link(intent, to.address);
+    let mtu = intent.mtu;
+    let port = PortSettings {
+        mtu,
+        up: true,
+        on_bridge: true,
+        learning: false,
+        isolated: false,
+        neigh_suppress: false,
+    };
+    let wanted_host_end = HostEnd { port, pinned: BTreeSet::from([to.mac]) };
+    let wanted_end = ContainerEnd {
+        paired: true,
+        mac: to.mac,
+        mtu,
+        up: true,
+        addresses: BTreeSet::from([address]),
+        multicast_route: true,
+    };
+    if end.is_none() {
+        steps.push(Step::Attach { placement, to: to.clone(), mtu });
+    }
+    if host_end != Some(&wanted_host_end) {
+        steps.push(Step::SetHostEnd { placement, mac: to.mac, port });
+    }
+    if end != Some(&wanted_end) {
+        steps.push(Step::Configure { placement, to: to.clone(), address, mtu });
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,69 @@
+//! Runs the two programs that own the packet filter's formats, `nft` and
+//! `iptables`.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::error::Cause;
+
+/// They answer in milliseconds; `iptables` may wait for its lock.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a program said.
+pub(crate) struct Answer {
+    pub(crate) ok: bool,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+/// Runs a program to its end. It runs in the calling thread's namespace.
+pub(crate) async fn run(
+    program: &'static str,
+    args: &[&str],
+    input: &[u8],
+) -> Result<Answer, Cause> {
+    let failed = |error: std::io::Error| Cause::Program { program, message: error.to_string() };
+    let mut child = Command::new(program)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let stdin = child.stdin.take();
+    let answer = async {
+        if let Some(mut stdin) = stdin {
+            stdin.write_all(input).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(ANSWER_WITHIN, answer)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .map_err(failed)?;
+    Ok(Answer {
+        ok: output.status.success(),
+        stdout: output.stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// Runs a program that must succeed.
+pub(crate) async fn run_ok(
+    program: &'static str,
+    args: &[&str],
+    input: &[u8],
+) -> Result<Vec<u8>, Cause> {
+    let answer = run(program, args, input).await?;
+    if answer.ok { Ok(answer.stdout) } else { Err(refused(program, &answer)) }
+}
+
+/// What a program said when it refused.
+pub(crate) fn refused(program: &'static str, answer: &Answer) -> Cause {
+    Cause::Program { program, message: answer.stderr.clone() }
+}

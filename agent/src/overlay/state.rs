@@ -1,0 +1,143 @@
+//! What the kernel has of the overlay, as far as a plan depends on it.
+//!
+//! Interface indexes stay out: they differ from boot to boot, and a plan that
+//! knows only names can be tested against a model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use kontena_schema::ids::PlacementId;
+use kontena_schema::mac::Mac;
+
+/// Everything of ours on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Observed {
+    pub(crate) filter: FilterState,
+    /// None if the forwarding rules could not be read.
+    pub(crate) forwarding: Option<Forwarding>,
+    pub(crate) bridge: Option<Bridge>,
+    pub(crate) tunnel: Option<Tunnel>,
+    /// The host's ends of veth pairs, by the placement that their name says.
+    pub(crate) host_ends: BTreeMap<PlacementId, HostEnd>,
+    /// The containers of the intent that could be looked into; what is inside
+    /// the others is not known.
+    pub(crate) containers: BTreeMap<PlacementId, Option<ContainerEnd>>,
+}
+
+/// Our table of the packet filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FilterState {
+    Missing,
+    /// It is there, and not as we would write it.
+    Broken,
+    /// Clear packets pass to and from these addresses only.
+    Sound(BTreeSet<Ipv4Addr>),
+}
+
+/// Where rules of iptables that concern us are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Forwarding {
+    /// Where our rule belongs, next to Docker's own.
+    pub(crate) place: ForwardPlace,
+    /// Where it is, and how often.
+    pub(crate) present: BTreeMap<ForwardPlace, usize>,
+}
+
+/// A chain of one of the two implementations of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ForwardPlace {
+    pub(crate) variant: Variant,
+    pub(crate) chain: Chain,
+}
+
+/// The implementations of iptables; the kernel runs the rules of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Variant {
+    Nft,
+    Legacy,
+}
+
+/// The chains where our rule can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Chain {
+    Forward,
+    DockerUser,
+}
+
+/// The overlay's bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bridge {
+    pub(crate) settings: BridgeSettings,
+    pub(crate) addresses: BTreeSet<Ipv4Network>,
+    /// The permanent neighbours.
+    pub(crate) neighbours: BTreeMap<Ipv4Addr, Mac>,
+}
+
+/// What can be changed about a bridge while it works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BridgeSettings {
+    pub(crate) mac: Mac,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) stp: bool,
+    pub(crate) multicast_snooping: bool,
+}
+
+/// The VXLAN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tunnel {
+    pub(crate) identity: TunnelIdentity,
+    pub(crate) port: PortSettings,
+    /// Where its own table sends frames for a MAC.
+    pub(crate) entries: BTreeMap<Mac, BTreeSet<Ipv4Addr>>,
+    /// Where it sends frames for MACs that it does not know.
+    pub(crate) floods: BTreeSet<Ipv4Addr>,
+    /// The MACs that the bridge sends to it, and whether each entry is pinned
+    /// there, so that no frame with that source can move it.
+    pub(crate) bridge_entries: BTreeMap<Mac, bool>,
+}
+
+/// What makes a VXLAN device another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TunnelIdentity {
+    pub(crate) vni: u32,
+    pub(crate) udp_port: u16,
+    pub(crate) learning: bool,
+    /// Whether it is tied to a local address, a group or a lower device.
+    pub(crate) bound: bool,
+}
+
+/// A port of the bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortSettings {
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) on_bridge: bool,
+    pub(crate) learning: bool,
+    /// No frame passes between two isolated ports.
+    pub(crate) isolated: bool,
+    /// The bridge itself answers ARP for its permanent neighbours behind this
+    /// port, instead of flooding the question.
+    pub(crate) neigh_suppress: bool,
+}
+
+/// The host's end of a container's veth pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostEnd {
+    pub(crate) port: PortSettings,
+    /// The MACs that the bridge sends to it, pinned ones only.
+    pub(crate) pinned: BTreeSet<Mac>,
+}
+
+/// The container's end of its veth pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContainerEnd {
+    /// Whether the other end is the host end named after the placement.
+    pub(crate) paired: bool,
+    pub(crate) mac: Mac,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) addresses: BTreeSet<Ipv4Network>,
+    pub(crate) multicast_route: bool,
+}

@@ -1,0 +1,211 @@
+//! The steps that a plan is made of: each is one small change, safe to repeat.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use kontena_schema::ids::PlacementId;
+use kontena_schema::mac::Mac;
+
+use super::intent::Attachment;
+use super::state::{BridgeSettings, Chain, ForwardPlace, PortSettings, Variant};
+use super::{BRIDGE, CONTAINER_INTERFACE, TUNNEL};
+
+/// One change to the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Write our whole table of the packet filter, in one transaction.
+    InstallFilter(BTreeSet<Ipv4Addr>),
+    AllowPeers(BTreeSet<Ipv4Addr>),
+    ForbidPeers(BTreeSet<Ipv4Addr>),
+    RemoveFilter,
+    AllowForwarding(ForwardPlace),
+    ForgetForwarding(ForwardPlace),
+    CreateBridge { mac: Mac, mtu: u32 },
+    SetBridge(BridgeSettings),
+    AddAddress(Ipv4Network),
+    RemoveAddress(Ipv4Network),
+    CreateTunnel { vni: u32, mtu: u32 },
+    SetTunnel(PortSettings),
+    DeleteLink(Link),
+    /// Make a veth pair whose far end is in the container from the start; both
+    /// ends stay down.
+    Attach { placement: PlacementId, to: Attachment, mtu: u32 },
+    /// Make the host's end a port of the bridge and set it up.
+    SetHostEnd { placement: PlacementId, mac: Mac, port: PortSettings },
+    /// Give the container's end its MTU, route and address, the address last:
+    /// that is what the container's command waits for.
+    Configure { placement: PlacementId, to: Attachment, address: Ipv4Network, mtu: u32 },
+    SetNeighbour(Ipv4Addr, Mac),
+    DeleteNeighbour(Ipv4Addr),
+    SetTunnelEntry(Mac, Ipv4Addr),
+    DeleteTunnelEntry(Mac),
+    SetBridgeEntry(Mac),
+    DeleteBridgeEntry(Mac),
+    AddFlood(Ipv4Addr),
+    DeleteFlood(Ipv4Addr),
+}
+
+/// A link of ours in the host's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Link {
+    Bridge,
+    Tunnel,
+    HostEnd(PlacementId),
+}
+
+impl Step {
+    /// Whether frames could leave the host, or enter it, because of this step.
+    /// Such a step is not tried once a step that guards it has failed.
+    pub(crate) fn opens_a_path(&self) -> bool {
+        matches!(
+            self,
+            Step::CreateTunnel { .. }
+                | Step::SetTunnel(_)
+                | Step::SetTunnelEntry(..)
+                | Step::SetBridgeEntry(_)
+                | Step::AddFlood(_)
+        )
+    }
+
+    /// Whether paths may be opened only if this step succeeded.
+    pub(crate) fn guards_paths(&self) -> bool {
+        matches!(
+            self,
+            Step::InstallFilter(_)
+                | Step::AllowPeers(_)
+                | Step::DeleteLink(Link::Tunnel)
+                | Step::CreateTunnel { .. }
+        )
+    }
+
+    /// The placement whose container the step is for.
+    pub(crate) fn placement(&self) -> Option<PlacementId> {
+        match self {
+            Step::Attach { placement, .. }
+            | Step::SetHostEnd { placement, .. }
+            | Step::Configure { placement, .. }
+            | Step::DeleteLink(Link::HostEnd(placement)) => Some(*placement),
+            _ => None,
+        }
+    }
+}
+
+/// What the names of host ends begin with.
+const HOST_END_PREFIX: &str = "vethwe";
+/// Hexadecimal digits that fit behind the prefix into an interface's name
+/// (15 bytes, `IFNAMSIZ` less the final zero).
+const HOST_END_DIGITS: usize = 9;
+
+impl Link {
+    /// The interface's name. Placements are counted from 1 in a database's
+    /// sequence; the 2^36 that fit into a name are not reached.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Link::Bridge => BRIDGE.to_owned(),
+            Link::Tunnel => TUNNEL.to_owned(),
+            Link::HostEnd(placement) => format!("{HOST_END_PREFIX}{:x}", placement.0),
+        }
+    }
+
+    /// The link of ours that has this name. Others may use names with our
+    /// prefix (`vethwe-bridge` of Weave), so all of the name must fit.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            BRIDGE => return Some(Link::Bridge),
+            TUNNEL => return Some(Link::Tunnel),
+            _ => {}
+        }
+        let digits = name.strip_prefix(HOST_END_PREFIX)?;
+        let placement = i64::from_str_radix(digits, 16).ok()?;
+        let link = Link::HostEnd(PlacementId(placement));
+        (digits.len() <= HOST_END_DIGITS && link.name() == name).then_some(link)
+    }
+}
+
+impl fmt::Display for ForwardPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.chain.name(), self.variant.program())
+    }
+}
+
+impl Variant {
+    /// The program that reads and writes its rules.
+    pub(crate) fn program(self) -> &'static str {
+        match self {
+            Variant::Nft => "iptables-nft",
+            Variant::Legacy => "iptables-legacy",
+        }
+    }
+}
+
+impl Chain {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Chain::Forward => "FORWARD",
+            Chain::DockerUser => "DOCKER-USER",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::InstallFilter(peers) => write!(f, "install the packet filter for {peers:?}"),
+            Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
+            Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
+            Step::RemoveFilter => write!(f, "remove the packet filter"),
+            Step::AllowForwarding(place) => write!(f, "allow forwarding in {place}"),
+            Step::ForgetForwarding(place) => write!(f, "forget the forwarding rule in {place}"),
+            Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),
+            Step::SetBridge(_) => write!(f, "set up {BRIDGE}"),
+            Step::AddAddress(address) => write!(f, "give {BRIDGE} the address {address}"),
+            Step::RemoveAddress(address) => write!(f, "take the address {address} from {BRIDGE}"),
+            Step::CreateTunnel { vni, .. } => write!(f, "create {TUNNEL} with VNI {vni}"),
+            Step::SetTunnel(_) => write!(f, "set up {TUNNEL}"),
+            Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
+            Step::Attach { placement, to, .. } => {
+                write!(f, "put {CONTAINER_INTERFACE} of placement {placement} into {to}")
+            }
+            Step::SetHostEnd { placement, .. } => {
+                write!(f, "set up {}", Link::HostEnd(*placement).name())
+            }
+            Step::Configure { to, address, .. } => {
+                write!(f, "set up {CONTAINER_INTERFACE} with {address} in {to}")
+            }
+            Step::SetNeighbour(address, mac) => write!(f, "set the neighbour {address} to {mac}"),
+            Step::DeleteNeighbour(address) => write!(f, "delete the neighbour {address}"),
+            Step::SetTunnelEntry(mac, to) => write!(f, "send frames for {mac} to {to}"),
+            Step::DeleteTunnelEntry(mac) => write!(f, "send frames for {mac} nowhere"),
+            Step::SetBridgeEntry(mac) => write!(f, "pin {mac} to {TUNNEL}"),
+            Step::DeleteBridgeEntry(mac) => write!(f, "unpin {mac} from {TUNNEL}"),
+            Step::AddFlood(to) => write!(f, "flood to {to}"),
+            Step::DeleteFlood(to) => write!(f, "flood no more to {to}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_fit_and_lead_back_to_them() {
+        for link in [Link::Bridge, Link::Tunnel]
+            .into_iter()
+            .chain([1, 0x1f, (1 << 36) - 1].map(|id| Link::HostEnd(PlacementId(id))))
+        {
+            assert!(link.name().len() <= 15, "{}", link.name());
+            assert_eq!(Link::named(&link.name()), Some(link));
+        }
+    }
+
+    #[test]
+    fn names_of_others_are_left_alone() {
+        for name in ["vethwe", "vethwe-bridge", "vethwepl12", "vethwe01", "vethwe+1", "vethweA", "eth0"] {
+            assert_eq!(Link::named(name), None, "{name}");
+        }
+    }
+}
