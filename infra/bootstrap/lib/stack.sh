@@ -97,6 +97,7 @@ label() { say "label=com.docker.compose.project=$PROJECT"; }
 
 # By label and not through compose: it also takes what a stack left whose files and secrets are gone.
 stack_remove() {
+  foreign_spare
   docker ps -aq --filter "$(label)" | xargs -r -n 1 -P 16 docker rm --force --volumes
   docker network ls -q --filter "$(label)" | xargs -r docker network rm
   docker volume ls -q --filter "$(label)" | xargs -r docker volume rm --force
@@ -104,15 +105,13 @@ stack_remove() {
 
 # A stack whose secrets are not here is another clone's, or what one left behind when it was deleted. A demo that
 # somebody may be looking at is not taken away; a test's stack is, unless the test is still running.
-leftovers_remove() {
+foreign_spare() {
   local owner
   [[ ! -e $STATE/secrets.env ]] || return 0
   owner=$(docker ps -aq --filter "$(label)" | head -n 1 |
     xargs -r docker inspect --format '{{index .Config.Labels "com.docker.compose.project.working_dir"}}')
-  if [[ -n $owner ]] && stack_in_use "$owner"; then
+  [[ -z $owner ]] || ! stack_in_use "$owner" ||
     die "the stack $PROJECT belongs to $owner: run \`make down PROJECT=$PROJECT\` there first"
-  fi
-  stack_remove
 }
 
 stack_in_use() {
@@ -121,3 +120,5 @@ stack_in_use() {
   [[ $PROJECT != kontena ]] || return 0
   [[ -e $lock ]] && ! flock --nonblock "$lock" true
 }
+
+leftovers_remove() { [[ -e $STATE/secrets.env ]] || stack_remove; }
