@@ -5,14 +5,18 @@ CA=$STATE/ca.pem
 export KONTENA_CONFIG=$STATE/client.json
 
 api_url() { say "https://localhost:$API_PORT"; }
-kontena() { "$(binaries_dir)/kontena" "$@"; }
+# Whatever Master a person's environment names is not meant here.
+kontena() {
+  env --unset=KONTENA_URL --unset=KONTENA_TOKEN --unset=KONTENA_MASTER KONTENA_GRID="$GRID" \
+    "$(binaries_dir)/kontena" "$@"
+}
 on_node() { local number=$1; shift; docker exec "$PROJECT-node-$number" "$@"; }
 
 login() { kontena master login "$(api_url)" --token "$KONTENA_ADMIN_TOKEN" --ca "$CA" --name "$PROJECT"; }
 
 grid_make() {
-  if kontena grid show "$GRID"; then return; fi
-  kontena grid create "$GRID" --trusted-subnet "$WAN_SUBNET"
+  kontena grid show "$GRID" || kontena grid create "$GRID" --trusted-subnet "$WAN_SUBNET"
+  kontena grid use "$GRID"
 }
 
 # Hosts join one after another, so that node-1 has number 1.

@@ -10,7 +10,7 @@ DEBIAN_SECURITY_MIRROR=${DEBIAN_SECURITY_MIRROR:-http://deb.debian.org/debian-se
 ROOT_IMAGE=kontena/debian:$DEBIAN
 INPUTS_LABEL=io.kontena.inputs
 
-# In the order of building: base comes first, redis before nothing else.
+# In the order of building: base comes first.
 IMAGES=(base postgres redis registry edge node toolbox testapp-webservice api agent)
 
 # What an image needs besides its own directory: "bin NAME" for a built binary, "dir PATH" for a directory of the tree.
