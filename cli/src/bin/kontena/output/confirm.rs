@@ -1,0 +1,29 @@
+//! Asking before something is destroyed.
+
+use std::io::{IsTerminal, Write, stderr, stdin};
+
+use crate::failure::Failure;
+
+/// Asks for the name of what is to be removed. Without a terminal there is nobody
+/// to ask, and nothing is removed.
+pub(crate) fn confirm(name: &str, force: bool) -> Result<(), Failure> {
+    if force {
+        return Ok(());
+    }
+    if !stdin().is_terminal() {
+        return Err(Failure::Usage(format!(
+            "{name} is not removed: say --force"
+        )));
+    }
+    eprint!("Destructive command. To proceed, type {name:?}: ");
+    stderr().flush()?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    if answer.trim() == name {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "{name} is not removed: {:?} is another name",
+        answer.trim()
+    )))
+}

@@ -1,0 +1,222 @@
+//! Tables as users of Kontena know them: upper-case headers, two spaces between
+//! the columns, no lines.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use kontena::config::Config;
+use kontena_schema::http::containers::{Container, Containers};
+use kontena_schema::http::grids::Grids;
+use kontena_schema::http::nodes::{Node, Nodes};
+use kontena_schema::http::services::{Port, Service, Services};
+use kontena_schema::http::stacks::Stacks;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header).add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// Marks the first line of a table, on a terminal.
+pub(crate) fn with_bold_header(table: &str, styled: bool) -> String {
+    match table.split_once('\n') {
+        _ if !styled => table.to_owned(),
+        Some((header, rows)) => format!("\x1b[1m{header}\x1b[0m\n{rows}"),
+        None => format!("\x1b[1m{table}\x1b[0m"),
+    }
+}
+
+/// What stands where there is nothing.
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// The word with which serde writes a state.
+fn word<T: Serialize>(state: &T) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "-".to_owned(),
+    }
+}
+
+/// Stored Masters; `*` marks the current one.
+pub(crate) fn masters(config: &Config) -> String {
+    table(
+        ["NAME", "URL", "GRID"],
+        config.servers.iter().map(|server| {
+            let current = config.current_server.as_deref() == Some(server.name.as_str());
+            [
+                marked(&server.name, current),
+                server.url.clone(),
+                or_dash(server.grid.as_ref()),
+            ]
+        }),
+    )
+}
+
+/// Grids; `*` marks the current one.
+pub(crate) fn grids(grids: &Grids, current: Option<&str>) -> String {
+    table(
+        ["NAME", "NODES", "SERVICES", "CONTAINERS", "SUBNET"],
+        grids.grids.iter().map(|grid| {
+            [
+                marked(&grid.name, current == Some(grid.name.as_str())),
+                grid.node_count.to_string(),
+                grid.service_count.to_string(),
+                grid.container_count.to_string(),
+                grid.subnet.to_string(),
+            ]
+        }),
+    )
+}
+
+fn marked(name: &str, current: bool) -> String {
+    format!("{name}{}", if current { " *" } else { "" })
+}
+
+/// Nodes; `now` is what their times are compared with.
+pub(crate) fn nodes(nodes: &Nodes, now: OffsetDateTime) -> String {
+    table(
+        [
+            "NAME",
+            "VERSION",
+            "STATUS",
+            "NUMBER",
+            "OVERLAY-IP",
+            "REGION",
+        ],
+        nodes.nodes.iter().map(|node| {
+            [
+                node.name.clone(),
+                node.agent_version.clone(),
+                status(node, now),
+                node.node_number.to_string(),
+                node.overlay_ip.to_string(),
+                node.region.clone(),
+            ]
+        }),
+    )
+}
+
+/// `online 3d`: since when it is what it is.
+fn status(node: &Node, now: OffsetDateTime) -> String {
+    let since = if node.connected {
+        &node.connected_at
+    } else {
+        &node.disconnected_at
+    };
+    let since = since
+        .as_deref()
+        .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+    match since {
+        Some(since) => format!("{} {}", node.status, age(now - since)),
+        None => node.status.clone(),
+    }
+}
+
+/// The largest unit that fits.
+fn age(age: time::Duration) -> String {
+    let units = [
+        (age.whole_days(), 'd'),
+        (age.whole_hours(), 'h'),
+        (age.whole_minutes(), 'm'),
+    ];
+    match units.into_iter().find(|(count, _)| *count > 0) {
+        Some((count, unit)) => format!("{count}{unit}"),
+        // A clock that is behind the Master's makes no negative age.
+        None => format!("{}s", age.whole_seconds().max(0)),
+    }
+}
+
+/// Stacks.
+pub(crate) fn stacks(stacks: &Stacks) -> String {
+    table(
+        ["NAME", "STACK", "VERSION", "SERVICES", "STATE"],
+        stacks.stacks.iter().map(|stack| {
+            [
+                stack.name.clone(),
+                or_dash(stack.stack.as_ref()),
+                or_dash(stack.version.as_ref()),
+                stack.services.len().to_string(),
+                stack.state.clone(),
+            ]
+        }),
+    )
+}
+
+/// Services.
+pub(crate) fn services(services: &Services) -> String {
+    table(
+        ["NAME", "INSTANCES", "STATE", "EXPOSED PORTS"],
+        services.services.iter().map(|service| {
+            let counts = service.instance_counts;
+            [
+                service_label(service),
+                format!("{} / {}", counts.running, service.instances),
+                service.state.clone(),
+                ports(service),
+            ]
+        }),
+    )
+}
+
+fn service_label(service: &Service) -> String {
+    match &service.stack {
+        Some(stack) => format!("{stack}/{}", service.name),
+        None => service.name.clone(),
+    }
+}
+
+/// `0.0.0.0:80->8080/tcp`.
+fn ports(service: &Service) -> String {
+    let ports = service.spec.get("ports").cloned().unwrap_or_default();
+    let ports: Vec<Port> = serde_json::from_value(ports).unwrap_or_default();
+    let shown: Vec<_> = ports
+        .iter()
+        .map(|port| {
+            let protocol = word(&port.protocol);
+            format!(
+                "{}:{}->{}/{protocol}",
+                port.ip, port.node_port, port.container_port
+            )
+        })
+        .collect();
+    or_dash((!shown.is_empty()).then(|| shown.join(", ")))
+}
+
+/// Containers of services.
+pub(crate) fn containers(containers: &Containers) -> String {
+    table(
+        ["NAME", "NODE", "SERVICE", "OVERLAY-IP", "STATE"],
+        containers.containers.iter().map(|container| {
+            let service = match &container.stack {
+                Some(stack) => format!("{stack}/{}", container.service),
+                None => container.service.clone(),
+            };
+            [
+                container.name.clone(),
+                or_dash(container.node.as_ref()),
+                service,
+                or_dash(container.ip_address),
+                container_state(container),
+            ]
+        }),
+    )
+}
+
+fn container_state(container: &Container) -> String {
+    match &container.error {
+        Some(error) => format!("{}: {error}", word(&container.state)),
+        None => word(&container.state),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+use serde_json::json;
+
+use super::*;
+
+fn at(text: &str) -> OffsetDateTime {
+    OffsetDateTime::parse(text, &Rfc3339).unwrap()
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn node(name: &str, number: u8, connected: bool, since: &str) -> serde_json::Value {
+    json!({
+        "id": format!("demo/{name}"), "node_id": "ABCD", "name": name, "connected": connected,
+        "status": if connected { "online" } else { "offline" }, "node_number": number,
+        "initial_member": number == 1, "overlay_ip": format!("10.81.0.{number}"),
+        "public_ip": "198.51.100.11", "private_ip": null, "region": "local", "labels": [],
+        "agent_version": "0.1.0", "docker_version": "20.10.24", "kernel_version": "6.1",
+        "os": "Debian", "cpus": 2, "mem_total": 1, "created_at": since,
+        "connected_at": since, "disconnected_at": if connected { None } else { Some(since) },
+    })
+}
+
+#[test]
+fn nodes_table() {
+    let nodes = parsed(json!({"nodes": [
+        node("node-1", 1, true, "2026-01-01T00:00:00.000Z"),
+        node("node-22", 22, false, "2026-01-03T22:59:00.123Z"),
+        node("node-3", 3, true, "2026-01-04T00:00:07.000Z"),
+    ]}));
+    let want = "\
+NAME     VERSION  STATUS      NUMBER  OVERLAY-IP  REGION
+node-1   0.1.0    online 3d   1       10.81.0.1   local
+node-22  0.1.0    offline 1h  22      10.81.0.22  local
+node-3   0.1.0    online 0s   3       10.81.0.3   local";
+    assert_eq!(super::nodes(&nodes, at("2026-01-04T00:00:02Z")), want);
+}
+
+#[test]
+fn containers_table() {
+    let container = |name: &str, address: Option<&str>, state: &str, error: Option<&str>| {
+        json!({
+            "id": format!("demo/node-1/{name}"), "name": name, "container_id": null,
+            "node": address.map(|_| "node-1"), "stack": "testapp", "service": "db",
+            "instance_number": 1, "image": "redis:latest", "state": state, "health": "unknown",
+            "ip_address": address, "lease": 1, "service_rev": 1, "error": error,
+        })
+    };
+    let containers = parsed(json!({"containers": [
+        container("testapp.db-1", Some("10.81.1.1"), "running", None),
+        container("testapp.db-2", None, "pending", Some("grid_full_addresses")),
+    ]}));
+    let want = "\
+NAME          NODE    SERVICE     OVERLAY-IP  STATE
+testapp.db-1  node-1  testapp/db  10.81.1.1   running
+testapp.db-2  -       testapp/db  -           pending: grid_full_addresses";
+    assert_eq!(super::containers(&containers), want);
+}
+
+#[test]
+fn services_and_stacks_tables() {
+    let service = |stack: Option<&str>, name: &str, ports: serde_json::Value| {
+        json!({
+            "id": "x", "name": name, "stack": stack, "dns": name, "instances": 2,
+            "instance_counts": {"total": 2, "running": 1}, "state": "running", "revision": 1,
+            "created_at": "", "updated_at": "", "image": "redis:latest", "ports": ports,
+        })
+    };
+    let port =
+        json!([{"ip": "0.0.0.0", "protocol": "udp", "node_port": 80, "container_port": 8080}]);
+    let all = [
+        service(Some("testapp"), "web", port),
+        service(None, "db", json!([])),
+    ];
+    let want = "\
+NAME         INSTANCES  STATE    EXPOSED PORTS
+testapp/web  1 / 2      running  0.0.0.0:80->8080/udp
+db           1 / 2      running  -";
+    assert_eq!(super::services(&parsed(json!({"services": all}))), want);
+
+    let stacks = parsed(json!({"stacks": [{
+        "id": "demo/testapp", "name": "testapp", "stack": "kontena/testapp", "version": null,
+        "state": "running", "revision": 1, "created_at": "", "updated_at": "", "services": all,
+    }]}));
+    let want = "\
+NAME     STACK            VERSION  SERVICES  STATE
+testapp  kontena/testapp  -        2         running";
+    assert_eq!(super::stacks(&stacks), want);
+}
+
+#[test]
+fn grids_and_masters_tables_mark_the_current_one() {
+    let grid = |name: &str| {
+        json!({
+            "id": name, "name": name, "initial_size": 1, "subnet": "10.81.0.0/19",
+            "supernet": "10.81.0.0/17", "trusted_subnets": [], "grace_s": 10, "revision": 4,
+            "node_count": 3, "service_count": 2, "container_count": 3,
+        })
+    };
+    let grids = parsed(json!({"grids": [grid("demo"), grid("other")]}));
+    let want = "\
+NAME    NODES  SERVICES  CONTAINERS  SUBNET
+demo *  3      2         3           10.81.0.0/19
+other   3      2         3           10.81.0.0/19";
+    assert_eq!(super::grids(&grids, Some("demo")), want);
+
+    let config = parsed(json!({"current_server": "a", "servers": [
+        {"name": "a", "url": "https://a", "token": "t", "grid": "demo"},
+        {"name": "b", "url": "https://b", "token": "t"},
+    ]}));
+    let want = "\
+NAME  URL        GRID
+a *   https://a  demo
+b     https://b  -";
+    assert_eq!(super::masters(&config), want);
+}
+
+#[test]
+fn an_empty_table_is_its_header() {
+    assert_eq!(
+        super::nodes(&Nodes { nodes: Vec::new() }, at("2026-01-04T00:00:00Z")),
+        "NAME  VERSION  STATUS  NUMBER  OVERLAY-IP  REGION"
+    );
+}
+
+#[test]
+fn only_a_terminal_gets_a_bold_header() {
+    assert_eq!(with_bold_header("A\nb", false), "A\nb");
+    assert_eq!(with_bold_header("A\nb", true), "\x1b[1mA\x1b[0m\nb");
+}

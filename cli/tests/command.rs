@@ -1,0 +1,327 @@
+//! The command as a whole, against a Master that is made up.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail like the test")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// What the Master was asked to change, in order.
+type Changes = Arc<Mutex<Vec<(String, Value)>>>;
+
+#[derive(Clone, Default)]
+struct Master {
+    changes: Changes,
+    asked: Arc<AtomicUsize>,
+    fails: bool,
+}
+
+fn grid() -> Value {
+    json!({
+        "id": "demo", "name": "demo", "token": "join-me", "initial_size": 1,
+        "subnet": "10.81.0.0/19", "supernet": "10.81.0.0/17", "trusted_subnets": [],
+        "grace_s": 10, "revision": 1, "node_count": 0, "service_count": 0, "container_count": 0,
+    })
+}
+
+fn stack() -> Value {
+    json!({
+        "id": "demo/testapp", "name": "testapp", "stack": "testapp", "version": "0.1.0",
+        "state": "running", "revision": 1, "created_at": "", "updated_at": "", "services": [],
+    })
+}
+
+fn deploy(service: &str, state: &str, finished: bool, error: Option<&str>) -> Value {
+    let instance = json!({
+        "instance_number": 1, "node": "node-1", "error": error,
+        "state": if error.is_some() { "failed" } else { "running" },
+    });
+    json!({
+        "id": 1, "service_id": format!("demo/testapp/{service}"), "state": state,
+        "reason": error.map(|_| "1 of 1 instances does not run"), "created_at": "",
+        "finished_at": if finished { Some("now") } else { None }, "instance_deploys": [instance],
+    })
+}
+
+fn refused(status: u16, code: &str, error: impl Into<Value>) -> (u16, Value) {
+    let error = error.into();
+    (
+        status,
+        json!({"error": error, "code": code, "status": status, "request_id": "r-1"}),
+    )
+}
+
+impl Master {
+    fn answer(&self, method: &Method, path: &str) -> (u16, Value) {
+        match (method.as_str(), path) {
+            ("GET", "/v1/ping") => (200, json!({"message": "pong"})),
+            ("GET", "/v1/grids") => (200, json!({"grids": [grid()]})),
+            ("GET", "/v1/grids/demo") => (200, grid()),
+            ("POST", "/v1/grids") => refused(
+                422,
+                "invalid",
+                json!({"name": "is taken", "subnet": "is too small"}),
+            ),
+            ("GET", "/v1/stacks/demo/testapp") if !self.changed("POST /v1/grids/demo/stacks") => {
+                refused(404, "stack_not_found", "no such stack")
+            }
+            ("GET" | "PUT", "/v1/stacks/demo/testapp") => (200, stack()),
+            ("POST", "/v1/grids/demo/stacks") => (201, stack()),
+            ("POST", "/v1/stacks/demo/testapp/deploy") => {
+                let begun = ["db", "webservice"].map(|name| deploy(name, "ongoing", false, None));
+                (
+                    200,
+                    json!({"stack_id": "demo/testapp", "service_deploys": begun}),
+                )
+            }
+            ("GET", "/v1/services/demo/testapp/db/deploys/1") => {
+                let finished = self.asked.fetch_add(1, Ordering::Relaxed) > 0;
+                (
+                    200,
+                    deploy(
+                        "db",
+                        if finished { "success" } else { "ongoing" },
+                        finished,
+                        None,
+                    ),
+                )
+            }
+            ("GET", "/v1/services/demo/testapp/webservice/deploys/1") if self.fails => (
+                200,
+                deploy("webservice", "error", true, Some("no such image")),
+            ),
+            ("GET", "/v1/services/demo/testapp/webservice/deploys/1") => {
+                (200, deploy("webservice", "success", true, None))
+            }
+            ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
+            other => refused(404, "not_found", format!("{other:?}")),
+        }
+    }
+
+    fn changed(&self, what: &str) -> bool {
+        self.changes
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|(change, _)| change == what)
+    }
+
+    async fn serve(self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(handle).with_state(self);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        url
+    }
+}
+
+async fn handle(State(master): State<Master>, method: Method, uri: Uri, body: String) -> Response {
+    let (status, answer) = master.answer(&method, uri.path());
+    if method != Method::GET {
+        let body = serde_json::from_str(&body).unwrap_or_default();
+        let change = format!("{method} {}", uri.path());
+        master.changes.lock().unwrap().push((change, body));
+    }
+    let status = StatusCode::from_u16(status).unwrap();
+    (
+        status,
+        [("content-type", "application/json")],
+        answer.to_string(),
+    )
+        .into_response()
+}
+
+/// A place for the files of one test.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let dir =
+            std::env::temp_dir().join(format!("kontena-command-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("kontena.yml"), STACK).unwrap();
+        Self(dir)
+    }
+
+    async fn run(&self, line: &str) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kontena"));
+        command
+            .args(line.split_whitespace())
+            .current_dir(&self.0)
+            .env_clear();
+        command
+            .env("KONTENA_CONFIG", self.0.join("client.json"))
+            .stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .unwrap();
+        Ran::from(output)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const STACK: &str = "stack: testapp\nversion: 0.1.0\nservices:\n  webservice:\n    image: web\n    \
+    links: [db]\n  db:\n    image: redis\n";
+
+#[derive(Debug, PartialEq)]
+struct Ran {
+    out: String,
+    err: String,
+    code: Option<i32>,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+            code: output.status.code(),
+        }
+    }
+}
+
+fn well(out: &str) -> Ran {
+    Ran {
+        out: out.to_owned(),
+        err: String::new(),
+        code: Some(0),
+    }
+}
+
+#[tokio::test]
+async fn login_install_upgrade_and_remove() {
+    let (place, master) = (Place::new("install"), Master::default());
+    let url = master.clone().serve().await;
+    let login = place
+        .run(&format!("master login {url} --token t --name test"))
+        .await;
+    assert_eq!(login, well(&format!("* logging in to {url} .. done\n")));
+    let ls = place.run("master ls").await;
+    assert_eq!(
+        ls,
+        well(&format!(
+            "NAME    URL{}GRID\ntest *  {url}  demo\n",
+            " ".repeat(url.len() - 1)
+        ))
+    );
+
+    let deployed = "* deploying testapp/db .. done\n  testapp/db-1 on node-1: running\n\
+        * deploying testapp/webservice .. done\n  testapp/webservice-1 on node-1: running\n";
+    let installed = place.run("stack install").await;
+    assert_eq!(
+        installed,
+        well(&format!("* installing stack testapp .. done\n{deployed}"))
+    );
+    let upgraded = place.run("stack install kontena.yml").await;
+    assert_eq!(
+        upgraded,
+        well(&format!("* upgrading stack testapp .. done\n{deployed}"))
+    );
+    let json = place.run("stack install kontena.yml -o json").await;
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), stack());
+
+    let refused = place.run("stack rm testapp").await;
+    assert_eq!(
+        (refused.code, refused.err.contains("--force")),
+        (Some(1), true)
+    );
+    let removed = place.run("stack rm testapp --force").await;
+    assert_eq!(removed, well("* removing stack testapp .. done\n"));
+
+    let changes = master.changes.lock().unwrap();
+    let names: Vec<_> = changes.iter().map(|(change, _)| change.as_str()).collect();
+    let [install, upgrade, deploy] = [
+        "POST /v1/grids/demo/stacks",
+        "PUT /v1/stacks/demo/testapp",
+        "POST /v1/stacks/demo/testapp/deploy",
+    ];
+    let remove = "DELETE /v1/stacks/demo/testapp";
+    assert_eq!(
+        names,
+        [install, deploy, upgrade, deploy, upgrade, deploy, remove]
+    );
+    let services: Vec<_> = changes[0].1["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| &s["name"])
+        .collect();
+    assert_eq!(services, ["db", "webservice"]);
+}
+
+#[tokio::test]
+async fn errors_go_to_standard_error_with_their_fields_and_exit_1() {
+    let place = Place::new("errors");
+    let url = Master {
+        fails: true,
+        ..Master::default()
+    }
+    .serve()
+    .await;
+    place.run(&format!("master login {url} --token t")).await;
+
+    let create = place.run("grid create demo -o json").await;
+    let want = " [error] 422 : invalid (POST /v1/grids)\n         name: is taken\n         \
+        subnet: is too small\n         code: invalid\n         request: r-1\n";
+    assert_eq!((create.out.as_str(), create.code), ("", Some(1)));
+    assert_eq!(
+        create.err,
+        format!("* creating grid demo .. failed\n{want}")
+    );
+
+    let install = place.run("stack install kontena.yml --timeout 20").await;
+    let want = " [error] the deploy of testapp/webservice failed: 1 of 1 instances does not run\n         \
+        testapp/webservice-1 on node-1: failed: no such image\n";
+    assert_eq!((install.err.as_str(), install.code), (want, Some(1)));
+    assert!(
+        install
+            .out
+            .ends_with("* deploying testapp/webservice .. failed\n"),
+        "{}",
+        install.out
+    );
+
+    std::fs::write(
+        place.0.join("bad.yml"),
+        "stack: a\nservices: {b: {colour: red}}\n",
+    )
+    .unwrap();
+    let bad = place.run("stack validate bad.yml").await;
+    let want = " [error] bad.yml has faults\n         services.b.colour: no service has such a key\n         \
+        services.b.image: is required\n";
+    assert_eq!(
+        (bad.out.as_str(), bad.err.as_str(), bad.code),
+        ("", want, Some(1))
+    );
+    assert_eq!(place.run("nonsense").await.code, Some(2));
+}
+
+#[tokio::test]
+async fn a_grid_and_its_token_are_shown() {
+    let place = Place::new("show");
+    let url = Master::default().serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+    assert_eq!(place.run("grid show demo --token").await, well("join-me\n"));
+    let json = place.run("grid show -o json").await;
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), grid());
+    let shown = place.run("grid show demo").await;
+    assert!(
+        shown.out.starts_with("demo:\n  id: demo\n  name: demo\n"),
+        "{}",
+        shown.out
+    );
+    assert_eq!(place.run("version").await, well("kontena 0.1.0\n"));
+}
