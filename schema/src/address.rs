@@ -49,19 +49,30 @@ impl Plan {
             let fail = |reason| Err(PlanError { field, reason });
             if network.ip() != network.network() {
                 let (network, prefix) = (network.network(), network.prefix());
-                return fail(format!("has host bits set, did you mean {network}/{prefix}?"));
+                return fail(format!(
+                    "has host bits set, did you mean {network}/{prefix}?"
+                ));
             }
             if !is_private(network) {
                 return fail(format!("{network} is not private address space (RFC 1918)"));
             }
         }
         if !(12..=23).contains(&subnet.prefix()) {
-            let reason = format!("prefix is /{}, must be between /12 and /23", subnet.prefix());
-            return Err(PlanError { field: "subnet", reason });
+            let reason = format!(
+                "prefix is /{}, must be between /12 and /23",
+                subnet.prefix()
+            );
+            return Err(PlanError {
+                field: "subnet",
+                reason,
+            });
         }
         if !subnet.is_subnet_of(supernet) {
             let reason = format!("{supernet} does not contain the subnet {subnet}");
-            return Err(PlanError { field: "supernet", reason });
+            return Err(PlanError {
+                field: "supernet",
+                reason,
+            });
         }
         Ok(Self { subnet, supernet })
     }

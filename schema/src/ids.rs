@@ -78,7 +78,10 @@ impl Revision {
 
 /// A replica of the Master, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "sql", derive(postgres_types::FromSql, postgres_types::ToSql))]
+#[cfg_attr(
+    feature = "sql",
+    derive(postgres_types::FromSql, postgres_types::ToSql)
+)]
 #[cfg_attr(feature = "sql", postgres(transparent))]
 #[serde(transparent)]
 pub struct ReplicaId(pub uuid::Uuid);

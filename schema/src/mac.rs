@@ -107,7 +107,13 @@ mod tests {
     fn text_survives_a_round_trip_and_nonsense_is_refused() {
         let mac = Mac::of_lease(Ipv4Addr::new(10, 81, 1, 1), LeaseNumber(7));
         assert_eq!(mac.to_string().parse::<Mac>().unwrap(), mac);
-        for bad in ["", "02:00", "02:00:00:00:00:0", "zz:00:00:00:00:00", "2:0:0:0:0:0:0"] {
+        for bad in [
+            "",
+            "02:00",
+            "02:00:00:00:00:0",
+            "zz:00:00:00:00:00",
+            "2:0:0:0:0:0:0",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

@@ -16,7 +16,10 @@ pub fn check(name: &str) -> Result<(), String> {
     if name.len() > NAME_BYTES_MAX {
         return fail(&format!("is longer than {NAME_BYTES_MAX} characters"));
     }
-    if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+    if !name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    {
         return fail("may only hold a-z, 0-9 and '-'");
     }
     if name.starts_with('-') || name.ends_with('-') {
@@ -43,7 +46,9 @@ pub fn instance_label(stack: Option<&str>, service: &str, instance: u32) -> Stri
 pub fn check_labels(stack: Option<&str>, service: &str, instances: u32) -> Result<(), String> {
     let label = instance_label(stack, service, instances);
     if label.len() > LABEL_BYTES_MAX {
-        return Err(format!("its DNS label {label:?} is longer than {LABEL_BYTES_MAX} characters"));
+        return Err(format!(
+            "its DNS label {label:?} is longer than {LABEL_BYTES_MAX} characters"
+        ));
     }
     Ok(())
 }
@@ -68,7 +73,12 @@ pub fn instance_names(
     instance: u32,
 ) -> Vec<String> {
     let short = format!("{service}-{instance}");
-    names(grid, stack, &short, &instance_label(stack, service, instance))
+    names(
+        grid,
+        stack,
+        &short,
+        &instance_label(stack, service, instance),
+    )
 }
 
 /// `label` under the grid and, deprecated, under the zone alone; for a service of
@@ -81,7 +91,10 @@ fn names(grid: &str, stack: Option<&str>, short: &str, label: &str) -> Vec<Strin
 
 /// The search domains of a container, nearest first.
 pub fn search_domains(grid: &str, stack: Option<&str>) -> Vec<String> {
-    let mut domains: Vec<String> = stack.map(|s| format!("{s}.{grid}.{ZONE}")).into_iter().collect();
+    let mut domains: Vec<String> = stack
+        .map(|s| format!("{s}.{grid}.{ZONE}"))
+        .into_iter()
+        .collect();
     domains.extend([format!("{grid}.{ZONE}"), ZONE.to_owned()]);
     domains
 }
@@ -117,8 +130,14 @@ mod tests {
     #[test]
     fn search_begins_at_the_stack() {
         let domains = search_domains("g", Some("a"));
-        assert_eq!(domains, ["a.g.kontena.local", "g.kontena.local", "kontena.local"]);
-        assert_eq!(search_domains("g", None), ["g.kontena.local", "kontena.local"]);
+        assert_eq!(
+            domains,
+            ["a.g.kontena.local", "g.kontena.local", "kontena.local"]
+        );
+        assert_eq!(
+            search_domains("g", None),
+            ["g.kontena.local", "kontena.local"]
+        );
     }
 
     #[test]

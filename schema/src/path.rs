@@ -41,7 +41,11 @@ pub enum Path {
 /// The address at which `from` reaches `to`: the private one within a region,
 /// else the public one. A missing one is not replaced by the other.
 pub fn peer_address(from: &Site, to: &Site) -> Option<Ipv4Addr> {
-    if from.region == to.region { to.private_ip } else { to.public_ip }
+    if from.region == to.region {
+        to.private_ip
+    } else {
+        to.public_ip
+    }
 }
 
 /// The path from `a` to `b`: fast only if the addresses that the two use for
@@ -76,11 +80,36 @@ mod tests {
         let abroad = site("us", Some([203, 0, 113, 4]), Some([10, 1, 0, 4]));
         let to = |octets: [u8; 4]| Ipv4Addr::from(octets);
 
-        assert_eq!(path(&a, &b, &trusted), Path::Fast { to: to([10, 1, 0, 2]) });
-        assert_eq!(path(&a, &b, &[]), Path::Sealed { to: to([10, 1, 0, 2]) });
-        assert_eq!(path(&a, &outside, &trusted), Path::Sealed { to: to([10, 2, 0, 3]) });
-        assert_eq!(path(&outside, &a, &trusted), Path::Sealed { to: to([10, 1, 0, 1]) });
-        assert_eq!(path(&a, &abroad, &trusted), Path::Sealed { to: to([203, 0, 113, 4]) });
+        assert_eq!(
+            path(&a, &b, &trusted),
+            Path::Fast {
+                to: to([10, 1, 0, 2])
+            }
+        );
+        assert_eq!(
+            path(&a, &b, &[]),
+            Path::Sealed {
+                to: to([10, 1, 0, 2])
+            }
+        );
+        assert_eq!(
+            path(&a, &outside, &trusted),
+            Path::Sealed {
+                to: to([10, 2, 0, 3])
+            }
+        );
+        assert_eq!(
+            path(&outside, &a, &trusted),
+            Path::Sealed {
+                to: to([10, 1, 0, 1])
+            }
+        );
+        assert_eq!(
+            path(&a, &abroad, &trusted),
+            Path::Sealed {
+                to: to([203, 0, 113, 4])
+            }
+        );
     }
 
     #[test]

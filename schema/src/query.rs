@@ -1,0 +1,140 @@
+//! The SQL of the Master, one statement a file in `queries/`.
+//!
+//! The first line of each file is its name, so that a statement can be told in
+//! `pg_stat_activity` and in the server's log.
+
+/// A named statement.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    /// The name of its file.
+    pub name: &'static str,
+    /// The statement.
+    pub sql: &'static str,
+}
+
+macro_rules! queries {
+    ($($constant:ident = $file:literal,)*) => {
+        $(
+            #[doc = concat!("`queries/", $file, ".sql`")]
+            pub const $constant: Query = Query {
+                name: $file,
+                sql: include_str!(concat!("../queries/", $file, ".sql")),
+            };
+        )*
+
+        /// Every statement, for the test that prepares them all.
+        pub const ALL: &[Query] = &[$($constant),*];
+    };
+}
+
+queries! {
+    ADDRESS_FIND = "address_find",
+    ADDRESS_RELEASE = "address_release",
+    ADDRESS_TAKE = "address_take",
+    ADDRESS_USAGE = "address_usage",
+    COMMAND_EXPIRE = "command_expire",
+    COMMAND_INSERT = "command_insert",
+    COMMAND_REPORT = "command_report",
+    CONTAINER_LIST = "container_list",
+    DEPLOY_EXPIRE = "deploy_expire",
+    DEPLOY_FAIL = "deploy_fail",
+    DEPLOY_FINISH = "deploy_finish",
+    DEPLOY_INSERT = "deploy_insert",
+    DEPLOY_SHOW = "deploy_show",
+    FEED_CHANGES = "feed_changes",
+    GRID_ADDRESS_CLEAR = "grid_address_clear",
+    GRID_DELETE = "grid_delete",
+    GRID_INSERT = "grid_insert",
+    GRID_LIST = "grid_list",
+    GRID_LOCK = "grid_lock",
+    GRID_LOCK_BY_ID = "grid_lock_by_id",
+    GRID_REVISIONS = "grid_revisions",
+    GRID_STAMP = "grid_stamp",
+    GRID_UPDATE = "grid_update",
+    IDEMPOTENCY_CLAIM = "idempotency_claim",
+    IDEMPOTENCY_SHOW = "idempotency_show",
+    IDEMPOTENCY_STORE = "idempotency_store",
+    IDEMPOTENCY_SWEEP = "idempotency_sweep",
+    LEASE_NUMBERS = "lease_numbers",
+    LEDGER_LEASED = "ledger_leased",
+    LEDGER_RELEASED = "ledger_released",
+    NODE_BY_ENGINE = "node_by_engine",
+    NODE_BY_ID = "node_by_id",
+    NODE_BY_NAME = "node_by_name",
+    NODE_CANDIDATES = "node_candidates",
+    NODE_DELETE = "node_delete",
+    NODE_INSERT = "node_insert",
+    NODE_LIST = "node_list",
+    NODE_NAME_FIND = "node_name_find",
+    NODE_NUMBER_FIND = "node_number_find",
+    NODE_PEERS = "node_peers",
+    NODE_PLACEMENTS = "node_placements",
+    NODE_REPORT_PEERS = "node_report_peers",
+    NODE_SITE_DIFFERS = "node_site_differs",
+    NODE_UPDATE_FACTS = "node_update_facts",
+    NODE_UPDATE_SITE = "node_update_site",
+    PING = "ping",
+    PLACEMENT_DELETE = "placement_delete",
+    PLACEMENT_INSERT = "placement_insert",
+    PLACEMENT_KEEP = "placement_keep",
+    PLACEMENT_LEASE = "placement_lease",
+    PLACEMENT_LOCK = "placement_lock",
+    PLACEMENT_REMOVE = "placement_remove",
+    PLACEMENT_REPORT = "placement_report",
+    PLACEMENT_ROWS = "placement_rows",
+    REPLICA_REMOVE = "replica_remove",
+    REPLICA_RENEW = "replica_renew",
+    REPLICA_SWEEP = "replica_sweep",
+    SERVICE_DELETE_EMPTY = "service_delete_empty",
+    SERVICE_INSERT = "service_insert",
+    SERVICE_LABEL_CLASH = "service_label_clash",
+    SERVICE_LIST = "service_list",
+    SERVICE_ROW = "service_row",
+    SERVICE_ROWS_DAEMON = "service_rows_daemon",
+    SERVICE_ROWS_OF_STACK = "service_rows_of_stack",
+    SERVICE_SCALE = "service_scale",
+    SERVICE_STATE = "service_state",
+    SERVICE_UPDATE = "service_update",
+    SESSION_CLOSE = "session_close",
+    SESSION_CURRENT = "session_current",
+    SESSION_OPEN = "session_open",
+    SESSION_SWEEP = "session_sweep",
+    STACK_DELETE_EMPTY = "stack_delete_empty",
+    STACK_ID = "stack_id",
+    STACK_INSERT = "stack_insert",
+    STACK_LIST = "stack_list",
+    STACK_REMOVE = "stack_remove",
+    STACK_UPDATE = "stack_update",
+    TOKEN_INSERT = "token_insert",
+    TOKEN_OF = "token_of",
+    TOKEN_OF_GRID = "token_of_grid",
+    TOKEN_SHOW = "token_show",
+    TOKEN_USE = "token_use",
+    TOMBSTONE_INSERT = "tombstone_insert",
+    TOMBSTONE_SWEEP = "tombstone_sweep",
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::ALL;
+
+    #[test]
+    fn every_file_is_a_query_that_begins_with_its_name() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/queries");
+        let files: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let named: BTreeSet<String> = ALL.iter().map(|q| format!("{}.sql", q.name)).collect();
+        assert_eq!(files, named);
+        for query in ALL {
+            assert!(
+                query.sql.starts_with(&format!("-- {}\n", query.name)),
+                "{}",
+                query.name
+            );
+        }
+    }
+}

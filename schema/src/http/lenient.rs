@@ -25,7 +25,9 @@ where
         Some(Loose::Text(text)) if text.is_empty() => return Ok(None),
         Some(Loose::Text(text)) => text,
     };
-    let parsed = text.parse().map_err(|err| D::Error::custom(format!("{text:?}: {err}")))?;
+    let parsed = text
+        .parse()
+        .map_err(|err| D::Error::custom(format!("{text:?}: {err}")))?;
     Ok(Some(parsed))
 }
 
@@ -59,9 +61,17 @@ mod tests {
             (r#"{"port":"80","size":null}"#, None),
             (r#"{"port":"80"}"#, None),
         ] {
-            assert_eq!(serde_json::from_str::<Body>(json).unwrap(), Body { size, port: 80 });
+            assert_eq!(
+                serde_json::from_str::<Body>(json).unwrap(),
+                Body { size, port: 80 }
+            );
         }
-        for bad in [r#"{"port":"x"}"#, r#"{"port":70000}"#, r#"{"port":null}"#, r#"{"port":1.5}"#] {
+        for bad in [
+            r#"{"port":"x"}"#,
+            r#"{"port":70000}"#,
+            r#"{"port":null}"#,
+            r#"{"port":1.5}"#,
+        ] {
             assert!(serde_json::from_str::<Body>(bad).is_err(), "{bad}");
         }
     }

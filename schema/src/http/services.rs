@@ -48,7 +48,11 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub privileged: bool,
     /// Seconds between SIGTERM and SIGKILL; default 10.
-    #[serde(default, deserialize_with = "lenient::option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "lenient::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub stop_grace_period_s: Option<u32>,
 }
 

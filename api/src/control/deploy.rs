@@ -1,0 +1,232 @@
+//! Deploys: from a service's description to placements with addresses.
+//!
+//! All decisions of a deploy fall in one transaction: where each instance runs,
+//! which address it has, which placements end. What is left is the agents' work;
+//! their reports end the deploy, or its deadline does.
+
+use kontena_schema::http::services::{Deploy, ServiceScale};
+use kontena_schema::http::stacks::StackDeploy;
+use kontena_schema::ids::{DeployId, NodeId, PlacementId};
+use kontena_schema::limits::INSTANCES_MAX;
+use kontena_schema::query;
+use serde::Deserialize;
+
+use super::schedule::{self, Candidate, Placed};
+use super::service::{self, ServiceRow};
+use super::{Call, ControlError, LockedGrid, change, lease, show, stack};
+use crate::app::App;
+use crate::db::{DbError, Param};
+
+/// How long the instances of a deploy may take until all run, pulls included.
+const DEADLINE_S: f64 = 300.0;
+
+/// Deploys a service.
+pub async fn service_deploy(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    stack: Option<&str>,
+    name: &str,
+) -> Result<Deploy, ControlError> {
+    change(app, call, "service_deploy", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, grid).await?;
+            let service = service::row(&grid, stack, name).await?;
+            let deploy = deploy(&grid, &service).await?;
+            Ok(grid.changed(deploy))
+        })
+    })
+    .await
+}
+
+/// Changes the number of a service's instances and deploys it.
+pub async fn service_scale(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    stack: Option<&str>,
+    name: &str,
+    request: ServiceScale,
+) -> Result<Deploy, ControlError> {
+    if request.instances > INSTANCES_MAX {
+        return Err(ControlError::field(
+            "instances",
+            format!("must be at most {INSTANCES_MAX}"),
+        ));
+    }
+    change(app, call, "service_scale", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, grid).await?;
+            let mut service = service::row(&grid, stack, name).await?;
+            let stack = service.stack.as_deref();
+            kontena_schema::name::check_labels(stack, name, request.instances.max(1))
+                .map_err(|reason| ControlError::field("instances", reason))?;
+            service.instances = request.instances;
+            let instances = i32::try_from(request.instances).unwrap_or(i32::MAX);
+            tx.execute(&query::SERVICE_SCALE, &[&service.id, &instances])
+                .await?;
+            let deploy = deploy(&grid, &service).await?;
+            Ok(grid.changed(deploy))
+        })
+    })
+    .await
+}
+
+/// Deploys all services of a stack, those that others link to first.
+pub async fn stack_deploy(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    name: &str,
+) -> Result<StackDeploy, ControlError> {
+    change(app, call, "stack_deploy", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, grid).await?;
+            let services = stack::services(&grid, name).await?;
+            let mut service_deploys = Vec::with_capacity(services.len());
+            for service in stack::in_link_order(services) {
+                service_deploys.push(deploy(&grid, &service).await?);
+            }
+            let stack_id = format!("{}/{name}", grid.row.name);
+            Ok(grid.changed(StackDeploy {
+                stack_id,
+                service_deploys,
+            }))
+        })
+    })
+    .await
+}
+
+/// One deploy of a service.
+pub async fn deploy_show(
+    app: &App,
+    grid: &str,
+    stack: Option<&str>,
+    name: &str,
+    id: DeployId,
+) -> Result<Deploy, ControlError> {
+    let params: [Param; 4] = [&id, &grid, &stack, &name];
+    show(
+        &app.db,
+        &query::DEPLOY_SHOW,
+        &params,
+        "deploy",
+        &id.to_string(),
+    )
+    .await
+}
+
+/// Deploys a service of a locked grid.
+pub async fn deploy(
+    grid: &LockedGrid<'_, '_>,
+    service: &ServiceRow,
+) -> Result<Deploy, ControlError> {
+    let tx = grid.tx;
+    let params: [Param; 3] = [&service.id, &service.revision, &DEADLINE_S];
+    let id = tx.value::<DeployId>(&query::DEPLOY_INSERT, &params).await?;
+    let id = id.ok_or(DbError::NoRow(query::DEPLOY_INSERT.name))?;
+    tx.execute(&query::SERVICE_STATE, &[&service.id, &"running"])
+        .await?;
+    let unplaced = converge(grid, service, "deployed").await?;
+    if unplaced.is_empty() {
+        tx.execute(&query::DEPLOY_FINISH, &[&service.id]).await?;
+    } else {
+        tx.execute(&query::DEPLOY_FAIL, &[&id, &unplaced]).await?;
+    }
+    let (name, stack) = (&service.name, &service.stack);
+    Ok(tx
+        .one(&query::DEPLOY_SHOW, &[&id, &grid.row.name, stack, name])
+        .await?)
+}
+
+/// Makes a service's placements agree with its description and the nodes that
+/// are connected; answers which instances could not be placed, and why.
+pub async fn converge(
+    grid: &LockedGrid<'_, '_>,
+    service: &ServiceRow,
+    reason: &str,
+) -> Result<String, ControlError> {
+    let tx = grid.tx;
+    let nodes: Vec<Candidate> = tx.all(&query::NODE_CANDIDATES, &[&grid.row.id]).await?;
+    let placed: Vec<Placed> = tx.all(&query::PLACEMENT_ROWS, &[&service.id]).await?;
+    let decision = schedule::plan(
+        service.id,
+        &service.spec,
+        service.instances,
+        &nodes,
+        &placed,
+    );
+
+    remove_placements(grid, &decision.remove).await?;
+    if placed.len() > decision.remove.len() {
+        let revision = grid.stamp().await?;
+        let keep: [Param; 3] = [&service.id, &service.revision, &revision];
+        tx.execute(&query::PLACEMENT_KEEP, &keep).await?;
+    }
+    if !decision.place.is_empty() {
+        let revision = grid.stamp().await?;
+        let (instances, on): (Vec<i32>, Vec<NodeId>) = decision.place.iter().copied().unzip();
+        let insert: [Param; 6] = [
+            &grid.row.id,
+            &service.id,
+            &service.revision,
+            &revision,
+            &instances,
+            &on,
+        ];
+        let placements = tx
+            .values::<PlacementId>(&query::PLACEMENT_INSERT, &insert)
+            .await?;
+        lease::take(grid, &placements, reason).await?;
+    }
+    let unplaced = decision
+        .unplaced
+        .iter()
+        .map(|(instance, why)| format!("{instance}: {why}"));
+    Ok(unplaced.collect::<Vec<_>>().join("; "))
+}
+
+/// Begins the end of placements: their nodes remove the containers, and the
+/// addresses are released when they have. What no node has ends at once.
+pub async fn remove_placements(
+    grid: &LockedGrid<'_, '_>,
+    placements: &[PlacementId],
+) -> Result<(), ControlError> {
+    if placements.is_empty() {
+        return Ok(());
+    }
+    let revision = grid.stamp().await?;
+    grid.tx
+        .execute(&query::PLACEMENT_REMOVE, &[&placements, &revision])
+        .await?;
+    Ok(())
+}
+
+/// What ends with a placement.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Ending {
+    /// The placement.
+    pub id: PlacementId,
+    /// Its node.
+    pub node_id: Option<NodeId>,
+    /// Its address.
+    pub ip: Option<std::net::Ipv4Addr>,
+}
+
+/// Ends a placement whose container is gone: its lease, its endpoint, itself.
+pub async fn end_placement(
+    grid: &LockedGrid<'_, '_>,
+    placement: &Ending,
+    reason: &str,
+) -> Result<(), ControlError> {
+    let revision = grid.stamp().await?;
+    lease::release(grid, placement.id, placement.ip, reason).await?;
+    for (kind, node) in [("endpoint", None), ("placement", placement.node_id)] {
+        let params: [Param; 5] = [&grid.row.id, &kind, &placement.id, &node, &revision];
+        grid.tx.execute(&query::TOMBSTONE_INSERT, &params).await?;
+    }
+    grid.tx
+        .execute_exactly(1, &query::PLACEMENT_DELETE, &[&placement.id])
+        .await?;
+    Ok(())
+}

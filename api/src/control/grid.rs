@@ -1,0 +1,216 @@
+//! Grids.
+
+use ipnetwork::Ipv4Network;
+use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, Plan};
+use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate};
+use kontena_schema::ids::{GridId, NodeId};
+use kontena_schema::{name, query};
+
+use super::{Call, Changed, ControlError, LockedGrid, change, show};
+use crate::app::App;
+use crate::token::TokenRow;
+
+/// Seconds between the end of a node's session and the release of its addresses.
+const DEFAULT_GRACE_S: u32 = 10;
+/// The longest grace: a day.
+const GRACE_S_MAX: u32 = 86_400;
+
+/// A request to create a grid, checked.
+struct Checked {
+    plan: Plan,
+    trusted_subnets: Vec<String>,
+    initial_size: i16,
+    grace_ms: i32,
+}
+
+fn check(request: &GridCreate) -> Result<Checked, ControlError> {
+    name::check(&request.name).map_err(|reason| ControlError::field("name", reason))?;
+    let subnet = network(
+        "subnet",
+        request.subnet.as_deref().unwrap_or(DEFAULT_SUBNET),
+    )?;
+    let supernet = match (&request.supernet, &request.subnet) {
+        (Some(supernet), _) => network("supernet", supernet)?,
+        // A subnet of one's own is its own supernet unless one is named.
+        (None, Some(_)) => subnet,
+        (None, None) => network("supernet", DEFAULT_SUPERNET)?,
+    };
+    let plan = Plan::new(subnet, supernet)
+        .map_err(|error| ControlError::field(error.field, error.reason))?;
+    let grace_s = request.grace_s.unwrap_or(DEFAULT_GRACE_S);
+    if grace_s > GRACE_S_MAX {
+        return Err(ControlError::field(
+            "grace_s",
+            format!("must be at most {GRACE_S_MAX}"),
+        ));
+    }
+    let initial_size = i16::try_from(request.initial_size.unwrap_or(1)).unwrap_or(i16::MAX);
+    let trusted_subnets = trusted(request.trusted_subnets.as_deref().unwrap_or_default())?;
+    let grace_ms = i32::try_from(grace_s * 1000).expect("a day of milliseconds fits");
+    Ok(Checked {
+        plan,
+        trusted_subnets,
+        initial_size,
+        grace_ms,
+    })
+}
+
+fn network(field: &'static str, text: &str) -> Result<Ipv4Network, ControlError> {
+    text.parse().map_err(|_| {
+        ControlError::field(
+            field,
+            format!("{text:?} is no IPv4 network such as 10.81.0.0/19"),
+        )
+    })
+}
+
+/// Trusted subnets as Postgres takes them: parsed, without host bits, each once.
+fn trusted(subnets: &[String]) -> Result<Vec<String>, ControlError> {
+    let mut checked = Vec::new();
+    for (index, text) in subnets.iter().enumerate() {
+        let field = format!("trusted_subnets.{index}");
+        let subnet: Ipv4Network = text.parse().map_err(|_| {
+            ControlError::field(
+                &field,
+                format!("{text:?} is no IPv4 network such as 10.0.0.0/8"),
+            )
+        })?;
+        if subnet.ip() != subnet.network() {
+            return Err(ControlError::field(
+                &field,
+                format!("{text:?} has host bits set"),
+            ));
+        }
+        if !checked.contains(&subnet.to_string()) {
+            checked.push(subnet.to_string());
+        }
+    }
+    Ok(checked)
+}
+
+/// Creates a grid with its join token.
+pub async fn grid_create(
+    app: &App,
+    call: &Call,
+    request: &GridCreate,
+) -> Result<Grid, ControlError> {
+    let checked = check(request)?;
+    let checked = &checked;
+    change(app, call, "grid_create", move |tx| {
+        Box::pin(async move {
+            let subnet = checked.plan.subnet().to_string();
+            let supernet = checked.plan.supernet().to_string();
+            let params: [crate::db::Param; 6] = [
+                &request.name,
+                &subnet,
+                &supernet,
+                &checked.trusted_subnets,
+                &checked.initial_size,
+                &checked.grace_ms,
+            ];
+            let id = tx.value::<GridId>(&query::GRID_INSERT, &params).await?;
+            tx.value::<uuid::Uuid>(&query::TOKEN_INSERT, &[&"join", &id, &None::<NodeId>])
+                .await?;
+            let mut grid: Grid = tx.one(&query::GRID_LIST, &[&request.name]).await?;
+            let token: TokenRow = tx.one(&query::TOKEN_OF, &[&id, &None::<NodeId>]).await?;
+            grid.token = Some(app.signer.sign(&token));
+            Ok(Changed {
+                value: grid,
+                ring: None,
+            })
+        })
+    })
+    .await
+}
+
+/// All grids.
+pub async fn grid_list(app: &App) -> Result<Vec<Grid>, ControlError> {
+    Ok(app.db.all(&query::GRID_LIST, &[&None::<String>]).await?)
+}
+
+/// One grid, with its join token.
+pub async fn grid_show(app: &App, name: &str) -> Result<Grid, ControlError> {
+    let mut grid: Grid = show(&app.db, &query::GRID_LIST, &[&name], "grid", name).await?;
+    let token: TokenRow = show(
+        &app.db,
+        &query::TOKEN_OF_GRID,
+        &[&name],
+        "token of grid",
+        name,
+    )
+    .await?;
+    grid.token = Some(app.signer.sign(&token));
+    Ok(grid)
+}
+
+/// Changes a grid's trusted subnets.
+pub async fn grid_update(
+    app: &App,
+    call: &Call,
+    name: &str,
+    request: &GridUpdate,
+) -> Result<Grid, ControlError> {
+    let subnets = request
+        .trusted_subnets
+        .as_deref()
+        .map(trusted)
+        .transpose()?;
+    let subnets = &subnets;
+    change(app, call, "grid_update", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, name).await?;
+            let current: Vec<String> = grid
+                .row
+                .trusted_subnets
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            if let Some(subnets) = subnets.as_ref().filter(|new| **new != current) {
+                let revision = grid.stamp().await?;
+                tx.execute(&query::GRID_UPDATE, &[&grid.row.id, subnets, &revision])
+                    .await?;
+            }
+            let answer = tx.one(&query::GRID_LIST, &[&name]).await?;
+            Ok(grid.changed(answer))
+        })
+    })
+    .await
+}
+
+/// Removes a grid that has neither services nor nodes.
+pub async fn grid_remove(app: &App, call: &Call, name: &str) -> Result<Empty, ControlError> {
+    change(app, call, "grid_remove", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, name).await?;
+            let shown: Grid = tx.one(&query::GRID_LIST, &[&name]).await?;
+            let stacks: Vec<serde_json::Value> = tx
+                .all(&query::STACK_LIST, &[&name, &None::<String>])
+                .await?;
+            for (what, count) in [
+                ("services", shown.service_count),
+                ("nodes", shown.node_count),
+                ("stacks", i64::try_from(stacks.len()).unwrap_or(i64::MAX)),
+            ] {
+                if count > 0 {
+                    let message = format!("grid {name:?} still has {what}: remove them first");
+                    return Err(ControlError::Conflict {
+                        code: "grid_not_empty",
+                        message,
+                    });
+                }
+            }
+            tx.execute(&query::GRID_ADDRESS_CLEAR, &[&grid.row.id])
+                .await?;
+            tx.execute(&query::GRID_DELETE, &[&grid.row.id]).await?;
+            Ok(Changed {
+                value: Empty {},
+                ring: None,
+            })
+        })
+    })
+    .await
+}
+
+/// The answer of what answers nothing, `{}`.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Empty {}

@@ -1,0 +1,165 @@
+//! Reports of agents: what became of the decisions.
+
+use std::collections::BTreeMap;
+
+use kontena_schema::agent::{CommandReport, InstanceState, PeerReport, PlacementReport, Report};
+use kontena_schema::ids::{LeaseNumber, NodeId, ServiceId, StackId};
+use kontena_schema::query;
+use serde::Deserialize;
+
+use super::deploy::{self, Ending};
+use super::session::{SessionKey, require_current};
+use super::{ControlError, LockedGrid, service};
+use crate::app::App;
+use crate::db::Param;
+
+/// A placement as a report finds it.
+#[derive(Debug, Deserialize)]
+struct Reported {
+    #[serde(flatten)]
+    ending: Ending,
+    service_id: ServiceId,
+    stack_id: Option<StackId>,
+    desired: String,
+    state: String,
+    health: String,
+    lease: Option<LeaseNumber>,
+}
+
+/// Takes a report of a session. One of an older session changes nothing.
+pub async fn agent_report(app: &App, key: SessionKey, report: &Report) -> Result<(), ControlError> {
+    let changed = app
+        .db
+        .tx("agent_report", move |tx| {
+            Box::pin(async move {
+                let grid = LockedGrid::by_id(tx, key.grid).await?;
+                require_current(&grid, key).await?;
+                for placement in &report.placements {
+                    apply(&grid, key.node, placement).await?;
+                }
+                for command in &report.commands {
+                    command_report(&grid, key.node, command).await?;
+                }
+                if !report.peers.is_empty() {
+                    peers(&grid, key.node, &report.peers).await?;
+                }
+                Ok::<_, ControlError>(grid.changed(()))
+            })
+        })
+        .await?;
+    if let Some((grid, revision)) = changed.ring {
+        app.bell.ring(grid, revision);
+    }
+    Ok(())
+}
+
+async fn apply(
+    grid: &LockedGrid<'_, '_>,
+    node: NodeId,
+    report: &PlacementReport,
+) -> Result<(), ControlError> {
+    let found: Option<Reported> = grid
+        .tx
+        .optional(&query::PLACEMENT_LOCK, &[&report.placement, &node])
+        .await?;
+    // Not this node's, or ended meanwhile: the feed tells the agent.
+    let Some(placement) = found else {
+        return Ok(());
+    };
+    if placement.desired == "removed" {
+        if report.state == InstanceState::Removed {
+            deploy::end_placement(grid, &placement.ending, "container removed").await?;
+            service::ended(grid, placement.service_id, placement.stack_id).await?;
+        }
+        return Ok(());
+    }
+    if report.lease.is_some() && report.lease != placement.lease {
+        // About a container of an earlier lease, which the agent replaces.
+        return Ok(());
+    }
+    let (state, health) = (word(report.state), word(report.health));
+    let before = ready(&placement.state, &placement.health);
+    let stamp = if before == ready(&state, &health) {
+        None
+    } else {
+        Some(grid.stamp().await?)
+    };
+    let params: [Param; 8] = [
+        &report.placement,
+        &state,
+        &health,
+        &report.service_revision,
+        &report.container_id,
+        &report.container_name,
+        &report.error,
+        &stamp,
+    ];
+    grid.tx
+        .execute_exactly(1, &query::PLACEMENT_REPORT, &params)
+        .await?;
+    grid.tx
+        .execute(&query::DEPLOY_FINISH, &[&placement.service_id])
+        .await?;
+    Ok(())
+}
+
+/// Whether an instance's names answer; the feed's query says the same.
+fn ready(state: &str, health: &str) -> bool {
+    state == "running" && health != "unhealthy"
+}
+
+/// How a state is written in the database: as it is in JSON.
+fn word<T: serde::Serialize>(state: T) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => unreachable!("states are enums without fields"),
+    }
+}
+
+async fn command_report(
+    grid: &LockedGrid<'_, '_>,
+    node: NodeId,
+    report: &CommandReport,
+) -> Result<(), ControlError> {
+    let state = word(report.state);
+    grid.tx
+        .execute(
+            &query::COMMAND_REPORT,
+            &[&report.command, &node, &state, &report.error],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Merges changed paths into those that the node reported before.
+async fn peers(
+    grid: &LockedGrid<'_, '_>,
+    node: NodeId,
+    changed: &[PeerReport],
+) -> Result<(), ControlError> {
+    let known: Vec<PeerReport> = grid.tx.one(&query::NODE_PEERS, &[&node]).await?;
+    let merged: BTreeMap<NodeId, &PeerReport> = known
+        .iter()
+        .chain(changed)
+        .map(|peer| (peer.node, peer))
+        .collect();
+    let merged = serde_json::to_value(merged.into_values().collect::<Vec<_>>())
+        .expect("paths are plain JSON");
+    grid.tx
+        .execute(&query::NODE_REPORT_PEERS, &[&node, &merged])
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kontena_schema::agent::Health;
+
+    use super::*;
+
+    #[test]
+    fn states_are_written_as_in_json() {
+        assert_eq!(word(InstanceState::Running), "running");
+        assert_eq!(word(Health::Unhealthy), "unhealthy");
+    }
+}

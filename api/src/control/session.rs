@@ -1,0 +1,208 @@
+//! Sessions: who an agent is, and which of a node's connections counts.
+//!
+//! Every connection of a node raises its epoch. Whatever a session writes, it
+//! writes under the grid's lock after checking that its epoch is still the
+//! latest: an old session can change nothing.
+
+use kontena_schema::agent::{Facts, Hello, PROTOCOL, Welcome};
+use kontena_schema::ids::{Epoch, GridId, NodeId};
+use kontena_schema::query;
+
+use super::node::{self, NodeRow};
+use super::service::ServiceRow;
+use super::{Changed, ControlError, LockedGrid, deploy};
+use crate::app::App;
+use crate::db::{DbError, Param};
+use crate::token::{TokenKind, TokenRow};
+
+/// One connection of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionKey {
+    /// Its grid.
+    pub grid: GridId,
+    /// The node.
+    pub node: NodeId,
+    /// Which of its connections.
+    pub epoch: Epoch,
+}
+
+/// The row that a token stands for, if it is valid.
+pub async fn token_check(app: &App, token: &str) -> Result<TokenRow, ControlError> {
+    let claims = app.signer.verify(token).ok_or(ControlError::BadToken)?;
+    let rows: Vec<TokenRow> = app.db.all(&query::TOKEN_SHOW, &[&claims.sub]).await?;
+    let row = rows
+        .into_iter()
+        .next()
+        .filter(|row| row.generation == claims.generation);
+    row.ok_or(ControlError::BadToken)
+}
+
+/// Opens a session: finds or adds the node and makes this its latest connection.
+pub async fn agent_hello(
+    app: &App,
+    token: &TokenRow,
+    hello: &Hello,
+) -> Result<(SessionKey, Welcome), ControlError> {
+    let opened = app
+        .db
+        .tx("agent_hello", move |tx| {
+            Box::pin(async move {
+                let grid = LockedGrid::by_id(tx, token.grid_id).await?;
+                let (node, joined) = node_of(&grid, token, hello).await?;
+                update_facts(&grid, node.id, &hello.facts).await?;
+                let params: [Param; 2] = [&node.id, &app.replica];
+                let epoch = tx.value::<Epoch>(&query::SESSION_OPEN, &params).await?;
+                let epoch = epoch.ok_or(DbError::NoRow(query::SESSION_OPEN.name))?;
+                if joined {
+                    place_daemons(&grid).await?;
+                }
+                let own: TokenRow = tx.one(&query::TOKEN_OF, &[&grid.row.id, &node.id]).await?;
+                let key = SessionKey {
+                    grid: grid.row.id,
+                    node: node.id,
+                    epoch,
+                };
+                let welcome = Welcome {
+                    protocol: PROTOCOL,
+                    node: node.id,
+                    name: node.name,
+                    number: node.number,
+                    grid: grid.row.id,
+                    grid_name: grid.row.name.clone(),
+                    epoch,
+                    node_token: Some(app.signer.sign(&own)),
+                };
+                Ok::<_, ControlError>(grid.changed((key, welcome)))
+            })
+        })
+        .await?;
+    if let Some((grid, revision)) = opened.ring {
+        app.bell.ring(grid, revision);
+    }
+    Ok(opened.value)
+}
+
+/// The node that a token and an engine id stand for, and whether it just joined.
+async fn node_of(
+    grid: &LockedGrid<'_, '_>,
+    token: &TokenRow,
+    hello: &Hello,
+) -> Result<(NodeRow, bool), ControlError> {
+    let tx = grid.tx;
+    let known = node::by_engine(grid, &hello.engine_id).await?;
+    match (token.kind, known) {
+        // A node's token belongs to its engine: a copy of it opens nothing.
+        (TokenKind::Node, Some(node)) if Some(node.id) == token.node_id => {
+            tx.execute(&query::TOKEN_USE, &[&token.id]).await?;
+            Ok((node, false))
+        }
+        (TokenKind::Node, _) => Err(ControlError::BadToken),
+        (TokenKind::Join, None) => Ok((node::join(grid, hello).await?, true)),
+        (TokenKind::Join, Some(node)) => {
+            let own: TokenRow = tx.one(&query::TOKEN_OF, &[&grid.row.id, &node.id]).await?;
+            if own.used {
+                Err(ControlError::BadToken)
+            } else {
+                Ok((node, false))
+            }
+        }
+    }
+}
+
+/// A node that joins gets its instance of every daemon service.
+async fn place_daemons(grid: &LockedGrid<'_, '_>) -> Result<(), ControlError> {
+    let daemons: Vec<ServiceRow> = grid
+        .tx
+        .all(&query::SERVICE_ROWS_DAEMON, &[&grid.row.id])
+        .await?;
+    for service in &daemons {
+        let unplaced = deploy::converge(grid, service, "node joined").await?;
+        if !unplaced.is_empty() {
+            tracing::warn!(service = %service.name, %unplaced, "not on every node");
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a node's facts; only those that its peers must know stamp the node.
+async fn update_facts(
+    grid: &LockedGrid<'_, '_>,
+    node: NodeId,
+    facts: &Facts,
+) -> Result<(), ControlError> {
+    let tx = grid.tx;
+    let all = serde_json::to_value(facts).expect("facts are plain JSON");
+    tx.execute(&query::NODE_UPDATE_FACTS, &[&node, &all])
+        .await?;
+    let public_ip = facts.public_ip.map(|ip| ip.to_string());
+    let private_ip = facts.private_ip.map(|ip| ip.to_string());
+    let site: [Param; 4] = [&node, &facts.region, &public_ip, &private_ip];
+    if tx.value(&query::NODE_SITE_DIFFERS, &site).await? == Some(true) {
+        let revision = grid.stamp().await?;
+        let update: [Param; 5] = [&node, &facts.region, &public_ip, &private_ip, &revision];
+        tx.execute_exactly(1, &query::NODE_UPDATE_SITE, &update)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Changes of a node's facts during a session.
+pub async fn agent_facts(app: &App, key: SessionKey, facts: &Facts) -> Result<(), ControlError> {
+    let changed = app
+        .db
+        .tx("agent_facts", move |tx| {
+            Box::pin(async move {
+                let grid = LockedGrid::by_id(tx, key.grid).await?;
+                require_current(&grid, key).await?;
+                update_facts(&grid, key.node, facts).await?;
+                Ok::<Changed<()>, ControlError>(grid.changed(()))
+            })
+        })
+        .await?;
+    if let Some((grid, revision)) = changed.ring {
+        app.bell.ring(grid, revision);
+    }
+    Ok(())
+}
+
+/// Refuses what an old session wants to write.
+pub async fn require_current(
+    grid: &LockedGrid<'_, '_>,
+    key: SessionKey,
+) -> Result<(), ControlError> {
+    match grid
+        .tx
+        .value(&query::SESSION_CURRENT, &[&key.node, &key.epoch])
+        .await?
+    {
+        Some(true) => Ok(()),
+        _ => Err(ControlError::StaleSession),
+    }
+}
+
+/// Whether a session is still its node's latest; false also once the node is
+/// removed.
+pub async fn is_current(app: &App, key: SessionKey) -> Result<bool, ControlError> {
+    let rows = app
+        .db
+        .rows(&query::SESSION_CURRENT, &[&key.node, &key.epoch])
+        .await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
+/// Ends a session, unless a newer one took its place.
+pub async fn session_close(app: &App, key: SessionKey) -> Result<(), ControlError> {
+    app.db
+        .execute(&query::SESSION_CLOSE, &[&key.node, &key.epoch])
+        .await?;
+    Ok(())
+}
+
+/// Whether a session's node is still there.
+pub async fn node_exists(app: &App, key: SessionKey) -> Result<bool, ControlError> {
+    Ok(!app
+        .db
+        .rows(&query::NODE_BY_ID, &[&key.grid, &key.node])
+        .await?
+        .is_empty())
+}

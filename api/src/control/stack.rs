@@ -1,0 +1,398 @@
+//! Stacks of services.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kontena_schema::http::services::{Link, ServiceCreate};
+use kontena_schema::http::stacks::{Stack, StackCreate};
+use kontena_schema::ids::StackId;
+use kontena_schema::{name, query};
+use serde::Deserialize;
+
+use super::grid::Empty;
+use super::service::{self, ServiceRow};
+use super::{Call, ControlError, LockedGrid, change};
+use crate::app::App;
+use crate::db::{Db, DbError, Param};
+
+/// Most services of one stack.
+const SERVICES_MAX: usize = 200;
+
+fn check(request: &StackCreate) -> Result<(), ControlError> {
+    let mut faults = BTreeMap::new();
+    if let Err(reason) = name::check(&request.name) {
+        faults.insert("name".to_owned(), reason);
+    } else if request.name == "null" {
+        faults.insert("name".to_owned(), "\"null\" stands for no stack".to_owned());
+    }
+    if request.services.is_empty() || request.services.len() > SERVICES_MAX {
+        let reason = format!("a stack has between 1 and {SERVICES_MAX} services");
+        faults.insert("services".to_owned(), reason);
+    }
+    let mut seen = BTreeSet::new();
+    for service in &request.services {
+        let prefix = format!("services.{}", service.name);
+        for (field, reason) in service::faults(Some(&request.name), service) {
+            faults.insert(format!("{prefix}.{field}"), reason);
+        }
+        if !seen.insert(&service.name) {
+            faults.insert(format!("{prefix}.name"), "is there twice".to_owned());
+        }
+    }
+    for (service, reason) in link_faults(&request.services) {
+        faults.insert(format!("services.{service}.links"), reason);
+    }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(ControlError::Invalid(faults))
+    }
+}
+
+/// The service of the same stack that a link names, if it is one.
+fn own_stack(link: &Link) -> Option<&str> {
+    (!link.name.contains('/')).then_some(link.name.as_str())
+}
+
+/// Links that lead nowhere or in a circle.
+fn link_faults(services: &[ServiceCreate]) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    for service in services {
+        for target in service.spec.links.iter().filter_map(own_stack) {
+            if !services.iter().any(|other| other.name == target) {
+                let reason = format!("there is no service {target:?} in this stack");
+                faults.push((service.name.clone(), reason));
+            }
+        }
+    }
+    let edges = |s: &ServiceCreate| {
+        s.spec
+            .links
+            .iter()
+            .filter_map(own_stack)
+            .map(str::to_owned)
+            .collect()
+    };
+    let graph: BTreeMap<String, Vec<String>> = services
+        .iter()
+        .map(|s| (s.name.clone(), edges(s)))
+        .collect();
+    let ordered = link_order(&graph);
+    for name in graph.keys().filter(|name| !ordered.contains(name)) {
+        if faults.iter().all(|(service, _)| service != name) {
+            faults.push((name.clone(), "lead in a circle".to_owned()));
+        }
+    }
+    faults
+}
+
+/// Names in an order in which each comes after all that it links to; what is
+/// part of a circle is left out.
+fn link_order(graph: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let mut order: Vec<String> = Vec::with_capacity(graph.len());
+    loop {
+        let ready = |name: &&String| {
+            !order.contains(name)
+                && graph[*name]
+                    .iter()
+                    .all(|to| order.contains(to) || !graph.contains_key(to))
+        };
+        let next: Vec<String> = graph.keys().filter(ready).cloned().collect();
+        if next.is_empty() {
+            return order;
+        }
+        order.extend(next);
+    }
+}
+
+/// Services with those first that others link to.
+pub fn in_link_order(mut services: Vec<ServiceRow>) -> Vec<ServiceRow> {
+    let edges = |s: &ServiceRow| {
+        s.spec
+            .links
+            .iter()
+            .filter_map(own_stack)
+            .map(str::to_owned)
+            .collect()
+    };
+    let graph = services
+        .iter()
+        .map(|s| (s.name.clone(), edges(s)))
+        .collect();
+    let order = link_order(&graph);
+    let place = |name: &str| order.iter().position(|o| o == name).unwrap_or(usize::MAX);
+    services.sort_by_key(|service| place(&service.name));
+    services
+}
+
+/// Creates a stack with its services; nothing runs before it is deployed.
+pub async fn stack_create(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    request: &StackCreate,
+) -> Result<Stack, ControlError> {
+    check(request)?;
+    change(app, call, "stack_create", move |tx| {
+        Box::pin(async move {
+            let locked = LockedGrid::by_name(tx, grid).await?;
+            let params: [Param; 4] = [
+                &locked.row.id,
+                &request.name,
+                &request.stack,
+                &request.version,
+            ];
+            let id = tx.value::<StackId>(&query::STACK_INSERT, &params).await?;
+            let id = id.ok_or(DbError::NoRow(query::STACK_INSERT.name))?;
+            for service in &request.services {
+                insert(&locked, id, &request.name, service).await?;
+            }
+            let stack = assemble(
+                tx.all(&query::STACK_LIST, &[&grid, &request.name]).await?,
+                tx.all(
+                    &query::SERVICE_LIST,
+                    &[&grid, &request.name, &None::<String>],
+                )
+                .await?,
+            );
+            Ok(locked.changed(
+                stack
+                    .into_iter()
+                    .next()
+                    .ok_or(DbError::NoRow("stack_list"))?,
+            ))
+        })
+    })
+    .await
+}
+
+async fn insert(
+    grid: &LockedGrid<'_, '_>,
+    stack: StackId,
+    name: &str,
+    request: &ServiceCreate,
+) -> Result<(), ControlError> {
+    match service::insert(grid, Some((stack, name)), request).await {
+        Err(ControlError::Invalid(faults)) => Err(ControlError::Invalid(
+            faults
+                .into_iter()
+                .map(|(field, reason)| (format!("services.{}.{field}", request.name), reason))
+                .collect(),
+        )),
+        other => other,
+    }
+}
+
+/// Changes a stack to another description: services that it no longer has are
+/// removed, new ones are added. What runs follows with a deploy.
+pub async fn stack_update(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    request: &StackCreate,
+) -> Result<Stack, ControlError> {
+    check(request)?;
+    change(app, call, "stack_update", move |tx| {
+        Box::pin(async move {
+            let locked = LockedGrid::by_name(tx, grid).await?;
+            let id = stack_id(&locked, &request.name).await?;
+            tx.execute(
+                &query::STACK_UPDATE,
+                &[&id, &request.stack, &request.version],
+            )
+            .await?;
+            let current: Vec<ServiceRow> = tx.all(&query::SERVICE_ROWS_OF_STACK, &[&id]).await?;
+            for service in &current {
+                if !request
+                    .services
+                    .iter()
+                    .any(|wanted| wanted.name == service.name)
+                {
+                    service::remove(&locked, service).await?;
+                }
+            }
+            for wanted in &request.services {
+                match current.iter().find(|service| service.name == wanted.name) {
+                    Some(service) => service::update(&locked, service, wanted).await?,
+                    None => insert(&locked, id, &request.name, wanted).await?,
+                }
+            }
+            let stack = assemble(
+                tx.all(&query::STACK_LIST, &[&grid, &request.name]).await?,
+                tx.all(
+                    &query::SERVICE_LIST,
+                    &[&grid, &request.name, &None::<String>],
+                )
+                .await?,
+            );
+            Ok(locked.changed(
+                stack
+                    .into_iter()
+                    .next()
+                    .ok_or(DbError::NoRow("stack_list"))?,
+            ))
+        })
+    })
+    .await
+}
+
+/// Removes a stack: its services go first, and it ends with the last of them.
+pub async fn stack_remove(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    name: &str,
+) -> Result<Empty, ControlError> {
+    change(app, call, "stack_remove", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, grid).await?;
+            let id = stack_id(&grid, name).await?;
+            let services: Vec<ServiceRow> = tx.all(&query::SERVICE_ROWS_OF_STACK, &[&id]).await?;
+            tx.execute(&query::STACK_REMOVE, &[&id]).await?;
+            for service in &services {
+                service::remove(&grid, service).await?;
+            }
+            tx.execute(&query::STACK_DELETE_EMPTY, &[&id]).await?;
+            Ok(grid.changed(Empty {}))
+        })
+    })
+    .await
+}
+
+async fn stack_id(grid: &LockedGrid<'_, '_>, name: &str) -> Result<StackId, ControlError> {
+    let id = grid
+        .tx
+        .value(&query::STACK_ID, &[&grid.row.id, &name])
+        .await?;
+    id.ok_or_else(|| ControlError::not_found("stack", name))
+}
+
+/// The services of a stack of a locked grid.
+pub async fn services(
+    grid: &LockedGrid<'_, '_>,
+    name: &str,
+) -> Result<Vec<ServiceRow>, ControlError> {
+    let id = stack_id(grid, name).await?;
+    Ok(grid.tx.all(&query::SERVICE_ROWS_OF_STACK, &[&id]).await?)
+}
+
+/// The stacks of a grid, all or one.
+async fn stacks(db: &Db, grid: &str, name: Option<&str>) -> Result<Vec<Stack>, ControlError> {
+    let rows = db.all(&query::STACK_LIST, &[&grid, &name]).await?;
+    let services = db
+        .all(&query::SERVICE_LIST, &[&grid, &name, &None::<String>])
+        .await?;
+    Ok(assemble(rows, services))
+}
+
+/// All stacks of a grid.
+pub async fn stack_list(app: &App, grid: &str) -> Result<Vec<Stack>, ControlError> {
+    super::grid::grid_show(app, grid).await?;
+    stacks(&app.db, grid, None).await
+}
+
+/// One stack.
+pub async fn stack_show(app: &App, grid: &str, name: &str) -> Result<Stack, ControlError> {
+    let found = stacks(&app.db, grid, Some(name)).await?.into_iter().next();
+    found.ok_or_else(|| ControlError::not_found("stack", name))
+}
+
+/// A stack without its services.
+#[derive(Deserialize)]
+struct StackRow {
+    id: String,
+    name: String,
+    stack: Option<String>,
+    version: Option<String>,
+    state: String,
+    revision: i64,
+    created_at: String,
+    updated_at: String,
+}
+
+fn assemble(
+    rows: Vec<StackRow>,
+    services: Vec<kontena_schema::http::services::Service>,
+) -> Vec<Stack> {
+    let with_services = |row: StackRow| Stack {
+        services: services
+            .iter()
+            .filter(|service| service.stack.as_deref() == Some(&row.name))
+            .cloned()
+            .collect(),
+        id: row.id,
+        name: row.name,
+        stack: row.stack,
+        version: row.version,
+        state: row.state,
+        revision: row.revision,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    };
+    rows.into_iter().map(with_services).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack(services: &[(&str, &[&str])]) -> StackCreate {
+        let link = |name: &&str| Link {
+            name: (*name).to_owned(),
+            alias: None,
+        };
+        let service = |(name, links): &(&str, &[&str])| ServiceCreate {
+            name: (*name).to_owned(),
+            spec: kontena_schema::http::services::ServiceSpec {
+                image: "i".to_owned(),
+                links: links.iter().map(link).collect(),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        StackCreate {
+            name: "app".to_owned(),
+            services: services.iter().map(service).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn faults(request: &StackCreate) -> Vec<String> {
+        match check(request) {
+            Err(ControlError::Invalid(faults)) => faults.into_keys().collect(),
+            Ok(()) => vec![],
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn links_must_lead_to_a_service_and_not_in_a_circle() {
+        assert!(faults(&stack(&[("web", &["db", "other/db"]), ("db", &[])])).is_empty());
+        assert_eq!(faults(&stack(&[("web", &["db"])])), ["services.web.links"]);
+        let circle = stack(&[("a", &["b"]), ("b", &["c"]), ("c", &["a"]), ("d", &[])]);
+        let fields = ["services.a.links", "services.b.links", "services.c.links"];
+        assert_eq!(faults(&circle), fields);
+        assert_eq!(faults(&stack(&[("a", &["a"])])), ["services.a.links"]);
+    }
+
+    #[test]
+    fn a_stack_needs_services_with_different_names() {
+        assert_eq!(faults(&stack(&[])), ["services"]);
+        assert_eq!(
+            faults(&stack(&[("a", &[]), ("a", &[])])),
+            ["services.a.name"]
+        );
+        let mut nameless = stack(&[("a", &[])]);
+        nameless.name = "null".to_owned();
+        assert_eq!(faults(&nameless), ["name"]);
+    }
+
+    #[test]
+    fn what_others_link_to_comes_first() {
+        let graph = BTreeMap::from([
+            ("a".to_owned(), vec!["z".to_owned()]),
+            ("m".to_owned(), vec![]),
+            ("z".to_owned(), vec!["m".to_owned()]),
+        ]);
+        assert_eq!(link_order(&graph), ["m", "z", "a"]);
+    }
+}

@@ -1,0 +1,37 @@
+//! Nodes.
+
+use axum::Json;
+use kontena_schema::http::nodes::{Node, Nodes};
+
+use super::HttpError;
+use super::extract::{Admin, Change, NoBody, Segments};
+use crate::control::grid::Empty;
+use crate::control::node;
+
+/// `GET /v1/grids/{grid}/nodes`
+pub async fn list(
+    Segments(grid): Segments<String>,
+    admin: Admin,
+) -> Result<Json<Nodes>, HttpError> {
+    admin.answer(
+        node::node_list(&admin.app, &grid)
+            .await
+            .map(|nodes| Nodes { nodes }),
+    )
+}
+
+/// `GET /v1/nodes/{grid}/{node}`
+pub async fn show(
+    Segments((grid, name)): Segments<(String, String)>,
+    admin: Admin,
+) -> Result<Json<Node>, HttpError> {
+    admin.answer(node::node_show(&admin.app, &grid, &name).await)
+}
+
+/// `DELETE /v1/nodes/{grid}/{node}`
+pub async fn remove(
+    Segments((grid, name)): Segments<(String, String)>,
+    Change { admin, call, .. }: Change<NoBody>,
+) -> Result<Json<Empty>, HttpError> {
+    admin.answer(node::node_remove(&admin.app, &call, &grid, &name).await)
+}

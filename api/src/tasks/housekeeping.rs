@@ -1,0 +1,100 @@
+//! What every replica does once in a while. Any of them may do it, none has to:
+//! each statement takes what is there and leaves the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kontena_schema::ids::{GridId, Revision};
+use kontena_schema::limits::{REPLICA_TTL, TICK};
+use kontena_schema::query;
+
+use crate::app::App;
+use crate::db::DbError;
+
+/// How often a replica renews its row: three renewals may be lost.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// How often old rows are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How long an agent may be away and still be answered with changes only.
+const TOMBSTONES_KEPT: Duration = Duration::from_hours(1);
+
+/// Reads the revisions of all grids that have sessions here and wakes those that
+/// are behind: the floor under everything that a lost bell costs.
+pub async fn tick(app: Arc<App>) {
+    let mut interval = tokio::time::interval(TICK);
+    loop {
+        interval.tick().await;
+        let grids: Vec<i64> = app.hub.grids().into_iter().map(|grid| grid.0).collect();
+        if grids.is_empty() {
+            continue;
+        }
+        match app.db.rows(&query::GRID_REVISIONS, &[&grids]).await {
+            Ok(rows) => {
+                for row in rows {
+                    app.hub.wake(GridId(row.get(0)), Revision(row.get(1)));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "tick"),
+        }
+    }
+}
+
+/// Keeps this replica's row alive, and closes its sessions when that fails for so
+/// long that others may take them for lost.
+pub async fn renew(app: Arc<App>) {
+    let mut interval = tokio::time::interval(RENEW_EVERY);
+    let mut renewed = tokio::time::Instant::now();
+    loop {
+        interval.tick().await;
+        let asked = tokio::time::Instant::now();
+        match app
+            .db
+            .execute(&query::REPLICA_RENEW, &[&app.replica.0])
+            .await
+        {
+            Ok(_) => renewed = asked,
+            Err(error) => tracing::warn!(%error, "this replica's row is not renewed"),
+        }
+        if renewed.elapsed() + RENEW_EVERY >= REPLICA_TTL {
+            app.hub.close_all();
+            renewed = tokio::time::Instant::now();
+        }
+    }
+}
+
+/// Ends what is overdue and forgets what is old.
+pub async fn forget(app: Arc<App>) {
+    let mut interval = tokio::time::interval(TICK);
+    let mut forgotten = None;
+    loop {
+        interval.tick().await;
+        if let Err(error) = overdue(&app).await {
+            tracing::warn!(%error, "overdue rows stay");
+        }
+        if forgotten.is_none_or(|at: tokio::time::Instant| at.elapsed() >= FORGET_EVERY) {
+            forgotten = Some(tokio::time::Instant::now());
+            if let Err(error) = old(&app).await {
+                tracing::warn!(%error, "old rows stay");
+            }
+        }
+    }
+}
+
+async fn overdue(app: &App) -> Result<(), DbError> {
+    let ttl = REPLICA_TTL.as_secs_f64();
+    if app.db.execute(&query::REPLICA_SWEEP, &[&ttl]).await? > 0 {
+        let sessions = app.db.execute(&query::SESSION_SWEEP, &[]).await?;
+        tracing::info!(sessions, "swept replicas that are no more");
+    }
+    app.db.execute(&query::DEPLOY_EXPIRE, &[]).await?;
+    app.db.execute(&query::COMMAND_EXPIRE, &[]).await?;
+    Ok(())
+}
+
+async fn old(app: &App) -> Result<(), DbError> {
+    app.db
+        .execute(&query::TOMBSTONE_SWEEP, &[&TOMBSTONES_KEPT.as_secs_f64()])
+        .await?;
+    app.db.execute(&query::IDEMPOTENCY_SWEEP, &[]).await?;
+    Ok(())
+}

@@ -1,0 +1,15 @@
+-- container_list
+select jsonb_build_object(
+    'id', g.name || '/' || coalesce(n.name, '-') || '/' || coalesce(p.container_name, s.label || '-' || p.instance),
+    'name', coalesce(p.container_name, s.label || '-' || p.instance),
+    'container_id', p.container_id, 'node', n.name, 'stack', k.name, 'service', s.name,
+    'instance_number', p.instance, 'image', s.spec -> 'image', 'state', p.state, 'health', p.health,
+    'ip_address', host(p.ip), 'lease', p.lease, 'service_rev', p.service_revision, 'error', p.error
+)
+from placements p
+join grids g on g.id = p.grid_id
+join services s on s.id = p.service_id
+left join stacks k on k.id = s.stack_id
+left join nodes n on n.id = p.node_id
+where g.name = $1
+order by k.name nulls first, s.name, p.instance, p.id

@@ -1,0 +1,2 @@
+-- grid_delete
+delete from grids where id = $1

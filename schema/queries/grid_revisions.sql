@@ -1,0 +1,2 @@
+-- grid_revisions
+select id, revision from grids where id = any($1)

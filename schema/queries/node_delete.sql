@@ -1,0 +1,2 @@
+-- node_delete
+delete from nodes where id = $1

@@ -1,0 +1,2 @@
+-- placement_delete
+delete from placements where id = $1

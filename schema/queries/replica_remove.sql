@@ -1,0 +1,2 @@
+-- replica_remove
+delete from replicas where id = $1

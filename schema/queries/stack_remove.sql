@@ -1,0 +1,2 @@
+-- stack_remove
+update stacks set removing = true where id = $1

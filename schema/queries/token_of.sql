@@ -1,0 +1,7 @@
+-- token_of
+select jsonb_build_object(
+    'id', id, 'kind', kind, 'grid_id', grid_id, 'node_id', node_id,
+    'generation', generation, 'used', used_at is not null
+)
+from tokens
+where grid_id = $1 and node_id is not distinct from $2
