@@ -17,6 +17,7 @@ use rtnetlink::{
 };
 
 use super::CONTAINER_INTERFACE;
+use super::announce::announce;
 use super::error::Cause;
 use super::fdb::{self, UNKNOWN_MACS};
 use super::intent::Attachment;
@@ -34,7 +35,10 @@ pub(crate) struct Hands<'a> {
 
 impl<'a> Hands<'a> {
     pub(crate) fn new(netlink: &'a Netlink) -> Self {
-        Self { netlink, indexes: BTreeMap::new() }
+        Self {
+            netlink,
+            indexes: BTreeMap::new(),
+        }
     }
 
     /// Executes one step.
@@ -47,6 +51,7 @@ impl<'a> Hands<'a> {
             Step::AllowForwarding(place) => forwarding::allow(*place).await,
             Step::ForgetForwarding(place) => forwarding::forget(*place).await,
             Step::CreateBridge { mac, mtu } => self.create_bridge(*mac, *mtu).await,
+            Step::SetBridgeMac(mac) => self.set_bridge_mac(*mac).await,
             Step::SetBridge(settings) => self.set_bridge(*settings).await,
             Step::AddAddress(address) => self.add_address(*address).await,
             Step::RemoveAddress(address) => self.remove_address(*address).await,
@@ -54,33 +59,42 @@ impl<'a> Hands<'a> {
             Step::SetTunnel(port) => self.set_port(Link::Tunnel, *port).await,
             Step::DeleteLink(link) => self.delete_link(*link).await,
             Step::Attach { placement, to, mtu } => self.attach(*placement, to, *mtu).await,
-            Step::SetHostEnd { placement, mac, port } => {
-                self.set_host_end(*placement, *mac, *port).await
-            }
-            Step::Configure { to, address, mtu, .. } => configure(to, *address, *mtu).await,
+            Step::SetHostEnd {
+                placement,
+                mac,
+                port,
+            } => self.set_host_end(*placement, *mac, *port).await,
+            Step::Configure {
+                to, address, mtu, ..
+            } => configure(to, *address, *mtu).await,
+            Step::Announce(holders) => announce(self.index(Link::Bridge).await?, holders),
             entry => self.apply_entry(entry).await,
         }
     }
 
     async fn apply_entry(&mut self, step: &Step) -> Result<(), Cause> {
         let (entry, how) = match *step {
-            Step::SetNeighbour(ip, mac) => {
-                (fdb::neighbour(self.index(Link::Bridge).await?, ip, Some(mac)), Some(Put::Replace))
-            }
-            Step::DeleteNeighbour(ip) => {
-                (fdb::neighbour(self.index(Link::Bridge).await?, ip, None), None)
-            }
+            Step::SetNeighbour(ip, mac) => (
+                fdb::neighbour(self.index(Link::Bridge).await?, ip, Some(mac)),
+                Some(Put::Replace),
+            ),
+            Step::DeleteNeighbour(ip) => (
+                fdb::neighbour(self.index(Link::Bridge).await?, ip, None),
+                None,
+            ),
             Step::SetTunnelEntry(mac, to) => {
                 (self.tunnel_entry(mac, Some(to)).await?, Some(Put::Replace))
             }
             Step::DeleteTunnelEntry(mac) => (self.tunnel_entry(mac, None).await?, None),
-            Step::AddFlood(to) => {
-                (self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?, Some(Put::Append))
-            }
+            Step::AddFlood(to) => (
+                self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?,
+                Some(Put::Append),
+            ),
             Step::DeleteFlood(to) => (self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?, None),
-            Step::SetBridgeEntry(mac) => {
-                (fdb::port_entry(self.index(Link::Tunnel).await?, mac), Some(Put::Replace))
-            }
+            Step::SetBridgeEntry(mac) => (
+                fdb::port_entry(self.index(Link::Tunnel).await?, mac),
+                Some(Put::Replace),
+            ),
             Step::DeleteBridgeEntry(mac) => {
                 (fdb::port_entry(self.index(Link::Tunnel).await?, mac), None)
             }
@@ -105,20 +119,39 @@ impl<'a> Hands<'a> {
             return Ok(index);
         }
         let name = link.name();
-        let found = self.netlink.link(&name).await?.ok_or(Cause::NoInterface(name))?;
+        let found = self
+            .netlink
+            .link(&name)
+            .await?
+            .ok_or(Cause::NoInterface(name))?;
         self.indexes.insert(link, found.header.index);
         Ok(found.header.index)
     }
 
     async fn create_bridge(&mut self, mac: Mac, mtu: u32) -> Result<(), Cause> {
         let name = Link::Bridge.name();
-        let bridge = LinkBridge::new(&name).address(mac.0.to_vec()).mtu(mtu).build();
+        let bridge = LinkBridge::new(&name)
+            .address(mac.0.to_vec())
+            .mtu(mtu)
+            .build();
         Ok(self.netlink.handle.link().add(bridge).execute().await?)
+    }
+
+    async fn set_bridge_mac(&mut self, mac: Mac) -> Result<(), Cause> {
+        let index = self.index(Link::Bridge).await?;
+        let bridge = LinkUnspec::new_with_index(index)
+            .address(mac.0.to_vec())
+            .build();
+        Ok(self.netlink.handle.link().set(bridge).execute().await?)
     }
 
     async fn set_bridge(&mut self, settings: BridgeSettings) -> Result<(), Cause> {
         let index = self.index(Link::Bridge).await?;
-        let stp = if settings.stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
+        let stp = if settings.stp {
+            BridgeStpState::KernelStp
+        } else {
+            BridgeStpState::Disabled
+        };
         let bridge = LinkBridge::new(&Link::Bridge.name())
             .index(index)
             .stp_state(stp)
@@ -126,13 +159,16 @@ impl<'a> Hands<'a> {
             .build();
         self.netlink.handle.link().change(bridge).execute().await?;
         no_ipv6_address(self.netlink, index).await?;
-        set_link(self.netlink, index, settings.mtu, Some(settings.mac)).await
+        set_link(self.netlink, index, settings.mtu).await
     }
 
     async fn add_address(&mut self, address: Ipv4Network) -> Result<(), Cause> {
         let index = self.index(Link::Bridge).await?;
         let addresses = self.netlink.handle.address();
-        Ok(addresses.add(index, address.ip().into(), address.prefix()).execute().await?)
+        Ok(addresses
+            .add(index, address.ip().into(), address.prefix())
+            .execute()
+            .await?)
     }
 
     async fn remove_address(&mut self, address: Ipv4Network) -> Result<(), Cause> {
@@ -165,14 +201,22 @@ impl<'a> Hands<'a> {
             .build();
         links.set_port(flags).execute().await?;
         no_ipv6_address(self.netlink, index).await?;
-        set_link(self.netlink, index, port.mtu, None).await
+        set_link(self.netlink, index, port.mtu).await
     }
 
     async fn delete_link(&mut self, link: Link) -> Result<(), Cause> {
         self.indexes.remove(&link);
-        let Some(found) = self.netlink.link(&link.name()).await? else { return Ok(()) };
+        let Some(found) = self.netlink.link(&link.name()).await? else {
+            return Ok(());
+        };
         let links = self.netlink.handle.link();
-        gone_is_fine(links.del(found.header.index).execute().await.map_err(Cause::from))
+        gone_is_fine(
+            links
+                .del(found.header.index)
+                .execute()
+                .await
+                .map_err(Cause::from),
+        )
     }
 
     async fn attach(
@@ -214,7 +258,9 @@ impl<'a> Hands<'a> {
 /// Another interface that has taken the name is in the way.
 async fn remove_leftover(namespace: &Namespace) -> Result<(), Cause> {
     let inside = Netlink::inside(namespace).await?;
-    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else { return Ok(()) };
+    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else {
+        return Ok(());
+    };
     let deleted = inside.handle.link().del(link.header.index).execute().await;
     gone_is_fine(deleted.map_err(Cause::from))
 }
@@ -223,11 +269,21 @@ async fn remove_leftover(namespace: &Namespace) -> Result<(), Cause> {
 async fn configure(to: &Attachment, address: Ipv4Network, mtu: u32) -> Result<(), Cause> {
     let inside = Netlink::inside(&Namespace::of(to.pid)?).await?;
     let missing = || Cause::NoInterface(CONTAINER_INTERFACE.to_owned());
-    let index = inside.link(CONTAINER_INTERFACE).await?.ok_or_else(missing)?.header.index;
-    for other in inside.addresses(index).await?.into_iter().filter(|a| *a != address) {
+    let index = inside
+        .link(CONTAINER_INTERFACE)
+        .await?
+        .ok_or_else(missing)?
+        .header
+        .index;
+    for other in inside
+        .addresses(index)
+        .await?
+        .into_iter()
+        .filter(|a| *a != address)
+    {
         inside.remove_address(index, other).await?;
     }
-    set_link(&inside, index, mtu, None).await?;
+    set_link(&inside, index, mtu).await?;
     let (group, prefix) = MULTICAST;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(group, prefix)
@@ -236,23 +292,24 @@ async fn configure(to: &Attachment, address: Ipv4Network, mtu: u32) -> Result<()
         .build();
     inside.handle.route().add(route).replace().execute().await?;
     let addresses = inside.handle.address();
-    Ok(addresses.add(index, address.ip().into(), address.prefix()).replace().execute().await?)
+    Ok(addresses
+        .add(index, address.ip().into(), address.prefix())
+        .replace()
+        .execute()
+        .await?)
 }
 
-/// Sets a link's MTU, and its MAC if one is given, and sets it up.
-async fn set_link(
-    netlink: &Netlink,
-    index: u32,
-    mtu: u32,
-    mac: Option<Mac>,
-) -> Result<(), Cause> {
+/// Sets a link's MTU, and sets it up.
+async fn set_link(netlink: &Netlink, index: u32, mtu: u32) -> Result<(), Cause> {
     let links = netlink.handle.link();
-    let mut link = LinkUnspec::new_with_index(index).mtu(mtu);
-    if let Some(mac) = mac {
-        link = link.address(mac.0.to_vec());
-    }
-    links.set(link.build()).execute().await?;
-    Ok(links.set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+    links
+        .set(LinkUnspec::new_with_index(index).mtu(mtu).build())
+        .execute()
+        .await?;
+    Ok(links
+        .set(LinkUnspec::new_with_index(index).up().build())
+        .execute()
+        .await?)
 }
 
 /// Links of the host get no IPv6 address of their own: they would chatter over
@@ -260,8 +317,17 @@ async fn set_link(
 async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
-    let link = LinkUnspec::new_with_index(index).append_extra_attribute(spec).build();
-    match netlink.handle.link().set(link).execute().await.map_err(Cause::from) {
+    let link = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(spec)
+        .build();
+    match netlink
+        .handle
+        .link()
+        .set(link)
+        .execute()
+        .await
+        .map_err(Cause::from)
+    {
         Err(Cause::Kernel(e)) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(()),
         other => other,
     }

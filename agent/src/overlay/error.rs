@@ -73,8 +73,13 @@ impl Cause {
 
     /// Whether the kernel says that the thing is not there.
     pub(crate) fn is_missing(&self) -> bool {
-        let Cause::Kernel(error) = self else { return false };
-        matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EADDRNOTAVAIL))
+        let Cause::Kernel(error) = self else {
+            return false;
+        };
+        matches!(
+            error.raw_os_error(),
+            Some(libc::ENOENT | libc::ENODEV | libc::EADDRNOTAVAIL)
+        )
     }
 }
 

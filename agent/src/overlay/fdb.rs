@@ -60,7 +60,9 @@ impl Tables {
                 && entry.header.flags.contains(NeighbourFlags::Sticky)
         };
         let found = self.0.iter().filter(of_bridge);
-        found.filter_map(|entry| Some((mac(entry)?, pinned(entry)))).collect()
+        found
+            .filter_map(|entry| Some((mac(entry)?, pinned(entry))))
+            .collect()
     }
 }
 
@@ -73,7 +75,9 @@ pub(crate) async fn permanent_neighbours(
     let ours = all.iter().filter(|entry| {
         entry.header.ifindex == index && entry.header.state == NeighbourState::Permanent
     });
-    Ok(ours.filter_map(|entry| Some((address(entry)?, mac(entry)?))).collect())
+    Ok(ours
+        .filter_map(|entry| Some((address(entry)?, mac(entry)?)))
+        .collect())
 }
 
 /// A permanent neighbour of a link.
@@ -83,7 +87,9 @@ pub(crate) fn neighbour(index: u32, ip: Ipv4Addr, mac: Option<Mac>) -> Neighbour
     entry.header.ifindex = index;
     entry.header.state = NeighbourState::Permanent;
     entry.header.kind = RouteType::Unicast;
-    entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
+    entry
+        .attributes
+        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
     entry.attributes.extend(mac.map(link_layer));
     entry
 }
@@ -93,7 +99,9 @@ pub(crate) fn tunnel_entry(index: u32, mac: Mac, target: Option<Ipv4Addr>) -> Ne
     let mut entry = bridge_family(index, mac);
     entry.header.state = NeighbourState::Permanent;
     entry.header.flags = NeighbourFlags::Own;
-    let target = target.map(NeighbourAddress::Inet).map(NeighbourAttribute::Destination);
+    let target = target
+        .map(NeighbourAddress::Inet)
+        .map(NeighbourAttribute::Destination);
     entry.attributes.extend(target);
     entry
 }
@@ -119,19 +127,29 @@ fn link_layer(mac: Mac) -> NeighbourAttribute {
 }
 
 fn mac(entry: &NeighbourMessage) -> Option<Mac> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(octets) => octets.as_slice().try_into().ok().map(Mac),
-        _ => None,
-    })
+    entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                octets.as_slice().try_into().ok().map(Mac)
+            }
+            _ => None,
+        })
 }
 
 /// The address of an entry; in the bridge family the crate leaves it as bytes.
 fn address(entry: &NeighbourMessage) -> Option<Ipv4Addr> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
-        NeighbourAttribute::Destination(NeighbourAddress::Other(octets)) => {
-            <[u8; 4]>::try_from(octets.as_slice()).ok().map(Ipv4Addr::from)
-        }
-        _ => None,
-    })
+    entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+            NeighbourAttribute::Destination(NeighbourAddress::Other(octets)) => {
+                <[u8; 4]>::try_from(octets.as_slice())
+                    .ok()
+                    .map(Ipv4Addr::from)
+            }
+            _ => None,
+        })
 }

@@ -30,8 +30,16 @@ struct Direction {
 }
 
 const DIRECTIONS: [Direction; 2] = [
-    Direction { hook: "input", peer: "saddr", counter: "dropped_in" },
-    Direction { hook: "output", peer: "daddr", counter: "dropped_out" },
+    Direction {
+        hook: "input",
+        peer: "saddr",
+        counter: "dropped_in",
+    },
+    Direction {
+        hook: "output",
+        peer: "daddr",
+        counter: "dropped_out",
+    },
 ];
 
 /// Reads our table.
@@ -50,7 +58,11 @@ pub(crate) async fn observe() -> Result<FilterState, Cause> {
 pub(crate) async fn install(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
     // A table must exist to be deleted.
     let mut commands = vec![json!({"add": table()}), json!({"delete": table()})];
-    commands.extend(contents(peers).into_iter().map(|object| json!({"add": object})));
+    commands.extend(
+        contents(peers)
+            .into_iter()
+            .map(|object| json!({"add": object})),
+    );
     apply(commands).await
 }
 
@@ -71,7 +83,9 @@ pub(crate) async fn remove() -> Result<(), Cause> {
 
 async fn apply(commands: Vec<Value>) -> Result<(), Cause> {
     let input = json!({"nftables": commands}).to_string();
-    run_ok("nft", &["-j", "-f", "-"], input.as_bytes()).await.map(drop)
+    run_ok("nft", &["-j", "-f", "-"], input.as_bytes())
+        .await
+        .map(drop)
 }
 
 fn table() -> Value {
@@ -102,10 +116,12 @@ fn contents(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
 }
 
 fn rules(direction: &Direction) -> [Value; 2] {
-    let Direction { hook, peer, counter } = direction;
-    let rule = |expr: Value| {
-        json!({"rule": {"family": "inet", "table": TABLE, "chain": hook, "expr": expr}})
-    };
+    let Direction {
+        hook,
+        peer,
+        counter,
+    } = direction;
+    let rule = |expr: Value| json!({"rule": {"family": "inet", "table": TABLE, "chain": hook, "expr": expr}});
     let to_tunnel = equals("udp", "dport", &json!(VXLAN_PORT));
     let with_peer = equals("ip", peer, &json!(format!("@{PEERS}")));
     [
@@ -121,12 +137,21 @@ fn equals(protocol: &str, field: &str, right: &Value) -> Value {
 
 /// What `nft -j list table` says about our table.
 fn parse(listing: &[u8]) -> FilterState {
-    let Ok(listing) = serde_json::from_slice::<Value>(listing) else { return FilterState::Broken };
+    let Ok(listing) = serde_json::from_slice::<Value>(listing) else {
+        return FilterState::Broken;
+    };
     let objects = listing["nftables"].as_array().cloned().unwrap_or_default();
-    let elements = objects.iter().find_map(|object| object["set"]["elem"].as_array());
-    let peers: Option<BTreeSet<Ipv4Addr>> =
-        elements.into_iter().flatten().map(|element| element.as_str()?.parse().ok()).collect();
-    let Some(peers) = peers else { return FilterState::Broken };
+    let elements = objects
+        .iter()
+        .find_map(|object| object["set"]["elem"].as_array());
+    let peers: Option<BTreeSet<Ipv4Addr>> = elements
+        .into_iter()
+        .flatten()
+        .map(|element| element.as_str()?.parse().ok())
+        .collect();
+    let Some(peers) = peers else {
+        return FilterState::Broken;
+    };
 
     let normal = |objects: &[Value]| {
         let shown: BTreeSet<String> = objects.iter().filter_map(normalised).collect();
@@ -135,10 +160,15 @@ fn parse(listing: &[u8]) -> FilterState {
     // The order matters only among rules of one chain.
     let rules = |objects: &[Value]| -> Vec<String> {
         let of = |hook: &str| {
-            let rules = objects.iter().filter(|object| object["rule"]["chain"] == *hook);
+            let rules = objects
+                .iter()
+                .filter(|object| object["rule"]["chain"] == *hook);
             rules.filter_map(normalised).collect::<Vec<_>>()
         };
-        DIRECTIONS.iter().flat_map(|direction| of(direction.hook)).collect()
+        DIRECTIONS
+            .iter()
+            .flat_map(|direction| of(direction.hook))
+            .collect()
     };
     let wanted = contents(&peers);
     if normal(&objects) == normal(&wanted) && rules(&objects) == rules(&wanted) {
@@ -185,7 +215,11 @@ mod tests {
 
     #[test]
     fn our_own_table_is_sound_whatever_it_counted() {
-        for peers in [vec![], vec![[198, 51, 100, 2]], vec![[198, 51, 100, 10], [198, 51, 100, 2]]] {
+        for peers in [
+            vec![],
+            vec![[198, 51, 100, 2]],
+            vec![[198, 51, 100, 10], [198, 51, 100, 2]],
+        ] {
             let peers: BTreeSet<Ipv4Addr> = peers.into_iter().map(Ipv4Addr::from).collect();
             let mut objects = listed(&peers);
             for object in &mut objects {
@@ -208,7 +242,8 @@ mod tests {
             assert_eq!(state(&objects), FilterState::Broken, "{removed}");
         }
         let mut more = whole.clone();
-        let accept_all = json!({"family": "inet", "table": TABLE, "chain": "input", "expr": [{"accept": null}]});
+        let accept_all =
+            json!({"family": "inet", "table": TABLE, "chain": "input", "expr": [{"accept": null}]});
         more.insert(1, json!({"rule": accept_all}));
         assert_eq!(state(&more), FilterState::Broken);
         let mut swapped = whole;

@@ -56,22 +56,36 @@ fn legacy_is_used() -> Result<bool, Cause> {
     match std::fs::read_to_string(path) {
         Ok(names) => Ok(names.lines().any(|name| name == "filter")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Cause::Io { what: path.to_owned(), error }),
+        Err(error) => Err(Cause::Io {
+            what: path.to_owned(),
+            error,
+        }),
     }
 }
 
 fn parse(listings: &BTreeMap<Variant, String>) -> Forwarding {
     let has_chain = |listing: &str, chain: &str| {
-        listing.lines().any(|line| line.strip_prefix("-N ").is_some_and(|name| name == chain))
+        listing
+            .lines()
+            .any(|line| line.strip_prefix("-N ").is_some_and(|name| name == chain))
     };
     let is_dockers = |variant: &Variant| {
         let listing = listings.get(variant);
         listing.is_some_and(|l| has_chain(l, "DOCKER") || has_chain(l, "DOCKER-USER"))
     };
     let variants = [Variant::Nft, Variant::Legacy];
-    let variant = variants.into_iter().find(is_dockers).unwrap_or(Variant::Nft);
-    let docker_user = listings.get(&variant).is_some_and(|l| has_chain(l, "DOCKER-USER"));
-    let chain = if docker_user { Chain::DockerUser } else { Chain::Forward };
+    let variant = variants
+        .into_iter()
+        .find(is_dockers)
+        .unwrap_or(Variant::Nft);
+    let docker_user = listings
+        .get(&variant)
+        .is_some_and(|l| has_chain(l, "DOCKER-USER"));
+    let chain = if docker_user {
+        Chain::DockerUser
+    } else {
+        Chain::Forward
+    };
 
     let mut present = BTreeMap::new();
     for (&variant, listing) in listings {
@@ -83,7 +97,10 @@ fn parse(listings: &BTreeMap<Variant, String>) -> Forwarding {
             }
         }
     }
-    Forwarding { place: ForwardPlace { variant, chain }, present }
+    Forwarding {
+        place: ForwardPlace { variant, chain },
+        present,
+    }
 }
 
 #[cfg(test)]
@@ -106,7 +123,10 @@ mod tests {
         let plain = "-P FORWARD ACCEPT\n".to_owned();
         let found = parsed(&[(Variant::Nft, plain.clone())]);
         assert_eq!(found.place, place(Variant::Nft, Chain::Forward));
-        let found = parsed(&[(Variant::Nft, plain.clone()), (Variant::Legacy, DOCKERS.to_owned())]);
+        let found = parsed(&[
+            (Variant::Nft, plain.clone()),
+            (Variant::Legacy, DOCKERS.to_owned()),
+        ]);
         assert_eq!(found.place, place(Variant::Legacy, Chain::DockerUser));
         let old = "-N DOCKER\n".to_owned();
         let found = parsed(&[(Variant::Nft, plain), (Variant::Legacy, old)]);
@@ -115,7 +135,10 @@ mod tests {
 
     #[test]
     fn our_rule_is_counted_wherever_it_is() {
-        let found = parsed(&[(Variant::Nft, format!("{DOCKERS}{OURS}{OURS}-A DOCKER-USER -j RETURN\n"))]);
+        let found = parsed(&[(
+            Variant::Nft,
+            format!("{DOCKERS}{OURS}{OURS}-A DOCKER-USER -j RETURN\n"),
+        )]);
         let docker_user = place(Variant::Nft, Chain::DockerUser);
         assert_eq!(found.present, BTreeMap::from([(docker_user, 2)]));
     }

@@ -10,8 +10,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
-use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::agent::PeerReport;
+use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{NodeId, PlacementId};
 use kontena_schema::limits::OVERLAY_MTU;
 use kontena_schema::mac::Mac;
@@ -104,14 +104,21 @@ impl OverlayIntent {
             overlay_address: node.address,
             path: path(&own.site, &node.site, &grid.trusted_subnets),
         };
-        let remote = |e: &Endpoint| RemoteEndpoint { address: e.address, mac: e.mac(), node: e.node };
+        let remote = |e: &Endpoint| RemoteEndpoint {
+            address: e.address,
+            mac: e.mac(),
+            node: e.node,
+        };
         Self {
             vni: grid.vni,
             supernet: grid.supernet,
             own: OwnNode {
                 address: own.address,
                 mac: Mac::of_node(own.address),
-                underlay: [own.site.public_ip, own.site.private_ip].into_iter().flatten().collect(),
+                underlay: [own.site.public_ip, own.site.private_ip]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
             },
             mtu: OVERLAY_MTU,
             peers: nodes
@@ -119,7 +126,11 @@ impl OverlayIntent {
                 .filter(|node| node.id != own.id)
                 .map(|node| (node.id, peer(node)))
                 .collect(),
-            endpoints: endpoints.into_iter().filter(|e| e.node != own.id).map(remote).collect(),
+            endpoints: endpoints
+                .into_iter()
+                .filter(|e| e.node != own.id)
+                .map(remote)
+                .collect(),
             attachments,
         }
     }

@@ -19,6 +19,7 @@ use kontena_schema::agent::PeerReport;
 use kontena_schema::ids::PlacementId;
 use tokio::sync::Mutex;
 
+mod announce;
 mod apply;
 mod error;
 mod fdb;
@@ -75,17 +76,29 @@ impl Overlay {
     /// Opens the kernel's interface in the network namespace of the calling
     /// thread; must be called inside a tokio runtime.
     pub async fn new() -> Result<Self, OverlayError> {
-        let failed = |cause| OverlayError::Observe { what: "the network namespace".into(), cause };
+        let failed = |cause| OverlayError::Observe {
+            what: "the network namespace".into(),
+            cause,
+        };
         let namespace = Namespace::here().map_err(failed)?;
-        let netlink = Netlink::here().map_err(Cause::io("netlink")).map_err(failed)?;
-        Ok(Self { netlink, namespace, one_pass: Mutex::new(()) })
+        let netlink = Netlink::here()
+            .map_err(Cause::io("netlink"))
+            .map_err(failed)?;
+        Ok(Self {
+            netlink,
+            namespace,
+            one_pass: Mutex::new(()),
+        })
     }
 
     /// Makes the host agree with `intent`. It goes on after an error and tells
     /// all of them. If the host's state cannot be read, it changes nothing.
     pub async fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
         let _one_pass = self.one_pass.lock().await;
-        let mut report = OverlayReport { peers: intent.peer_reports(), ..Default::default() };
+        let mut report = OverlayReport {
+            peers: intent.peer_reports(),
+            ..Default::default()
+        };
         let observed = observe(&self.netlink, &self.namespace, &intent.attachments).await;
         let (observed, unseen) = match observed {
             Ok(seen) => seen,
@@ -101,7 +114,8 @@ impl Overlay {
         for unseen in unseen {
             report.failed(unseen.placement, unseen.error);
         }
-        self.apply(&plan::plan(intent, &observed), &mut report).await;
+        self.apply(&plan::plan(intent, &observed), &mut report)
+            .await;
         report
     }
 
@@ -112,8 +126,11 @@ impl Overlay {
         let mut report = OverlayReport::default();
         match observe(&self.netlink, &self.namespace, &BTreeMap::new()).await {
             Ok((observed, unseen)) => {
-                report.errors.extend(unseen.into_iter().map(|unseen| unseen.error));
-                self.apply(&plan::plan_removal(&observed), &mut report).await;
+                report
+                    .errors
+                    .extend(unseen.into_iter().map(|unseen| unseen.error));
+                self.apply(&plan::plan_removal(&observed), &mut report)
+                    .await;
             }
             Err(error) => report.errors.push(error),
         }
@@ -129,7 +146,9 @@ impl Overlay {
             let placement = step.placement();
             let hopeless = placement.is_some_and(|id| failed.contains(&id));
             if hopeless || (guard_failed && step.opens_a_path()) {
-                let error = OverlayError::Guarded { step: step.to_string() };
+                let error = OverlayError::Guarded {
+                    step: step.to_string(),
+                };
                 report.failed(placement, error);
                 continue;
             }
@@ -141,7 +160,13 @@ impl Overlay {
                 Err(cause) => {
                     guard_failed |= step.guards_paths();
                     failed.extend(placement);
-                    report.failed(placement, OverlayError::Step { step: step.to_string(), cause });
+                    report.failed(
+                        placement,
+                        OverlayError::Step {
+                            step: step.to_string(),
+                            cause,
+                        },
+                    );
                 }
             }
         }

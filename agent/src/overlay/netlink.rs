@@ -75,7 +75,10 @@ impl Netlink {
     }
 
     fn spawned(connection: impl Future<Output = ()> + Send + 'static, handle: Handle) -> Self {
-        Self { handle, _connection: AbortOnDropHandle::new(tokio::spawn(connection)) }
+        Self {
+            handle,
+            _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
+        }
     }
 
     pub(crate) async fn links(&self) -> Result<Vec<LinkMessage>, Cause> {
@@ -120,7 +123,12 @@ impl Netlink {
     }
 
     async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, Cause> {
-        let all = self.handle.address().get().set_link_index_filter(index).execute();
+        let all = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute();
         let ipv4 = |message: &AddressMessage| message.header.family == AddressFamily::Inet;
         let messages: Vec<_> = all.try_collect().await?;
         Ok(messages.into_iter().filter(ipv4).collect())
@@ -151,20 +159,25 @@ impl Netlink {
 
 fn address_of(message: &AddressMessage) -> Option<Ipv4Network> {
     // On a link that is no point-to-point link, `Local` is the address.
-    message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(std::net::IpAddr::V4(ip)) => {
-            Ipv4Network::new(*ip, message.header.prefix_len).ok()
-        }
-        _ => None,
-    })
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(std::net::IpAddr::V4(ip)) => {
+                Ipv4Network::new(*ip, message.header.prefix_len).ok()
+            }
+            _ => None,
+        })
 }
 
 /// The name of a link.
 pub(crate) fn name_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.as_str()),
-        _ => None,
-    })
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        })
 }
 
 /// A network namespace.
@@ -188,7 +201,10 @@ impl Namespace {
     fn open(path: &str) -> Result<Self, Cause> {
         let file = File::open(path).map_err(Cause::io(path))?;
         let metadata = file.metadata().map_err(Cause::io(path))?;
-        Ok(Self { file, id: (metadata.dev(), metadata.ino()) })
+        Ok(Self {
+            file,
+            id: (metadata.dev(), metadata.ino()),
+        })
     }
 
     /// The open file, for messages that name the namespace.

@@ -30,17 +30,37 @@ pub(crate) async fn observe(
     attachments: &BTreeMap<PlacementId, Attachment>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
-    let filter = filter::observe().await.map_err(failed("the packet filter"))?;
+    let filter = filter::observe()
+        .await
+        .map_err(failed("the packet filter"))?;
     let forwarding = forwarding::observe().await.map_err(|cause| {
         let error = failed("the forwarding rules")(cause);
-        unseen.push(Unseen { placement: None, error });
+        unseen.push(Unseen {
+            placement: None,
+            error,
+        });
     });
-    let links = Links::read(netlink).await.map_err(failed("the interfaces"))?;
-    let (bridge, tunnel) = links.devices(netlink).await.map_err(failed("the overlay"))?;
+    let links = Links::read(netlink)
+        .await
+        .map_err(failed("the interfaces"))?;
+    let (bridge, tunnel) = links
+        .devices(netlink)
+        .await
+        .map_err(failed("the overlay"))?;
     let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
     let host_ends = links.host_ends();
     let forwarding = forwarding.ok();
-    Ok((Observed { filter, forwarding, bridge, tunnel, host_ends, containers }, unseen))
+    Ok((
+        Observed {
+            filter,
+            forwarding,
+            bridge,
+            tunnel,
+            host_ends,
+            containers,
+        },
+        unseen,
+    ))
 }
 
 /// Something that could not be seen, while the rest could.
@@ -82,6 +102,7 @@ impl Links {
             Some(link) if kind(link) == Some(&InfoKind::Bridge) => {
                 let index = link.header.index;
                 Some(Bridge {
+                    mac: mac(link),
                     settings: bridge_settings(link),
                     addresses: netlink.addresses(index).await?,
                     neighbours: fdb::permanent_neighbours(netlink, index).await?,
@@ -109,20 +130,33 @@ impl Links {
 
     fn host_ends(&self) -> BTreeMap<PlacementId, HostEnd> {
         let host_end = |(link, message): (&Link, &LinkMessage)| {
-            let Link::HostEnd(placement) = *link else { return None };
+            let Link::HostEnd(placement) = *link else {
+                return None;
+            };
             let entries = self.tables.of_port(message.header.index);
-            let pinned = entries.into_iter().filter_map(|(mac, pinned)| pinned.then_some(mac));
-            Some((placement, HostEnd { port: self.port(message), pinned: pinned.collect() }))
+            let pinned = entries
+                .into_iter()
+                .filter_map(|(mac, pinned)| pinned.then_some(mac));
+            Some((
+                placement,
+                HostEnd {
+                    port: self.port(message),
+                    pinned: pinned.collect(),
+                },
+            ))
         };
         self.by_link.iter().filter_map(host_end).collect()
     }
 
     fn port(&self, link: &LinkMessage) -> PortSettings {
         let bridge = self.index(Link::Bridge);
-        let controller = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Controller(index) => Some(*index),
-            _ => None,
-        });
+        let controller = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Controller(index) => Some(*index),
+                _ => None,
+            });
         // What is on no bridge has the kernel's defaults for a port.
         let mut port = PortSettings {
             mtu: mtu(link),
@@ -162,7 +196,10 @@ async fn containers(
             }
             Err(cause) => {
                 let error = failed(&attachment.to_string())(cause);
-                unseen.push(Unseen { placement: Some(placement), error });
+                unseen.push(Unseen {
+                    placement: Some(placement),
+                    error,
+                });
             }
         }
     }
@@ -180,12 +217,17 @@ async fn container_end(
     }
     seen.insert(namespace.id, attachment.to_string());
     let inside = Netlink::inside(&namespace).await?;
-    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else { return Ok(None) };
+    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else {
+        return Ok(None);
+    };
     let index = link.header.index;
-    let peer = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Link(index) => Some(*index),
-        _ => None,
-    });
+    let peer = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Link(index) => Some(*index),
+            _ => None,
+        });
     Ok(Some(ContainerEnd {
         paired: host_end.is_some() && peer == host_end && kind(&link) == Some(&InfoKind::Veth),
         mac: mac(&link),
@@ -199,7 +241,13 @@ async fn container_end(
 async fn has_multicast_route(inside: &Netlink, index: u32) -> Result<bool, Cause> {
     let mut all = RouteMessage::default();
     all.header.address_family = AddressFamily::Inet;
-    let routes: Vec<_> = inside.handle.route().get(all).execute().try_collect().await?;
+    let routes: Vec<_> = inside
+        .handle
+        .route()
+        .get(all)
+        .execute()
+        .try_collect()
+        .await?;
     let (group, prefix) = MULTICAST;
     let destination = RouteAttribute::Destination(RouteAddress::Inet(group));
     Ok(routes.iter().any(|route| {
@@ -211,13 +259,14 @@ async fn has_multicast_route(inside: &Netlink, index: u32) -> Result<bool, Cause
 
 fn bridge_settings(link: &LinkMessage) -> BridgeSettings {
     let mut settings = BridgeSettings {
-        mac: mac(link),
         mtu: mtu(link),
         up: is_up(link),
         stp: true,
         multicast_snooping: true,
     };
-    let Some(InfoData::Bridge(infos)) = data(link) else { return settings };
+    let Some(InfoData::Bridge(infos)) = data(link) else {
+        return settings;
+    };
     for info in infos {
         match info {
             InfoBridge::StpState(state) => settings.stp = *state != BridgeStpState::Disabled,
@@ -229,8 +278,15 @@ fn bridge_settings(link: &LinkMessage) -> BridgeSettings {
 }
 
 fn tunnel_identity(link: &LinkMessage) -> TunnelIdentity {
-    let mut identity = TunnelIdentity { vni: 0, udp_port: 0, learning: true, bound: false };
-    let Some(InfoData::Vxlan(infos)) = data(link) else { return identity };
+    let mut identity = TunnelIdentity {
+        vni: 0,
+        udp_port: 0,
+        learning: true,
+        bound: false,
+    };
+    let Some(InfoData::Vxlan(infos)) = data(link) else {
+        return identity;
+    };
     for info in infos {
         match info {
             InfoVxlan::Id(vni) => identity.vni = *vni,
@@ -286,17 +342,23 @@ fn is_up(link: &LinkMessage) -> bool {
 }
 
 fn mtu(link: &LinkMessage) -> u32 {
-    let found = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
+    let found = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
     found.unwrap_or_default()
 }
 
 fn mac(link: &LinkMessage) -> Mac {
-    let found = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(octets) => octets.as_slice().try_into().ok().map(Mac),
-        _ => None,
-    });
+    let found = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(octets) => octets.as_slice().try_into().ok().map(Mac),
+            _ => None,
+        });
     found.unwrap_or(Mac([0; 6]))
 }

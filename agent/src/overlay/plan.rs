@@ -54,7 +54,11 @@ impl Entries {
         Self {
             fast: fast_nodes.values().map(|&(_, to)| to).collect(),
             remote: remote.iter().map(|&(_, mac, to)| (mac, to)).collect(),
-            neighbours: remote.iter().map(|&(ip, mac, _)| (ip, mac)).chain(local).collect(),
+            neighbours: remote
+                .iter()
+                .map(|&(ip, mac, _)| (ip, mac))
+                .chain(local)
+                .collect(),
         }
     }
 }
@@ -62,7 +66,10 @@ impl Entries {
 /// The steps from `observed` to `intent`; none if they agree.
 pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     let entries = Entries::of(intent);
-    let tunnel = observed.tunnel.as_ref().filter(|t| t.identity == tunnel_identity(intent));
+    let tunnel = observed
+        .tunnel
+        .as_ref()
+        .filter(|t| t.identity == tunnel_identity(intent));
     let mut steps = Vec::new();
 
     open_filter(&entries.fast, &observed.filter, &mut steps);
@@ -73,16 +80,25 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     remove_entries(&entries, observed.bridge.as_ref(), tunnel, &mut steps);
     set_bridge(intent, observed.bridge.as_ref(), &mut steps);
     set_tunnel(intent, tunnel, &mut steps);
-    add_entries(&entries, observed.bridge.as_ref(), tunnel, &mut steps);
+    // With another MAC the bridge forgets its neighbours.
+    let kept = observed
+        .bridge
+        .as_ref()
+        .filter(|bridge| bridge.mac == intent.own.mac);
+    add_entries(&entries, kept, tunnel, &mut steps);
     close_filter(&entries.fast, &observed.filter, &mut steps);
     allow_forwarding(observed.forwarding.as_ref(), &mut steps);
     attach(intent, observed, &mut steps);
+    announce(observed, &mut steps);
     steps
 }
 
 /// The steps that leave nothing of ours on the host, the filter last.
 pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
-    let ends = observed.host_ends.keys().map(|&placement| Link::HostEnd(placement));
+    let ends = observed
+        .host_ends
+        .keys()
+        .map(|&placement| Link::HostEnd(placement));
     let tunnel = observed.tunnel.as_ref().map(|_| Link::Tunnel);
     let bridge = observed.bridge.as_ref().map(|_| Link::Bridge);
     let links = tunnel.into_iter().chain(ends).chain(bridge);
@@ -120,7 +136,10 @@ fn close_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec
 /// Takes away what has no container, or the wrong one.
 fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
     for &placement in observed.host_ends.keys() {
-        let keep = match (intent.attachments.get(&placement), observed.containers.get(&placement)) {
+        let keep = match (
+            intent.attachments.get(&placement),
+            observed.containers.get(&placement),
+        ) {
             (None, _) => false,
             // It cannot be looked into; if it is gone, its interface goes by itself.
             (Some(_), None) => true,
@@ -143,11 +162,17 @@ fn remove_entries(
     steps: &mut Vec<Step>,
 ) {
     if let Some(bridge) = bridge {
-        let stale = bridge.neighbours.keys().filter(|ip| !entries.neighbours.contains_key(ip));
+        let stale = bridge
+            .neighbours
+            .keys()
+            .filter(|ip| !entries.neighbours.contains_key(ip));
         steps.extend(stale.map(|&ip| Step::DeleteNeighbour(ip)));
     }
     if let Some(tunnel) = tunnel {
-        let stale = tunnel.bridge_entries.keys().filter(|mac| !entries.remote.contains_key(mac));
+        let stale = tunnel
+            .bridge_entries
+            .keys()
+            .filter(|mac| !entries.remote.contains_key(mac));
         steps.extend(stale.map(|&mac| Step::DeleteBridgeEntry(mac)));
         // An entry with several targets cannot be replaced as a whole.
         let stale = tunnel
@@ -160,21 +185,31 @@ fn remove_entries(
 
 fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<Step>) {
     let wanted = BridgeSettings {
-        mac: intent.own.mac,
         mtu: intent.mtu,
         up: true,
         stp: false,
         multicast_snooping: false,
     };
+    let mac = intent.own.mac;
     let address = on_link(intent, intent.own.address);
-    if bridge.is_none() {
-        steps.push(Step::CreateBridge { mac: wanted.mac, mtu: wanted.mtu });
+    match bridge {
+        None => steps.push(Step::CreateBridge {
+            mac,
+            mtu: wanted.mtu,
+        }),
+        Some(bridge) if bridge.mac != mac => steps.push(Step::SetBridgeMac(mac)),
+        Some(_) => {}
     }
     if bridge.is_none_or(|b| b.settings != wanted) {
         steps.push(Step::SetBridge(wanted));
     }
     let present = bridge.map(|b| b.addresses.clone()).unwrap_or_default();
-    steps.extend(present.iter().filter(|a| **a != address).map(|a| Step::RemoveAddress(*a)));
+    steps.extend(
+        present
+            .iter()
+            .filter(|a| **a != address)
+            .map(|a| Step::RemoveAddress(*a)),
+    );
     if !present.contains(&address) {
         steps.push(Step::AddAddress(address));
     }
@@ -185,7 +220,12 @@ fn on_link(intent: &OverlayIntent, address: Ipv4Addr) -> Ipv4Network {
 }
 
 fn tunnel_identity(intent: &OverlayIntent) -> TunnelIdentity {
-    TunnelIdentity { vni: intent.vni, udp_port: VXLAN_PORT, learning: false, bound: false }
+    TunnelIdentity {
+        vni: intent.vni,
+        udp_port: VXLAN_PORT,
+        learning: false,
+        bound: false,
+    }
 }
 
 fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
@@ -198,7 +238,10 @@ fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<S
         neigh_suppress: true,
     };
     if tunnel.is_none() {
-        steps.push(Step::CreateTunnel { vni: intent.vni, mtu: intent.mtu });
+        steps.push(Step::CreateTunnel {
+            vni: intent.vni,
+            mtu: intent.mtu,
+        });
     }
     if tunnel.is_none_or(|t| t.port != wanted) {
         steps.push(Step::SetTunnel(wanted));
@@ -213,9 +256,17 @@ fn add_entries(
     steps: &mut Vec<Step>,
 ) {
     let floods = tunnel.map(|t| t.floods.clone()).unwrap_or_default();
-    steps.extend(entries.fast.difference(&floods).map(|&to| Step::AddFlood(to)));
+    steps.extend(
+        entries
+            .fast
+            .difference(&floods)
+            .map(|&to| Step::AddFlood(to)),
+    );
     for (&mac, &to) in &entries.remote {
-        if tunnel.and_then(|t| t.entries.get(&mac)).is_none_or(|now| *now != BTreeSet::from([to])) {
+        if tunnel
+            .and_then(|t| t.entries.get(&mac))
+            .is_none_or(|now| *now != BTreeSet::from([to]))
+        {
             steps.push(Step::SetTunnelEntry(mac, to));
         }
         if tunnel.and_then(|t| t.bridge_entries.get(&mac)) != Some(&true) {
@@ -227,11 +278,17 @@ fn add_entries(
             steps.push(Step::SetNeighbour(ip, mac));
         }
     }
-    steps.extend(floods.difference(&entries.fast).map(|&to| Step::DeleteFlood(to)));
+    steps.extend(
+        floods
+            .difference(&entries.fast)
+            .map(|&to| Step::DeleteFlood(to)),
+    );
 }
 
 fn allow_forwarding(forwarding: Option<&Forwarding>, steps: &mut Vec<Step>) {
-    let Some(Forwarding { place, present }) = forwarding else { return };
+    let Some(Forwarding { place, present }) = forwarding else {
+        return;
+    };
     if !present.contains_key(place) {
         steps.push(Step::AllowForwarding(*place));
     }
@@ -252,6 +309,19 @@ fn attach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
     }
 }
 
+/// Containers that were here before may remember a former holder of an address
+/// that gets a new one now.
+fn announce(observed: &Observed, steps: &mut Vec<Step>) {
+    let set = |step: &Step| match step {
+        Step::SetNeighbour(ip, mac) => Some((*ip, *mac)),
+        _ => None,
+    };
+    let holders: BTreeMap<_, _> = steps.iter().filter_map(set).collect();
+    if !observed.host_ends.is_empty() && !holders.is_empty() {
+        steps.push(Step::Announce(holders));
+    }
+}
+
 fn attach_one(
     intent: &OverlayIntent,
     placement: PlacementId,
@@ -269,7 +339,10 @@ fn attach_one(
         isolated: false,
         neigh_suppress: false,
     };
-    let wanted_host_end = HostEnd { port, pinned: BTreeSet::from([to.mac]) };
+    let wanted_host_end = HostEnd {
+        port,
+        pinned: BTreeSet::from([to.mac]),
+    };
     let wanted_end = ContainerEnd {
         paired: true,
         mac: to.mac,
@@ -279,13 +352,26 @@ fn attach_one(
         multicast_route: true,
     };
     if end.is_none() {
-        steps.push(Step::Attach { placement, to: to.clone(), mtu });
+        steps.push(Step::Attach {
+            placement,
+            to: to.clone(),
+            mtu,
+        });
     }
     if host_end != Some(&wanted_host_end) {
-        steps.push(Step::SetHostEnd { placement, mac: to.mac, port });
+        steps.push(Step::SetHostEnd {
+            placement,
+            mac: to.mac,
+            port,
+        });
     }
     if end != Some(&wanted_end) {
-        steps.push(Step::Configure { placement, to: to.clone(), address, mtu });
+        steps.push(Step::Configure {
+            placement,
+            to: to.clone(),
+            address,
+            mtu,
+        });
     }
 }
 

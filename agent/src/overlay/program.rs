@@ -25,7 +25,10 @@ pub(crate) async fn run(
     args: &[&str],
     input: &[u8],
 ) -> Result<Answer, Cause> {
-    let failed = |error: std::io::Error| Cause::Program { program, message: error.to_string() };
+    let failed = |error: std::io::Error| Cause::Program {
+        program,
+        message: error.to_string(),
+    };
     let mut child = Command::new(program)
         .args(args)
         .env("LC_ALL", "C")
@@ -60,10 +63,17 @@ pub(crate) async fn run_ok(
     input: &[u8],
 ) -> Result<Vec<u8>, Cause> {
     let answer = run(program, args, input).await?;
-    if answer.ok { Ok(answer.stdout) } else { Err(refused(program, &answer)) }
+    if answer.ok {
+        Ok(answer.stdout)
+    } else {
+        Err(refused(program, &answer))
+    }
 }
 
 /// What a program said when it refused.
 pub(crate) fn refused(program: &'static str, answer: &Answer) -> Cause {
-    Cause::Program { program, message: answer.stderr.clone() }
+    Cause::Program {
+        program,
+        message: answer.stderr.clone(),
+    }
 }

@@ -68,6 +68,7 @@ pub(crate) enum Chain {
 /// The overlay's bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bridge {
+    pub(crate) mac: Mac,
     pub(crate) settings: BridgeSettings,
     pub(crate) addresses: BTreeSet<Ipv4Network>,
     /// The permanent neighbours.
@@ -77,7 +78,6 @@ pub(crate) struct Bridge {
 /// What can be changed about a bridge while it works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BridgeSettings {
-    pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) stp: bool,

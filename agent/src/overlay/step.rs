@@ -1,6 +1,6 @@
 //! The steps that a plan is made of: each is one small change, safe to repeat.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -22,21 +22,42 @@ pub(crate) enum Step {
     RemoveFilter,
     AllowForwarding(ForwardPlace),
     ForgetForwarding(ForwardPlace),
-    CreateBridge { mac: Mac, mtu: u32 },
+    CreateBridge {
+        mac: Mac,
+        mtu: u32,
+    },
+    /// The kernel then forgets the bridge's neighbours.
+    SetBridgeMac(Mac),
     SetBridge(BridgeSettings),
     AddAddress(Ipv4Network),
     RemoveAddress(Ipv4Network),
-    CreateTunnel { vni: u32, mtu: u32 },
+    CreateTunnel {
+        vni: u32,
+        mtu: u32,
+    },
     SetTunnel(PortSettings),
     DeleteLink(Link),
     /// Make a veth pair whose far end is in the container from the start; both
     /// ends stay down.
-    Attach { placement: PlacementId, to: Attachment, mtu: u32 },
+    Attach {
+        placement: PlacementId,
+        to: Attachment,
+        mtu: u32,
+    },
     /// Make the host's end a port of the bridge and set it up.
-    SetHostEnd { placement: PlacementId, mac: Mac, port: PortSettings },
+    SetHostEnd {
+        placement: PlacementId,
+        mac: Mac,
+        port: PortSettings,
+    },
     /// Give the container's end its MTU, route and address, the address last:
     /// that is what the container's command waits for.
-    Configure { placement: PlacementId, to: Attachment, address: Ipv4Network, mtu: u32 },
+    Configure {
+        placement: PlacementId,
+        to: Attachment,
+        address: Ipv4Network,
+        mtu: u32,
+    },
     SetNeighbour(Ipv4Addr, Mac),
     DeleteNeighbour(Ipv4Addr),
     SetTunnelEntry(Mac, Ipv4Addr),
@@ -45,6 +66,8 @@ pub(crate) enum Step {
     DeleteBridgeEntry(Mac),
     AddFlood(Ipv4Addr),
     DeleteFlood(Ipv4Addr),
+    /// Tell the containers of this host who has an address now.
+    Announce(BTreeMap<Ipv4Addr, Mac>),
 }
 
 /// A link of ours in the host's namespace.
@@ -160,6 +183,7 @@ impl fmt::Display for Step {
             Step::AllowForwarding(place) => write!(f, "allow forwarding in {place}"),
             Step::ForgetForwarding(place) => write!(f, "forget the forwarding rule in {place}"),
             Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),
+            Step::SetBridgeMac(mac) => write!(f, "give {BRIDGE} the MAC {mac}"),
             Step::SetBridge(_) => write!(f, "set up {BRIDGE}"),
             Step::AddAddress(address) => write!(f, "give {BRIDGE} the address {address}"),
             Step::RemoveAddress(address) => write!(f, "take the address {address} from {BRIDGE}"),
@@ -167,7 +191,10 @@ impl fmt::Display for Step {
             Step::SetTunnel(_) => write!(f, "set up {TUNNEL}"),
             Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
             Step::Attach { placement, to, .. } => {
-                write!(f, "put {CONTAINER_INTERFACE} of placement {placement} into {to}")
+                write!(
+                    f,
+                    "put {CONTAINER_INTERFACE} of placement {placement} into {to}"
+                )
             }
             Step::SetHostEnd { placement, .. } => {
                 write!(f, "set up {}", Link::HostEnd(*placement).name())
@@ -183,6 +210,9 @@ impl fmt::Display for Step {
             Step::DeleteBridgeEntry(mac) => write!(f, "unpin {mac} from {TUNNEL}"),
             Step::AddFlood(to) => write!(f, "flood to {to}"),
             Step::DeleteFlood(to) => write!(f, "flood no more to {to}"),
+            Step::Announce(holders) => {
+                write!(f, "announce the holders of {} addresses", holders.len())
+            }
         }
     }
 }
@@ -204,7 +234,15 @@ mod tests {
 
     #[test]
     fn names_of_others_are_left_alone() {
-        for name in ["vethwe", "vethwe-bridge", "vethwepl12", "vethwe01", "vethwe+1", "vethweA", "eth0"] {
+        for name in [
+            "vethwe",
+            "vethwe-bridge",
+            "vethwepl12",
+            "vethwe01",
+            "vethwe+1",
+            "vethweA",
+            "eth0",
+        ] {
             assert_eq!(Link::named(name), None, "{name}");
         }
     }

@@ -77,7 +77,11 @@ fn wait() -> io::Result<()> {
 fn subscribe() -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.
     let fd = unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
+        libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::NETLINK_ROUTE,
+        )
     };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -96,7 +100,11 @@ fn subscribe() -> io::Result<OwnedFd> {
             size_of_val(&address) as libc::socklen_t,
         )
     };
-    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+    if bound < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(socket)
+    }
 }
 
 /// Blocks until something changed. What changed is not read: another look
@@ -105,7 +113,12 @@ fn next_change(socket: &OwnedFd) -> io::Result<()> {
     let mut buffer = [0_u8; 4096];
     // SAFETY: pointer and length describe `buffer`, which outlives the call.
     let read = unsafe {
-        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            0,
+        )
     };
     if read >= 0 {
         return Ok(());
@@ -132,7 +145,10 @@ fn is_ready() -> io::Result<bool> {
         while let Some(this) = entry.as_ref() {
             ready |= CStr::from_ptr(this.ifa_name) == INTERFACE
                 && this.ifa_flags as libc::c_int & READY == READY
-                && this.ifa_addr.as_ref().is_some_and(|a| i32::from(a.sa_family) == libc::AF_INET);
+                && this
+                    .ifa_addr
+                    .as_ref()
+                    .is_some_and(|a| i32::from(a.sa_family) == libc::AF_INET);
             entry = this.ifa_next;
         }
         libc::freeifaddrs(first);
@@ -142,9 +158,13 @@ fn is_ready() -> io::Result<bool> {
 
 /// Becomes the command; returns only if that fails.
 fn exec(command: Vec<OsString>) -> io::Error {
-    let strings: Result<Vec<CString>, _> =
-        command.into_iter().map(|argument| CString::new(argument.into_vec())).collect();
-    let Ok(strings) = strings else { return io::ErrorKind::InvalidInput.into() };
+    let strings: Result<Vec<CString>, _> = command
+        .into_iter()
+        .map(|argument| CString::new(argument.into_vec()))
+        .collect();
+    let Ok(strings) = strings else {
+        return io::ErrorKind::InvalidInput.into();
+    };
     let mut arguments: Vec<*const libc::c_char> = strings.iter().map(|s| s.as_ptr()).collect();
     arguments.push(ptr::null());
     // SAFETY: no handler is involved. Rust's runtime ignores SIGPIPE, and what is

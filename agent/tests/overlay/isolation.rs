@@ -1,0 +1,202 @@
+//! What must not pass.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use kontena_schema::limits::VXLAN_PORT;
+
+use crate::lab::{
+    Host, Place, Switch, eventually, grid, intent, settle, trusting, underlay, world,
+};
+
+/// Counts what arrives at a device, before any filter.
+fn count(place: &Place, device: &str, what: &str) {
+    place.run("nft add table netdev probe");
+    place.run(&format!(
+        "nft add chain netdev probe in {{ type filter hook ingress device {device} priority -500 ; }}"
+    ));
+    place.run(&format!("nft add rule netdev probe in {what} counter"));
+}
+
+fn counted(place: &Place) -> u64 {
+    packets(&place.run("nft -j list chain netdev probe in"))
+}
+
+const CLEAR: &str = "udp dport 6784";
+/// A type of frame for local experiments (IEEE 802).
+const MARKER: &str = "ether type 0x88b5";
+
+/// How many packets our own filter dropped.
+fn dropped(host: &Host, counter: &str) -> u64 {
+    packets(
+        &host
+            .place
+            .run(&format!("nft -j list counter inet kontena {counter}")),
+    )
+}
+
+fn packets(listing: &str) -> u64 {
+    fn find(value: &serde_json::Value) -> Option<u64> {
+        let counted = value["packets"].as_u64();
+        let fields = value
+            .as_object()
+            .into_iter()
+            .flat_map(|fields| fields.values());
+        let items = value.as_array().into_iter().flatten();
+        counted.or_else(|| fields.chain(items).find_map(find))
+    }
+    find(&serde_json::from_str(listing).unwrap()).expect("there is a counter")
+}
+
+/// A frame from a MAC that no directory knows, to everybody, as a stranger
+/// would put it on the tunnel's port.
+fn forged(vni: u32) -> Vec<u8> {
+    let mut packet = vec![0x08, 0, 0, 0];
+    packet.extend(&(vni << 8).to_be_bytes());
+    packet.extend([0xff; 6]);
+    packet.extend([0x02, 0, 0, 0, 0, 0x66]);
+    packet.extend([0x88, 0xb5]);
+    packet.extend(b"a marker that nobody must see, padded to a frame's least size");
+    packet
+}
+
+#[test]
+fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
+    let narrow = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
+    let (_switch, hosts) = world(3, &narrow);
+    let [a, b, outside] = &hosts[..] else {
+        unreachable!()
+    };
+    count(&outside.place, "eth0", CLEAR);
+    count(&b.place, "eth0", CLEAR);
+
+    let report = a.must_reconcile(&intent(&narrow, a, &[a, b, outside]));
+    let why = report
+        .peers
+        .iter()
+        .find(|peer| peer.node == outside.node.id)
+        .unwrap();
+    assert_eq!(
+        why.unreachable.as_deref(),
+        Some(
+            "no sealed path to 10.81.0.3 yet: its address 198.51.100.3 is outside the grid's trusted subnets"
+        )
+    );
+    let fine = report
+        .peers
+        .iter()
+        .find(|peer| peer.node == b.node.id)
+        .unwrap();
+    assert_eq!(fine.unreachable, None);
+
+    let from = &a.containers[0].place;
+    from.must_reach(b.containers[0].address);
+    for to in [
+        outside.containers[0].address,
+        outside.node.address,
+        Ipv4Addr::new(10, 81, 99, 9),
+    ] {
+        assert!(from.ping(to).is_err(), "{to}");
+        assert!(a.place.ping(to).is_err(), "{to}");
+    }
+    assert!(counted(&b.place) > 0, "the counter counts");
+    assert_eq!(counted(&outside.place), 0);
+
+    // The stranger sends all the same.
+    count(from, "ethwe", MARKER);
+    let socket = outside
+        .place
+        .inside(|| UdpSocket::bind("0.0.0.0:0"))
+        .unwrap();
+    // Its own filter would stop it.
+    outside.place.run("nft delete table inet kontena");
+    for _ in 0..10 {
+        socket
+            .send_to(&forged(7), (underlay(1), VXLAN_PORT))
+            .unwrap();
+    }
+    eventually("the drops are counted", || match dropped(a, "dropped_in") {
+        10 => Ok(()),
+        count => Err(count.to_string()),
+    });
+    assert_eq!(counted(from), 0, "not one frame came in");
+
+    // Without the filter all of them would have: the counter can see them.
+    a.place.run("nft delete table inet kontena");
+    socket
+        .send_to(&forged(7), (underlay(1), VXLAN_PORT))
+        .unwrap();
+    eventually("the marker is seen", || match counted(from) {
+        0 => Err("not seen".to_owned()),
+        _ => Ok(()),
+    });
+}
+
+#[test]
+fn overlay_filter_stops_what_the_tables_would_send() {
+    let (_switch, hosts) = world(2, &trusting());
+    let [a, b] = &hosts[..] else { unreachable!() };
+    count(&b.place, "eth0", CLEAR);
+    a.place
+        .run("nft delete element inet kontena fast_peers { 198.51.100.2 }");
+    assert!(a.containers[0].place.ping(b.containers[0].address).is_err());
+    assert_eq!(counted(&b.place), 0);
+    assert!(dropped(a, "dropped_out") > 0);
+    settle(&trusting(), &[a, b]);
+    a.containers[0].place.must_reach(b.containers[0].address);
+}
+
+#[test]
+fn overlay_grids_with_the_same_addresses_do_not_cross() {
+    let switch = Switch::start();
+    // Numbers 1 and 3 are one grid's, 2 and 4 the other's, and each thinks that
+    // all four are its own: only the VNI keeps them apart.
+    let mut hosts: Vec<Host> = (1..=4).map(|number| Host::start(&switch, number)).collect();
+    for (host, id) in hosts.iter_mut().zip([1, 2, 3, 4]) {
+        host.add_container(id);
+    }
+    let all: Vec<&Host> = hosts.iter().collect();
+    let grids = [grid(7, &["198.51.100.0/24"]), grid(8, &["198.51.100.0/24"])];
+    for (index, host) in all.iter().enumerate() {
+        host.must_reconcile(&intent(&grids[index % 2], host, &all));
+    }
+    for from in &all {
+        for to in &all {
+            let one_grid = from.node.id.0 % 2 == to.node.id.0 % 2;
+            let place = &from.containers[0].place;
+            if one_grid {
+                place.must_reach(to.containers[0].address);
+                place.must_reach(to.node.address);
+            } else {
+                assert!(place.ping(to.containers[0].address).is_err());
+                assert!(place.ping(to.node.address).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn overlay_container_cannot_take_a_remote_mac() {
+    let (_switch, mut hosts) = world(2, &trusting());
+    hosts[0].add_container(11);
+    let all: Vec<&Host> = hosts.iter().collect();
+    settle(&trusting(), &all);
+    let [a, b] = &hosts[..] else { unreachable!() };
+    let victim = b.containers[0].attachment().mac;
+    let thief = &a.containers[1].place;
+    // The thief speaks with the victim's MAC; its own entry is pinned elsewhere.
+    thief.run(&format!("ip link set ethwe address {victim}"));
+    assert!(
+        thief.ping(a.containers[0].address).is_err(),
+        "the answer goes to the victim's host"
+    );
+    a.containers[0].place.must_reach(b.containers[0].address);
+    let entries = a.place.run("bridge fdb show br kontena");
+    let of_victim: Vec<&str> = entries
+        .lines()
+        .filter(|line| line.starts_with(&victim.to_string()))
+        .collect();
+    assert!(
+        of_victim.iter().all(|line| line.contains("dev kontena-vx")),
+        "{of_victim:?}"
+    );
+}

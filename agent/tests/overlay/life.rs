@@ -1,0 +1,240 @@
+//! Coming, changing and going: containers, peers, the agent, the grid.
+
+use kontena_schema::ids::LeaseNumber;
+
+use crate::lab::{Container, Host, Switch, eventually, grid, intent, settle, trusting, world};
+
+/// Everything on a host that an overlay could leave behind.
+fn traces(host: &Host) -> String {
+    let commands = [
+        "ip -o link",
+        "ip -o -4 addr",
+        "ip route show table all",
+        "ip neigh",
+        "bridge fdb",
+        "nft list tables",
+        "iptables -S",
+    ];
+    let shown = commands.map(|command| host.place.run(command));
+    // What the kernel learned of the underlay's neighbours is not ours.
+    let lines = shown.iter().flat_map(|text| text.lines());
+    lines
+        .filter(|line| !line.contains("lladdr"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[test]
+fn overlay_leaves_nothing_when_the_host_leaves_the_grid() {
+    let switch = Switch::start();
+    let mut host = Host::start(&switch, 1);
+    let other = Host::start(&switch, 2);
+    host.add_container(1);
+    host.place.run("iptables -P FORWARD ACCEPT");
+    host.place.run("nft list ruleset");
+    let before = traces(&host);
+    host.must_reconcile(&intent(&trusting(), &host, &[&host, &other]));
+    assert!(traces(&host).contains("kontena-vx"));
+    assert!(host.remove_all().is_empty());
+    // iptables keeps its empty tables once they were used.
+    let tables = |text: &str| -> String {
+        text.lines()
+            .filter(|l| !l.starts_with("table ip "))
+            .map(|l| format!("{l}\n"))
+            .collect()
+    };
+    assert_eq!(tables(&before), tables(&traces(&host)));
+    let link = host.containers[0].place.output("ip link show ethwe");
+    assert!(!link.status.success(), "ethwe is gone too");
+    assert!(
+        host.remove_all().is_empty(),
+        "nothing to remove is no error"
+    );
+}
+
+#[test]
+fn overlay_forgets_a_vanished_service_on_every_host() {
+    let (_switch, mut hosts) = world(2, &trusting());
+    let gone = hosts[1].containers.remove(0);
+    let mac = gone.attachment().mac.to_string();
+    let mentions = |host: &Host| {
+        let text = traces(host) + &host.place.run("ip neigh") + &host.place.run("bridge fdb");
+        text.contains(&mac) || text.contains("10.81.1.2") || text.contains("vethwe2")
+    };
+    assert!(hosts.iter().all(mentions));
+    // The container still runs: the agent was told first.
+    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
+    assert!(!hosts.iter().any(mentions));
+    assert!(!gone.place.output("ip link show ethwe").status.success());
+}
+
+#[test]
+fn overlay_attaches_a_restarted_container_and_a_new_lease() {
+    let (_switch, mut hosts) = world(2, &trusting());
+    let address = hosts[1].containers[0].address;
+    // A restart: the same placement and lease in a new process. The old host
+    // end may still be there when the agent looks.
+    hosts[1].containers[0] = Container::start(2, address);
+    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
+    hosts[0].containers[0].place.must_reach(address);
+
+    // A new lease of the same address has another MAC, in a new container.
+    let old = hosts[1].containers[0].attachment().mac;
+    hosts[1].containers[0] = Container::start(2, address);
+    hosts[1].containers[0].lease = LeaseNumber(99);
+    let new = hosts[1].containers[0].attachment().mac;
+    assert_ne!(old, new);
+    let all: Vec<&Host> = hosts.iter().collect();
+    settle(&trusting(), &all);
+    let link = hosts[1].containers[0].place.run("ip -o link show ethwe");
+    assert!(link.contains(&new.to_string()), "{link}");
+    let known = hosts[0].place.run("ip neigh show dev kontena");
+    assert!(
+        known.contains(&new.to_string()) && !known.contains(&old.to_string()),
+        "{known}"
+    );
+    hosts[0].containers[0].place.must_reach(address);
+    assert_eq!(settle(&trusting(), &all), 0);
+}
+
+#[test]
+fn overlay_tells_which_container_could_not_be_attached_and_attaches_the_rest() {
+    let (_switch, mut hosts) = world(1, &trusting());
+    hosts[0].add_container(11);
+    hosts[0].add_container(12);
+    let host = &hosts[0];
+    let mut intent = intent(&trusting(), host, &[host]);
+    let [_, dead, shared] = &host.containers[..] else {
+        unreachable!()
+    };
+    intent.attachments.get_mut(&dead.placement).unwrap().pid = i32::MAX;
+    // A container in the host's namespace must never get an interface.
+    let own = host.place.inside(|| nix::unistd::gettid().as_raw());
+    intent.attachments.get_mut(&shared.placement).unwrap().pid = own;
+    let report = host.reconcile(&intent);
+    assert_eq!(report.errors.len(), 2, "{:?}", report.errors);
+    let why = |placement| report.attached[placement].clone().unwrap_err();
+    assert!(
+        why(&dead.placement).contains("No such file"),
+        "{}",
+        why(&dead.placement)
+    );
+    assert!(report.attached[&host.containers[0].placement].is_ok());
+    assert!(!host.place.output("ip link show ethwe").status.success());
+}
+
+#[test]
+fn overlay_withdraws_every_entry_when_trust_ends_and_returns_when_it_comes_back() {
+    let (_switch, hosts) = world(2, &trusting());
+    let all: Vec<&Host> = hosts.iter().collect();
+    let [a, b] = &hosts[..] else { unreachable!() };
+    a.containers[0].place.must_reach(b.containers[0].address);
+    settle(&grid(7, &[]), &all);
+    let left = a.place.run("bridge fdb show dev kontena-vx") + &a.place.run("ip neigh");
+    assert!(
+        !left.contains("198.51.100.2 ") || !left.contains("dst"),
+        "{left}"
+    );
+    assert!(!left.contains("10.81.1.2"), "{left}");
+    let filter = a.place.run("nft list set inet kontena fast_peers");
+    assert!(!filter.contains("198.51.100"), "{filter}");
+    assert!(a.containers[0].place.ping(b.containers[0].address).is_err());
+    settle(&trusting(), &all);
+    a.containers[0].place.must_reach(b.containers[0].address);
+}
+
+#[test]
+fn overlay_is_rebuilt_for_another_grid() {
+    let (_switch, hosts) = world(2, &trusting());
+    let all: Vec<&Host> = hosts.iter().collect();
+    let other = grid(8, &["198.51.100.0/24"]);
+    settle(&other, &all);
+    let tunnel = hosts[0].place.run("ip -d -o link show kontena-vx");
+    assert!(tunnel.contains("vxlan id 8 "), "{tunnel}");
+    hosts[0].containers[0]
+        .place
+        .must_reach(hosts[1].containers[0].address);
+    assert_eq!(settle(&other, &all), 0);
+}
+
+#[test]
+fn overlay_repairs_what_was_damaged_and_nothing_else() {
+    let (_switch, hosts) = world(2, &trusting());
+    let all: Vec<&Host> = hosts.iter().collect();
+    let host = &hosts[0];
+    let tunnel = || host.place.run("ip -o link show kontena-vx");
+    let before = tunnel();
+    let damages = [
+        "nft flush chain inet kontena input",
+        "nft delete table inet kontena",
+        "ip link set kontena down",
+        "ip link set kontena address 02:00:00:00:00:01",
+        "ip link set kontena type bridge stp_state 1",
+        "ip link set kontena type bridge mcast_snooping 1",
+        "ip addr add 10.81.0.99/17 dev kontena",
+        "ip addr del 10.81.0.1/17 dev kontena",
+        "ip link set kontena-vx type bridge_slave isolated off",
+        "ip link set kontena-vx type bridge_slave learning on",
+        "ip link set kontena-vx nomaster",
+        "ip link set kontena-vx mtu 1300",
+        "bridge fdb append 00:00:00:00:00:00 dev kontena-vx dst 198.51.100.77",
+        "bridge fdb del 00:00:00:00:00:00 dev kontena-vx dst 198.51.100.2",
+        "bridge fdb add 02:00:00:00:00:77 dev kontena-vx dst 198.51.100.77",
+        "bridge fdb add 02:00:00:00:00:77 dev kontena-vx master static",
+        "ip neigh add 10.81.1.77 lladdr 02:00:00:00:00:77 dev kontena nud permanent",
+        "ip neigh del 10.81.1.2 dev kontena",
+        "ip link set vethwe1 nomaster",
+        "ip link set vethwe1 down",
+        "iptables -D FORWARD -i kontena -o kontena -j ACCEPT",
+        "iptables -I FORWARD -i kontena -o kontena -j ACCEPT",
+    ];
+    for damage in damages {
+        host.place.run(damage);
+        let steps = settle(&trusting(), &all);
+        assert!((1..=6).contains(&steps), "{damage}: {steps} steps");
+        assert_eq!(settle(&trusting(), &all), 0, "{damage}");
+    }
+    assert_eq!(
+        before.split(':').next(),
+        tunnel().split(':').next(),
+        "the same tunnel"
+    );
+    hosts[0].containers[0]
+        .place
+        .must_reach(hosts[1].containers[0].address);
+}
+
+#[test]
+fn overlay_repairs_the_inside_of_a_container() {
+    let (_switch, hosts) = world(1, &trusting());
+    let host = &hosts[0];
+    let place = &host.containers[0].place;
+    for damage in [
+        "ip addr del 10.81.1.1/17 dev ethwe",
+        "ip addr add 10.81.1.99/17 dev ethwe",
+        "ip route del 224.0.0.0/4 dev ethwe",
+        "ip link set ethwe mtu 1200",
+        "ip link set ethwe down",
+        "ip link del ethwe",
+        "ip link set ethwe address 02:00:00:00:00:05",
+    ] {
+        place.run(damage);
+        let steps = settle(&trusting(), &[host]);
+        assert!((1..=4).contains(&steps), "{damage}: {steps} steps");
+        assert_eq!(settle(&trusting(), &[host]), 0, "{damage}");
+        place.must_reach(host.node.address);
+    }
+}
+
+#[test]
+fn overlay_survives_an_agent_that_is_gone() {
+    let (_switch, hosts) = world(2, &trusting());
+    // Each `settle` is a new agent; between two of them there is none.
+    let all: Vec<&Host> = hosts.iter().collect();
+    eventually("traffic without an agent", || {
+        hosts[0].containers[0]
+            .place
+            .ping(hosts[1].containers[0].address)
+    });
+    assert_eq!(settle(&trusting(), &all), 0, "adopted as it was");
+}
