@@ -1,1 +1,78 @@
-fn main() {}
+//! Load and benchmarks: `make bench NAME=x` runs `kontena-load bench x`.
+//!
+//! A benchmark measures what users do, with what users run; it prints a table and
+//! leaves `load/results/x.json`, whose form is the same for all of them
+//! ([`results`]). A figure that is over its bound makes the run fail, after the
+//! result was written.
+
+mod bench;
+mod machine;
+mod results;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::bench::BenchError;
+use crate::tree::Tree;
+
+/// Puts load on a Master and its grids, and measures.
+#[derive(Debug, Parser)]
+#[command(name = "kontena-load", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a benchmark and writes its result to load/results
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Times `make up` with everything built and nothing running, and `make down`
+    Up(bench::up::Settings),
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!(" [error] {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), BenchError> {
+    let tree = Tree::find()?;
+    let Command::Bench(bench) = &args.command;
+    let result = match bench {
+        Bench::Up(settings) => bench::up::run(&tree, settings)?,
+    };
+    let path = result.write(&tree.results())?;
+    println!("\n{}\n\nwritten to {}", result.table(), path.display());
+    result.check()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_description_of_the_commands_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_make_types_is_understood() {
+        assert!(Args::try_parse_from(["kontena-load", "bench", "up"]).is_ok());
+        assert!(Args::try_parse_from(["kontena-load", "bench", "nonsense"]).is_err());
+    }
+}

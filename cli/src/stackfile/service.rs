@@ -191,11 +191,11 @@ impl Reader<'_, '_> {
             self.faults.add(format!("{field}.image"), "is required");
         }
         let instances = service.instances.unwrap_or(1);
-        if !(1..=INSTANCES_MAX).contains(&instances) {
-            let reason = format!("must be between 1 and {INSTANCES_MAX}");
+        if instances > INSTANCES_MAX {
+            let reason = format!("must be at most {INSTANCES_MAX}");
             self.faults.add(format!("{field}.instances"), reason);
         }
-        if let Err(reason) = name::check_labels(Some(stack), &service.name, instances) {
+        if let Err(reason) = name::check_labels(Some(stack), &service.name, instances.max(1)) {
             self.faults.add(field.clone(), reason);
         }
     }
