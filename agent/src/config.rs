@@ -15,7 +15,11 @@ use url::Url;
 
 /// What is given, not yet checked.
 #[derive(Parser)]
-#[command(name = "kontena-agent", version, about = "Makes this host a node of a Kontena grid")]
+#[command(
+    name = "kontena-agent",
+    version,
+    about = "Makes this host a node of a Kontena grid"
+)]
 pub struct Args {
     /// The Master: wss://host[:port] (https, ws and http work too)
     #[arg(long, env = "KONTENA_URI")]
@@ -142,8 +146,7 @@ impl Args {
                     ca,
                     public_ip,
                     private_ip,
-                    peer_interface: given(self.peer_interface)
-                        .unwrap_or_else(|| "eth1".to_owned()),
+                    peer_interface: given(self.peer_interface).unwrap_or_else(|| "eth1".to_owned()),
                     public_ip_resolver,
                     state_dir,
                     weavewait,
@@ -158,7 +161,8 @@ impl Args {
 }
 
 fn given(text: Option<String>) -> Option<String> {
-    text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    text.map(|text| text.trim().to_owned())
+        .filter(|text| !text.is_empty())
 }
 
 fn path(text: Option<String>, default: &str) -> PathBuf {
@@ -194,7 +198,9 @@ impl Faults {
         text: Option<String>,
     ) -> Option<T> {
         let text = text?;
-        text.parse().map_err(|err| self.add(name, &format!("{text:?}: {err}"))).ok()
+        text.parse()
+            .map_err(|err| self.add(name, &format!("{text:?}: {err}")))
+            .ok()
     }
 
     fn absolute(&mut self, name: &str, path: &std::path::Path) {
@@ -210,11 +216,18 @@ fn master_uri(text: &str) -> Result<Url, String> {
     let scheme = match url.scheme() {
         "ws" | "http" => "ws",
         "wss" | "https" => "wss",
-        other => return Err(format!("{text:?}: {other:?} is none of wss, https, ws and http")),
+        other => {
+            return Err(format!(
+                "{text:?}: {other:?} is none of wss, https, ws and http"
+            ));
+        }
     };
     let host = url.host_str().filter(|host| !host.is_empty());
     let host = host.ok_or_else(|| format!("{text:?}: there is no host"))?;
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
     let prefix = url.path().trim_end_matches('/');
     let prefix = prefix.strip_suffix(AGENT_PATH).unwrap_or(prefix);
     Url::parse(&format!("{scheme}://{host}{port}{prefix}{AGENT_PATH}"))
@@ -233,8 +246,14 @@ mod tests {
     fn the_addresses_of_a_master_lead_to_its_agents_socket() {
         for (given, url) in [
             ("wss://master.example", "wss://master.example/v1/agent"),
-            ("https://master.example:8443/", "wss://master.example:8443/v1/agent"),
-            ("http://[2001:db8::1]:9292", "ws://[2001:db8::1]:9292/v1/agent"),
+            (
+                "https://master.example:8443/",
+                "wss://master.example:8443/v1/agent",
+            ),
+            (
+                "http://[2001:db8::1]:9292",
+                "ws://[2001:db8::1]:9292/v1/agent",
+            ),
             ("ws://192.0.2.1/kontena", "ws://192.0.2.1/kontena/v1/agent"),
             ("wss://m/v1/agent", "wss://m/v1/agent"),
         ] {
@@ -247,18 +266,32 @@ mod tests {
 
     #[test]
     fn all_faults_are_told_at_once() {
-        let bad = ["--uri=ftp://m", "--token= ", "--public-ip=x", "--state-dir=here", "--log=a=b=c"];
+        let bad = [
+            "--uri=ftp://m",
+            "--token= ",
+            "--public-ip=x",
+            "--state-dir=here",
+            "--log=a=b=c",
+        ];
         let told = args(&bad).check().unwrap_err().to_string();
         for name in ["URI", "TOKEN", "PUBLIC_IP", "STATE_DIR", "LOG"] {
-            assert!(told.contains(&format!("KONTENA_{name}: ")), "{name} in {told}");
+            assert!(
+                told.contains(&format!("KONTENA_{name}: ")),
+                "{name} in {told}"
+            );
         }
     }
 
     #[test]
     fn defaults_are_those_of_the_model_and_the_token_stays_hidden() {
-        let config = args(&["--uri=wss://m", "--token=s3cret", "--ca="]).check().unwrap();
+        let config = args(&["--uri=wss://m", "--token=s3cret", "--ca="])
+            .check()
+            .unwrap();
         assert_eq!(config.peer_interface, "eth1");
-        assert_eq!(config.public_ip_resolver.as_str(), "http://whatismyip.akamai.com/");
+        assert_eq!(
+            config.public_ip_resolver.as_str(),
+            "http://whatismyip.akamai.com/"
+        );
         assert_eq!(config.ca, None);
         assert!(!format!("{config:?}").contains("s3cret"));
         assert_eq!(config.token.reveal(), "s3cret");

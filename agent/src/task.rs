@@ -54,7 +54,10 @@ impl Tasks {
     }
 
     fn name(&self, id: tokio::task::Id) -> &'static str {
-        self.names.iter().find(|(known, _)| *known == id).map_or("unknown", |(_, name)| name)
+        self.names
+            .iter()
+            .find(|(known, _)| *known == id)
+            .map_or("unknown", |(_, name)| name)
     }
 }
 

@@ -1,0 +1,153 @@
+//! Carries one step out. What the step is for is decided elsewhere; what it finds
+//! already done counts as done.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
+use ipnetwork::Ipv4Network;
+use kontena_schema::agent::Placement;
+
+use crate::directory::Directory;
+use crate::docker::bridge::BridgeSlot;
+use crate::docker::image::{self, ImageError};
+use crate::docker::labels::{Origin, container_name};
+use crate::docker::spec::{NoCommand, Surroundings, create_body};
+use crate::docker::{status, words};
+use crate::plan::Action;
+
+/// A stop lasts as long as the container's grace period, which the engine keeps.
+const STOP_WITHIN: Duration = Duration::from_secs(15 * 60);
+/// Creating and starting is the disk's work, and the disk may be busy.
+const START_WITHIN: Duration = Duration::from_secs(120);
+
+/// What steps work with.
+pub struct Tools {
+    /// The engine.
+    pub docker: Docker,
+    /// The directory with the waiting program.
+    pub bin: PathBuf,
+    /// Where names are served.
+    pub bridge: BridgeSlot,
+}
+
+/// Why a step failed, in words for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The image cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// There is nothing to execute.
+    #[error(transparent)]
+    Command(#[from] NoCommand),
+    /// The engine refused.
+    #[error("{}", words(.0))]
+    Engine(#[from] bollard::errors::Error),
+    /// The agent does not know something yet.
+    #[error("{0} is not known yet")]
+    NotYet(&'static str),
+}
+
+/// Carries out one step; `placement` is there for steps about one.
+pub async fn execute(
+    tools: &Tools,
+    action: &Action,
+    placement: Option<&Placement>,
+    directory: &Directory,
+) -> Result<(), ApplyError> {
+    match action {
+        Action::Pull => {
+            let placement = placement.ok_or(ApplyError::NotYet("the placement"))?;
+            Ok(image::prepare(&tools.docker, &placement.spec.image).await?)
+        }
+        Action::Create => {
+            let placement = placement.ok_or(ApplyError::NotYet("the placement"))?;
+            create(tools, placement, directory).await
+        }
+        Action::Start(id) => start(tools, id).await,
+        Action::Stop(id) => stop(tools, id).await,
+        Action::Remove(id) => {
+            stop(tools, id).await?;
+            remove(tools, id).await
+        }
+    }
+}
+
+/// Restarts a container, with its own grace period.
+pub async fn restart(tools: &Tools, id: &str) -> Result<(), ApplyError> {
+    let docker = tools.docker.clone().with_timeout(STOP_WITHIN);
+    Ok(docker.restart_container(id, None).await?)
+}
+
+async fn create(
+    tools: &Tools,
+    placement: &Placement,
+    directory: &Directory,
+) -> Result<(), ApplyError> {
+    let command = image::command(&tools.docker, &placement.spec.image).await?;
+    let command = command.ok_or_else(|| ImageError::Pull {
+        image: placement.spec.image.clone(),
+        reason: "it is not there any more".to_owned(),
+    })?;
+    let grid = directory
+        .grid
+        .as_ref()
+        .ok_or(ApplyError::NotYet("the grid"))?;
+    let me = directory
+        .me
+        .as_ref()
+        .ok_or(ApplyError::NotYet("this node"))?;
+    let overlay = |address| {
+        Ipv4Network::new(address, grid.supernet.prefix()).expect("a prefix of a network is valid")
+    };
+    let around = Surroundings {
+        origin: Origin {
+            placement: placement.id,
+            node: me.node,
+            service_revision: placement.service_revision,
+            lease: placement.lease,
+            overlay: placement.address.map(overlay),
+        },
+        grid: &grid.name,
+        resolver: tools
+            .bridge
+            .borrow()
+            .ok_or(ApplyError::NotYet("the address of docker0"))?,
+        bin: &tools.bin,
+    };
+    let body = create_body(placement, &command, &around)?;
+    let name = container_name(placement);
+    let options = CreateContainerOptionsBuilder::default().name(&name).build();
+    let docker = tools.docker.clone().with_timeout(START_WITHIN);
+    let created = docker.create_container(Some(options), body).await?;
+    start(tools, &created.id).await
+}
+
+async fn start(tools: &Tools, id: &str) -> Result<(), ApplyError> {
+    let docker = tools.docker.clone().with_timeout(START_WITHIN);
+    done(docker.start_container(id, None).await, &[304])
+}
+
+async fn stop(tools: &Tools, id: &str) -> Result<(), ApplyError> {
+    let docker = tools.docker.clone().with_timeout(STOP_WITHIN);
+    done(docker.stop_container(id, None).await, &[304, 404])
+}
+
+/// Removes with the volumes that only this container has.
+async fn remove(tools: &Tools, id: &str) -> Result<(), ApplyError> {
+    let options = RemoveContainerOptionsBuilder::default()
+        .v(true)
+        .force(true)
+        .build();
+    let docker = tools.docker.clone().with_timeout(START_WITHIN);
+    done(docker.remove_container(id, Some(options)).await, &[404])
+}
+
+/// `already` are the statuses with which the engine says that it is so already.
+fn done(result: Result<(), bollard::errors::Error>, already: &[u16]) -> Result<(), ApplyError> {
+    match result {
+        Err(err) if status(&err).is_some_and(|status| already.contains(&status)) => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,216 @@
+//! What survives the agent, as files in its state directory.
+//!
+//! `node-token` (mode 600), `directory.json`, `commands.json`, and `bin/w`, the
+//! program that containers mount. Each is replaced whole: written beside, synced,
+//! renamed, the directory synced. A file that cannot be read counts as absent and
+//! is said so: what was in it comes again from the Master.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::warn;
+
+use super::Directory;
+use crate::config::Secret;
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+/// A file of the state directory that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {source}", .path.display())]
+pub struct StoreError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+const TOKEN: &str = "node-token";
+const DIRECTORY: &str = "directory.json";
+const COMMANDS: &str = "commands.json";
+
+impl Store {
+    /// Makes the state directory where it is missing.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let fail = |source| StoreError {
+            path: dir.to_owned(),
+            source,
+        };
+        fs::create_dir_all(dir.join("bin")).map_err(fail)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// The node's own token.
+    pub fn node_token(&self) -> Option<Secret> {
+        let text = self.read(TOKEN)?;
+        let text = String::from_utf8(text).ok()?.trim().to_owned();
+        (!text.is_empty()).then(|| Secret::new(text))
+    }
+
+    /// Keeps the node's own token.
+    pub fn save_node_token(&self, token: &str) -> Result<(), StoreError> {
+        self.write(TOKEN, token.as_bytes(), 0o600)
+    }
+
+    /// What was last known of the grid.
+    pub fn directory(&self) -> Option<Directory> {
+        self.json(DIRECTORY)
+    }
+
+    /// Keeps what is known of the grid.
+    pub fn save_directory(&self, directory: &Directory) -> Result<(), StoreError> {
+        self.save(DIRECTORY, directory)
+    }
+
+    /// The journal of commands.
+    pub fn commands<T: DeserializeOwned>(&self) -> Option<T> {
+        self.json(COMMANDS)
+    }
+
+    /// Keeps the journal of commands.
+    pub fn save_commands(&self, journal: &impl Serialize) -> Result<(), StoreError> {
+        self.save(COMMANDS, journal)
+    }
+
+    /// Forgets the grid: a node that was removed from it keeps nothing.
+    pub fn forget(&self) -> Result<(), StoreError> {
+        for name in [TOKEN, DIRECTORY, COMMANDS] {
+            let path = self.dir.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that containers mount.
+    pub fn bin(&self) -> PathBuf {
+        self.dir.join("bin")
+    }
+
+    /// Puts the program into [`Store::bin`] that waits for a container's
+    /// interface. Containers that run keep the file that they have open.
+    pub fn install_weavewait(&self, from: &Path) -> Result<(), StoreError> {
+        let path = self.bin().join("w");
+        let program = fs::read(from).map_err(|source| StoreError {
+            path: from.to_owned(),
+            source,
+        })?;
+        if fs::read(&path).is_ok_and(|present| present == program) {
+            return Ok(());
+        }
+        write_atomically(&path, &program, 0o755).map_err(|source| StoreError { path, source })
+    }
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let bytes = self.read(name)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|err| warn!(file = name, %err, "unreadable; starting without it"))
+            .ok()
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        match fs::read(self.dir.join(name)) {
+            Ok(bytes) => Some(bytes),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => {
+                warn!(file = name, %err, "unreadable; starting without it");
+                None
+            }
+        }
+    }
+
+    fn save(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
+        let json = serde_json::to_vec(value).expect("ids as keys and plain data are JSON");
+        self.write(name, &json, 0o600)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        write_atomically(&path, bytes, mode).map_err(|source| StoreError { path, source })
+    }
+}
+
+/// Replaces a file so that after a crash it is the old one or the new one.
+pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&beside)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::directory;
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn what_was_saved_is_there_after_a_restart_and_gone_when_forgotten() {
+        let dir = TempDir::new();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(store.directory().is_none() && store.node_token().is_none());
+        store.save_directory(&directory()).unwrap();
+        store.save_node_token("secret").unwrap();
+
+        let again = Store::open(dir.path()).unwrap();
+        assert_eq!(again.directory(), Some(directory()));
+        assert_eq!(again.node_token(), Some(Secret::new("secret")));
+        let mode = fs::metadata(dir.path().join(TOKEN))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        again.forget().unwrap();
+        assert!(again.directory().is_none() && again.node_token().is_none());
+    }
+
+    #[test]
+    fn a_broken_file_counts_as_absent() {
+        let dir = TempDir::new();
+        let store = Store::open(dir.path()).unwrap();
+        fs::write(dir.path().join(DIRECTORY), b"{\"me\":").unwrap();
+        assert!(store.directory().is_none());
+    }
+
+    #[test]
+    fn the_waiting_program_is_installed_for_everyone_to_execute() {
+        let dir = TempDir::new();
+        let store = Store::open(dir.path()).unwrap();
+        let program = dir.path().join("weavewait");
+        assert!(store.install_weavewait(&program).is_err());
+        for version in [b"one", b"two"] {
+            fs::write(&program, version).unwrap();
+            store.install_weavewait(&program).unwrap();
+            assert_eq!(fs::read(store.bin().join("w")).unwrap(), version);
+        }
+        let mode = fs::metadata(store.bin().join("w"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o755);
+    }
+}

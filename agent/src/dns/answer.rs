@@ -1,0 +1,262 @@
+//! From the bytes of a query to the bytes of its answer. Pure: no sockets.
+//!
+//! The header and the question decide. A question about a foreign name is handed
+//! on as it is, byte for byte; one about a grid's name is answered with
+//! authority. What is no query at all gets `FORMERR` if it can be told apart from
+//! an answer, else silence, so that two servers never talk to each other.
+
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{
+    Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
+};
+use hickory_proto::rr::rdata::{A, PTR, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use kontena_schema::name::ZONE;
+
+use super::zone::Zone;
+
+/// What an answer over UDP may measure without EDNS (RFC 1035 section 4.2.1).
+const UDP_BYTES: usize = 512;
+/// What it may measure with EDNS: fits every path without fragments (DNS flag
+/// day 2020).
+const EDNS_BYTES: u16 = 1232;
+/// What it may measure over TCP.
+const TCP_BYTES: usize = u16::MAX as usize;
+/// An address record whose name is compressed.
+const A_BYTES: usize = 16;
+/// Seconds for which a client may keep an answer, and a denial.
+const TTL: u32 = 1;
+/// Bytes of a header.
+const HEADER_BYTES: usize = 12;
+
+/// How the query came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// In a datagram; long answers are cut off.
+    Udp,
+    /// In a stream.
+    Tcp,
+}
+
+/// What is to be done with a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send this back.
+    Reply(Vec<u8>),
+    /// Ask the host's resolvers.
+    Forward,
+    /// Say nothing.
+    Drop,
+}
+
+/// Decides about a query.
+pub fn answer(zone: &Zone, packet: &[u8], over: Transport) -> Verdict {
+    if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
+        return Verdict::Drop;
+    }
+    let mut decoder = BinDecoder::new(packet);
+    let Ok(header) = Header::read(&mut decoder) else {
+        return Verdict::Reply(refusal(packet, ResponseCode::FormErr));
+    };
+    if header.metadata.op_code != OpCode::Query {
+        return Verdict::Reply(refusal(packet, ResponseCode::NotImp));
+    }
+    if header.counts.queries != 1 {
+        return Verdict::Reply(refusal(packet, ResponseCode::FormErr));
+    }
+    let Ok(query) = Query::read(&mut decoder) else {
+        return Verdict::Reply(refusal(packet, ResponseCode::FormErr));
+    };
+    let Some(subject) = Subject::of(zone, query.name()) else {
+        return Verdict::Forward;
+    };
+    let Ok(request) = Message::from_vec(packet) else {
+        return Verdict::Reply(refusal(packet, ResponseCode::FormErr));
+    };
+    let reply = encode(response(zone, &request, query, &subject), &request, over);
+    Verdict::Reply(reply.unwrap_or_else(|| refusal(packet, ResponseCode::ServFail)))
+}
+
+/// The header of `packet` alone, as an answer with a code.
+pub fn refusal(packet: &[u8], code: ResponseCode) -> Vec<u8> {
+    let mut reply = vec![0; HEADER_BYTES];
+    reply[..2].copy_from_slice(&packet[..2]);
+    // QR, the operation and RD of the query; RA and the code.
+    reply[2] = 0x80 | (packet[2] & 0x79);
+    reply[3] = 0x80 | code.low();
+    reply
+}
+
+/// A name that is answered here.
+#[derive(Debug, PartialEq, Eq)]
+enum Subject {
+    /// In lower case, without the last dot.
+    Name(String),
+    /// A reverse name.
+    Address(Ipv4Addr),
+}
+
+impl Subject {
+    fn of(zone: &Zone, name: &Name) -> Option<Self> {
+        let text = name.to_ascii().to_ascii_lowercase();
+        let text = text.trim_end_matches('.');
+        if text == ZONE
+            || text
+                .strip_suffix(ZONE)
+                .is_some_and(|rest| rest.ends_with('.'))
+        {
+            return Some(Self::Name(text.to_owned()));
+        }
+        let octets: Vec<&str> = text
+            .strip_suffix(".in-addr.arpa")?
+            .split('.')
+            .rev()
+            .collect();
+        let address = octets.join(".").parse().ok()?;
+        zone.has_reverse(address).then_some(Self::Address(address))
+    }
+
+    /// The owner of the zone's SOA.
+    fn apex(&self) -> Name {
+        let text = match self {
+            Self::Name(_) => format!("{ZONE}."),
+            Self::Address(address) => {
+                let [a, b, c, _] = address.octets();
+                format!("{c}.{b}.{a}.in-addr.arpa.")
+            }
+        };
+        Name::from_ascii(text).expect("short labels of letters and digits")
+    }
+}
+
+fn response(zone: &Zone, request: &Message, query: Query, subject: &Subject) -> Message {
+    let mut metadata = Metadata::response_from_request(&request.metadata);
+    metadata.authoritative = true;
+    metadata.recursion_available = true;
+    let mut reply = Message::new(metadata.id, MessageType::Response, metadata.op_code);
+    if let Some(asked) = &request.edns {
+        let mut edns = Edns::new();
+        edns.set_max_payload(EDNS_BYTES);
+        edns.set_version(0);
+        if asked.version() > 0 {
+            metadata.response_code = ResponseCode::BADVERS;
+            edns.set_rcode_high(ResponseCode::BADVERS.high());
+        }
+        reply.set_edns(edns);
+    }
+    if metadata.response_code == ResponseCode::NoError {
+        metadata.response_code = fill(&mut reply, zone, &query, subject);
+    }
+    reply.metadata = metadata;
+    reply.add_query(query);
+    reply
+}
+
+/// Adds the records.
+fn fill(reply: &mut Message, zone: &Zone, query: &Query, subject: &Subject) -> ResponseCode {
+    if !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
+        return ResponseCode::Refused;
+    }
+    if !zone.is_known() {
+        return ResponseCode::ServFail;
+    }
+    let (exists, records) = records(zone, query, subject);
+    let soa = soa(zone, subject);
+    if records.is_empty() {
+        reply.add_authority(soa);
+    }
+    reply.add_answers(records);
+    if exists {
+        ResponseCode::NoError
+    } else {
+        ResponseCode::NXDomain
+    }
+}
+
+/// Whether the name exists, and its records of the type asked for.
+fn records(zone: &Zone, query: &Query, subject: &Subject) -> (bool, Vec<Record>) {
+    let owner = query.name();
+    let asked = |kind| query.query_type() == kind || query.query_type() == RecordType::ANY;
+    match subject {
+        Subject::Name(name) => {
+            let Some(addresses) = zone.addresses(name) else {
+                return (false, Vec::new());
+            };
+            if name == ZONE && asked(RecordType::SOA) {
+                return (true, vec![soa(zone, subject)]);
+            }
+            if !asked(RecordType::A) {
+                return (true, Vec::new());
+            }
+            let mut addresses = addresses.to_vec();
+            fastrand::shuffle(&mut addresses);
+            let record = |ip| Record::from_rdata(owner.clone(), TTL, RData::A(A(ip)));
+            (true, addresses.into_iter().map(record).collect())
+        }
+        Subject::Address(address) => {
+            let Some(name) = zone.name(*address) else {
+                return (false, Vec::new());
+            };
+            let Ok(name) = Name::from_ascii(format!("{name}.")) else {
+                return (true, Vec::new());
+            };
+            let record = Record::from_rdata(owner.clone(), TTL, RData::PTR(PTR(name)));
+            (
+                true,
+                if asked(RecordType::PTR) {
+                    vec![record]
+                } else {
+                    Vec::new()
+                },
+            )
+        }
+    }
+}
+
+fn soa(zone: &Zone, subject: &Subject) -> Record {
+    let name = |label: &str| {
+        Name::from_ascii(format!("{label}.{ZONE}.")).expect("short labels of letters")
+    };
+    // Nobody transfers the zone; the last figure is how long a denial is kept.
+    let soa = SOA::new(
+        name("ns"),
+        name("hostmaster"),
+        zone.serial(),
+        3600,
+        600,
+        86400,
+        TTL,
+    );
+    Record::from_rdata(subject.apex(), TTL, RData::SOA(soa))
+}
+
+/// As many answers as fit. Over UDP the rest is asked for over TCP; over TCP a
+/// client that gets 4000 addresses misses nothing.
+fn encode(mut reply: Message, request: &Message, over: Transport) -> Option<Vec<u8>> {
+    let limit = match (over, &request.edns) {
+        (Transport::Tcp, _) => TCP_BYTES,
+        (Transport::Udp, None) => UDP_BYTES,
+        (Transport::Udp, Some(edns)) => {
+            usize::from(edns.max_payload().min(EDNS_BYTES)).max(UDP_BYTES)
+        }
+    };
+    let count = reply.answers.len();
+    // More cannot fit; without this bound an answer for nobody is encoded whole.
+    reply.answers.truncate(limit / A_BYTES);
+    let mut bytes = reply.to_vec().ok()?;
+    if bytes.len() > limit {
+        let rest = bytes.len() - reply.answers.len() * A_BYTES;
+        reply.answers.truncate(limit.saturating_sub(rest) / A_BYTES);
+    }
+    if reply.answers.len() < count {
+        reply.metadata.truncation = over == Transport::Udp;
+        bytes = reply.to_vec().ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;

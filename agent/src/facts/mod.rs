@@ -1,0 +1,222 @@
+//! What the host is: the engine, the kernel, the region, the addresses
+//! (DESIGN section 7).
+//!
+//! Facts are looked up again every minute and published when they differ. The
+//! public address may have to be asked for on the Internet; nothing waits for
+//! it, and an answer that does not come leaves the one that was known.
+
+pub mod net;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::models::SystemInfo;
+use kontena_schema::agent::Facts;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+use url::Url;
+
+use crate::config::Config;
+use crate::docker::words;
+
+/// How often the host is looked at; an address that moved is told this late.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How soon a look that failed is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How often the public address is asked for once it is known.
+const RESOLVE_EVERY: Duration = Duration::from_secs(600);
+/// How often it is asked for while it is not known.
+const RESOLVE_RETRY_EVERY: Duration = Duration::from_secs(60);
+/// A resolver that is slower is as good as away.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+/// The region of an engine without a `region=` label.
+const DEFAULT_REGION: &str = "default";
+
+/// Facts, and what `hello` says besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The id of the Docker engine.
+    pub engine_id: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// The facts.
+    pub facts: Facts,
+}
+
+/// Where the facts are to be seen; none before the first look succeeded.
+pub type FactsSlot = watch::Receiver<Option<Arc<HostFacts>>>;
+
+/// Publishes the facts whenever they change, for ever.
+pub async fn watch(
+    docker: Docker,
+    config: Arc<Config>,
+    mut public_ip: watch::Receiver<Option<Ipv4Addr>>,
+    slot: watch::Sender<Option<Arc<HostFacts>>>,
+) {
+    loop {
+        let public = *public_ip.borrow_and_update();
+        let pause = match look(&docker, &config, public).await {
+            Ok(facts) => {
+                publish(&slot, facts);
+                LOOK_EVERY
+            }
+            Err(reason) => {
+                debug!(reason, "the facts are not known");
+                RETRY_EVERY
+            }
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            Ok(()) = public_ip.changed() => {}
+        }
+    }
+}
+
+fn publish(slot: &watch::Sender<Option<Arc<HostFacts>>>, facts: HostFacts) {
+    let changed = slot.send_if_modified(|old| {
+        let differs = old.as_deref() != Some(&facts);
+        if differs {
+            *old = Some(Arc::new(facts));
+        }
+        differs
+    });
+    if changed && let Some(host) = slot.borrow().as_deref() {
+        let Facts {
+            region,
+            public_ip,
+            private_ip,
+            ..
+        } = &host.facts;
+        info!(
+            engine = host.engine_id,
+            region,
+            ?public_ip,
+            ?private_ip,
+            "this host"
+        );
+    }
+}
+
+async fn look(
+    docker: &Docker,
+    config: &Config,
+    public_ip: Option<Ipv4Addr>,
+) -> Result<HostFacts, String> {
+    let engine = docker.info().await.map_err(|err| words(&err))?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Ok(HostFacts {
+        engine_id: engine.id.clone().ok_or("the Docker engine has no id")?,
+        boot_id: boot_id.trim().to_owned(),
+        facts: facts(engine, public_ip, private_ip(config)),
+    })
+}
+
+fn facts(engine: SystemInfo, public_ip: Option<Ipv4Addr>, private_ip: Option<Ipv4Addr>) -> Facts {
+    let labels = engine.labels.unwrap_or_default();
+    Facts {
+        hostname: engine.name.unwrap_or_default(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        docker_version: engine.server_version.unwrap_or_default(),
+        kernel_version: engine.kernel_version.unwrap_or_default(),
+        os: engine.operating_system.unwrap_or_default(),
+        region: region(&labels),
+        labels,
+        public_ip,
+        private_ip,
+        cpus: engine
+            .ncpu
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or_default(),
+        mem_total_bytes: engine
+            .mem_total
+            .and_then(|n| u64::try_from(n).ok())
+            .unwrap_or_default(),
+    }
+}
+
+/// The value of the first `region=` label.
+fn region(labels: &[String]) -> String {
+    let region = labels
+        .iter()
+        .find_map(|label| label.strip_prefix("region="));
+    region
+        .filter(|region| !region.is_empty())
+        .unwrap_or(DEFAULT_REGION)
+        .to_owned()
+}
+
+/// As given, else of the peer interface, else of `eth0`, else of the default
+/// route's interface.
+fn private_ip(config: &Config) -> Option<Ipv4Addr> {
+    config
+        .private_ip
+        .or_else(|| net::interface_address(&config.peer_interface))
+        .or_else(|| net::interface_address("eth0"))
+        .or_else(|| net::interface_address(&net::default_interface()?))
+}
+
+/// Publishes the public address whenever an answer differs, for ever.
+pub async fn watch_public_ip(config: Arc<Config>, slot: watch::Sender<Option<Ipv4Addr>>) {
+    if let Some(given) = config.public_ip {
+        slot.send_replace(Some(given));
+        return std::future::pending().await;
+    }
+    let mut told = false;
+    loop {
+        match resolve(&config.public_ip_resolver).await {
+            Ok(address) => {
+                told = false;
+                slot.send_if_modified(|old| old.replace(address) != Some(address));
+            }
+            Err(reason) if !told => {
+                warn!(
+                    reason,
+                    "the public address is not known; KONTENA_PUBLIC_IP would say it"
+                );
+                told = true;
+            }
+            Err(_) => {}
+        }
+        let known = slot.borrow().is_some();
+        sleep(if known && !told {
+            RESOLVE_EVERY
+        } else {
+            RESOLVE_RETRY_EVERY
+        })
+        .await;
+    }
+}
+
+async fn resolve(url: &Url) -> Result<Ipv4Addr, String> {
+    let fail = |err: reqwest::Error| format!("{url}: {}", err.without_url());
+    let client = reqwest::Client::builder()
+        .timeout(RESOLVE_WITHIN)
+        .build()
+        .map_err(fail)?;
+    let answer = client.get(url.clone()).send().await.map_err(fail)?;
+    let text = answer
+        .error_for_status()
+        .map_err(fail)?
+        .text()
+        .await
+        .map_err(fail)?;
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{url}: the answer is no IPv4 address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_region_label_is_the_region() {
+        let labels = |list: &[&str]| list.iter().map(|&l| l.to_owned()).collect::<Vec<_>>();
+        assert_eq!(region(&labels(&["az=a", "region=fi", "region=us"])), "fi");
+        assert_eq!(region(&labels(&["az=a"])), "default");
+        assert_eq!(region(&labels(&["region="])), "default");
+    }
+}

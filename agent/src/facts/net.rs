@@ -1,0 +1,56 @@
+//! Addresses of this host's interfaces.
+
+use std::net::Ipv4Addr;
+
+use nix::ifaddrs::getifaddrs;
+
+/// The first IPv4 address of an interface.
+pub fn interface_address(name: &str) -> Option<Ipv4Addr> {
+    let addresses = getifaddrs().ok()?;
+    addresses
+        .filter(|found| found.interface_name == name)
+        .find_map(|found| Some(found.address?.as_sockaddr_in()?.ip()))
+}
+
+/// The interface of the default route with the lowest metric.
+pub fn default_interface() -> Option<String> {
+    default_interface_of(&std::fs::read_to_string("/proc/net/route").ok()?)
+}
+
+/// Reads `/proc/net/route`: columns Iface, Destination, Gateway, Flags, RefCnt,
+/// Use, Metric, Mask; addresses in hexadecimal.
+fn default_interface_of(table: &str) -> Option<String> {
+    let mut best: Option<(u32, &str)> = None;
+    for line in table.lines().skip(1) {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let [name, "00000000", _, _, _, _, metric, "00000000", ..] = columns[..] else {
+            continue;
+        };
+        let metric = metric.parse().unwrap_or(u32::MAX);
+        if best.is_none_or(|(least, _)| metric < least) {
+            best = Some((metric, name));
+        }
+    }
+    best.map(|(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_route_with_the_lowest_metric_is_taken() {
+        let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\n\
+                     wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n\
+                     eth9\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                     eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        assert_eq!(default_interface_of(table).as_deref(), Some("eth9"));
+        assert_eq!(default_interface_of("Iface\n"), None);
+    }
+
+    #[test]
+    fn the_loopback_has_its_address_and_a_stranger_none() {
+        assert_eq!(interface_address("lo"), Some(Ipv4Addr::LOCALHOST));
+        assert_eq!(interface_address("no-such-if"), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! The WebSocket to the Master.
+//!
+//! It says `hello`, takes in what the Master decided, and tells what the host
+//! looks like. Nothing waits in a queue: what is known of the grid and what is
+//! known of the host are watch slots, and a slow reader sees the newest value.
+//! What a connection loses is sent again on the next one.
+//!
+//! Invariants: `changes` are merged only onto the revision that they name, else
+//! the next `hello` asks for everything; the first report of a connection holds
+//! everything; a report is about the node that the Master welcomed, never about
+//! the one that this host was before.
+//!
+//! The decisions are in [`machine`], which has no clock and no IO.
+
+pub mod machine;
+mod session;
+mod socket;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, Secret};
+use crate::directory::{Directory, Store};
+use crate::facts::FactsSlot;
+use crate::report::HostSlot;
+use machine::{Credential, End, Machine, Next};
+
+/// The link to the Master.
+pub struct Link {
+    config: Arc<Config>,
+    store: Store,
+    /// What the Master said, merged.
+    directory: watch::Sender<Arc<Directory>>,
+    host: HostSlot,
+    facts: FactsSlot,
+    machine: Machine,
+    /// The next `hello` names no position.
+    ask_everything: bool,
+}
+
+impl Link {
+    /// A link that publishes what it receives in `directory`.
+    pub fn new(
+        config: Arc<Config>,
+        store: Store,
+        directory: watch::Sender<Arc<Directory>>,
+        host: HostSlot,
+        facts: FactsSlot,
+    ) -> Self {
+        let machine = Machine::new(Instant::now(), store.node_token().is_some());
+        Self {
+            config,
+            store,
+            directory,
+            host,
+            facts,
+            machine,
+            ask_everything: false,
+        }
+    }
+
+    /// Keeps a connection open until the node is removed from its grid; then it
+    /// says so in the directory and does nothing any more.
+    pub async fn run(mut self) {
+        loop {
+            match self.machine.next(Instant::now()) {
+                Next::Wait(until) => sleep_until(until.into()).await,
+                Next::Connect(credential) => self.connection(credential).await,
+                Next::Stop => break,
+            }
+        }
+        error!("this node was removed from its grid; restart the agent to join again");
+        self.directory.send_replace(Arc::new(Directory {
+            removed: true,
+            ..Directory::default()
+        }));
+        // The owner of this task takes its end for a fault.
+        std::future::pending::<()>().await;
+    }
+
+    async fn connection(&mut self, credential: Credential) {
+        let token = self.token(credential);
+        let Err(end) = self.session(&token).await;
+        match &end {
+            End::Failed(_) | End::Status(_) | End::Silent => warn!(%end, "not connected"),
+            End::Closed(..) => info!(%end, "not connected"),
+            End::Protocol(_) => {
+                error!(%end, "not connected");
+                self.ask_everything = true;
+            }
+        }
+        self.machine.ended(Instant::now(), &end, fastrand::f64());
+    }
+
+    fn token(&self, credential: Credential) -> Secret {
+        let node = match credential {
+            Credential::Node => self.store.node_token(),
+            Credential::Join => None,
+        };
+        node.unwrap_or_else(|| self.config.token.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,278 @@
+//! The link against a small Master: only the protocol's state machine, on real
+//! sockets. What the Master decides is tested with the real one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use futures_util::{SinkExt, StreamExt};
+use kontena_schema::agent::{
+    Changes, FromAgent, Hello, Own, Report, Shared, ToAgent, Welcome, close,
+};
+use kontena_schema::ids::{NodeId, Revision};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
+use super::*;
+use crate::config::Args;
+use crate::directory::tests::{directory, snapshot, welcome};
+use crate::facts::HostFacts;
+use crate::report::{HostState, Told};
+use crate::task::Tasks;
+use crate::testing::TempDir;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// An agent's link, and the Master that it connects to.
+struct Bed {
+    listener: TcpListener,
+    store: Store,
+    directory: watch::Receiver<Arc<Directory>>,
+    host: watch::Sender<Option<Arc<HostState>>>,
+    facts: watch::Sender<Option<Arc<HostFacts>>>,
+    _tasks: Tasks,
+    _dir: TempDir,
+}
+
+fn facts() -> HostFacts {
+    HostFacts {
+        engine_id: "engine".to_owned(),
+        boot_id: "boot".to_owned(),
+        facts: kontena_schema::agent::Facts {
+            hostname: "host".to_owned(),
+            agent_version: "0".to_owned(),
+            docker_version: "20".to_owned(),
+            kernel_version: "6".to_owned(),
+            os: "linux".to_owned(),
+            labels: Vec::new(),
+            region: "default".to_owned(),
+            public_ip: None,
+            private_ip: None,
+            cpus: 1,
+            mem_total_bytes: 1,
+        },
+    }
+}
+
+fn host(node: i64, applied: i64) -> Option<Arc<HostState>> {
+    let told = Told { applied: Revision(applied), ..Told::default() };
+    Some(Arc::new(HostState { node: Some(NodeId(node)), inventory: Vec::new(), told }))
+}
+
+async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
+    let dir = TempDir::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let args = ["kontena-agent", "--uri", &uri, "--token", "join"];
+    let config = Arc::new(Args::parse_from(args).check().unwrap());
+    let store = Store::open(dir.path()).unwrap();
+    if let Some(token) = node_token {
+        store.save_node_token(token).unwrap();
+    }
+    let (directory_in, directory) = watch::channel(Arc::new(known));
+    let (host, host_out) = watch::channel(host(1, 7));
+    let (facts, facts_out) = watch::channel(Some(Arc::new(facts())));
+    let link = Link::new(config, store.clone(), directory_in, host_out, facts_out);
+    let mut tasks = Tasks::new();
+    tasks.spawn("link", link.run());
+    Bed { listener, store, directory, host, facts, _tasks: tasks, _dir: dir }
+}
+
+/// The Master's end of one connection.
+struct Peer {
+    socket: WebSocketStream<TcpStream>,
+    token: String,
+}
+
+impl Bed {
+    // The signature is the library's.
+    #[allow(clippy::result_large_err)]
+    async fn accept(&self) -> Peer {
+        let (stream, _) = timeout(BOUND, self.listener.accept()).await.expect("no agent").unwrap();
+        let mut token = String::new();
+        let look = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+            assert_eq!(request.uri().path(), "/v1/agent");
+            token = request.headers()["authorization"].to_str().unwrap().to_owned();
+            Ok(response)
+        };
+        let socket = tokio_tungstenite::accept_hdr_async(stream, look).await.unwrap();
+        Peer { socket, token }
+    }
+
+    async fn welcomed(&self) -> (Peer, Hello) {
+        let mut peer = self.accept().await;
+        let hello = peer.hello().await;
+        peer.send(&ToAgent::Welcome(Box::new(welcome(1)))).await;
+        (peer, hello)
+    }
+
+    async fn at(&mut self, revision: i64) -> Arc<Directory> {
+        let there = self.directory.wait_for(|known| known.revision() == Revision(revision));
+        timeout(BOUND, there).await.expect("the revision does not come").unwrap().clone()
+    }
+}
+
+impl Peer {
+    async fn send(&mut self, message: &ToAgent) {
+        let json = serde_json::to_string(message).unwrap();
+        self.socket.send(Message::text(json)).await.unwrap();
+    }
+
+    async fn close(mut self, code: u16) {
+        let frame = CloseFrame { code: code.into(), reason: "test".into() };
+        self.socket.send(Message::Close(Some(frame))).await.unwrap();
+        while let Some(Ok(_)) = self.socket.next().await {}
+    }
+
+    async fn next(&mut self) -> FromAgent {
+        loop {
+            let frame = timeout(BOUND, self.socket.next()).await.expect("the agent is silent");
+            match frame.expect("the agent left").expect("the connection broke") {
+                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Hello {
+        match self.next().await {
+            FromAgent::Hello(hello) => *hello,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn report(&mut self) -> Report {
+        match self.next().await {
+            FromAgent::Report(report) => *report,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The agent gives this connection up.
+    async fn left(mut self) {
+        let end = async { while let Some(Ok(_)) = self.socket.next().await {} };
+        timeout(BOUND, end).await.expect("the agent stays");
+    }
+}
+
+fn changes(from: i64, to: i64) -> ToAgent {
+    ToAgent::Changes(Box::new(Changes {
+        timeline: "t1".to_owned(),
+        from: Revision(from),
+        to: Revision(to),
+        shared: Shared::default(),
+        own: Own::default(),
+    }))
+}
+
+#[tokio::test]
+async fn it_joins_keeps_its_token_and_comes_back_from_where_it_was() {
+    let mut bed = bed(Directory::default(), None).await;
+    let mut peer = bed.accept().await;
+    assert_eq!(peer.token, "Bearer join");
+    assert_eq!(peer.hello().await.position, None);
+    let token = Some("node".to_owned());
+    peer.send(&ToAgent::Welcome(Box::new(Welcome { node_token: token, ..welcome(1) }))).await;
+    peer.send(&ToAgent::Changes(Box::new(snapshot(7)))).await;
+    bed.at(7).await;
+    peer.send(&changes(7, 8)).await;
+    bed.at(8).await;
+    assert_eq!(bed.store.node_token().unwrap().reveal(), "node");
+    peer.close(close::GOING_AWAY).await;
+
+    let mut peer = bed.accept().await;
+    assert_eq!(peer.token, "Bearer node");
+    assert_eq!(peer.hello().await.position.unwrap().revision, Revision(8));
+}
+
+#[tokio::test]
+async fn changes_that_do_not_fit_make_it_ask_for_everything() {
+    let mut bed = bed(directory(), Some("node")).await;
+    let (mut peer, hello) = bed.welcomed().await;
+    assert_eq!(hello.position.unwrap().revision, Revision(7));
+    peer.send(&changes(9, 10)).await;
+    peer.left().await;
+
+    let (mut peer, hello) = bed.welcomed().await;
+    assert_eq!(hello.position, None);
+    peer.send(&ToAgent::Changes(Box::new(snapshot(10)))).await;
+    bed.at(10).await;
+    peer.close(close::TRY_LATER).await;
+    let (_, hello) = bed.welcomed().await;
+    assert_eq!(hello.position.unwrap().revision, Revision(10));
+}
+
+#[tokio::test]
+async fn every_connection_is_told_everything_first_and_then_differences() {
+    let bed = bed(directory(), Some("node")).await;
+    for first in [7, 9] {
+        let (mut peer, _) = bed.welcomed().await;
+        assert_eq!(peer.report().await.applied, Revision(first));
+        bed.host.send_replace(host(1, first + 1));
+        assert_eq!(peer.report().await.applied, Revision(first + 1));
+        // What is known of another node is not this one's business.
+        bed.host.send_replace(host(2, 99));
+        bed.host.send_replace(host(1, first + 2));
+        assert_eq!(peer.report().await.applied, Revision(first + 2));
+        peer.close(close::GOING_AWAY).await;
+    }
+}
+
+#[tokio::test]
+async fn facts_are_told_when_they_change() {
+    let bed = bed(directory(), Some("node")).await;
+    let (mut peer, _) = bed.welcomed().await;
+    peer.report().await;
+    let mut moved = facts();
+    moved.facts.public_ip = Some([192, 0, 2, 1].into());
+    bed.facts.send_replace(Some(Arc::new(moved.clone())));
+    match peer.next().await {
+        FromAgent::Facts(told) => assert_eq!(*told, moved.facts),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_refused_node_token_gives_way_to_the_join_token() {
+    let bed = bed(directory(), Some("old")).await;
+    let peer = bed.accept().await;
+    assert_eq!(peer.token, "Bearer old");
+    peer.close(close::BAD_TOKEN).await;
+    assert_eq!(bed.accept().await.token, "Bearer join");
+}
+
+#[tokio::test]
+async fn another_node_starts_from_nothing() {
+    let mut bed = bed(directory(), Some("node")).await;
+    let mut peer = bed.accept().await;
+    peer.hello().await;
+    peer.send(&ToAgent::Welcome(Box::new(welcome(3)))).await;
+    let known = bed.at(0).await;
+    assert!(known.placements.is_empty() && known.reached.is_none());
+}
+
+#[tokio::test]
+async fn a_removed_node_says_so_and_never_calls_again() {
+    let mut bed = bed(directory(), Some("node")).await;
+    let (peer, _) = bed.welcomed().await;
+    peer.close(close::NODE_REMOVED).await;
+    let removed = bed.directory.wait_for(|known| known.removed);
+    timeout(BOUND, removed).await.expect("the directory stays").unwrap();
+    let quiet = timeout(Duration::from_secs(1), bed.listener.accept()).await;
+    assert!(quiet.is_err(), "it calls again");
+}
+
+#[tokio::test]
+async fn a_frame_that_is_none_of_the_protocol_ends_the_connection() {
+    let bed = bed(directory(), Some("node")).await;
+    let (mut peer, _) = bed.welcomed().await;
+    peer.socket.send(Message::text("{\"nonsense\":1}")).await.unwrap();
+    peer.left().await;
+    bed.accept().await;
+}

@@ -1,0 +1,204 @@
+//! What is to be done about containers: a pure function of what the Master wants
+//! and what is there.
+//!
+//! At most one step per subject and pass; what follows is found by the next pass,
+//! which observes again. A subject with a step under way, or held back after a
+//! failure, gets none.
+//!
+//! Invariants: a container is adopted if and only if placement, node, revision,
+//! lease and address all match; one that no own placement confirms goes; a
+//! container that lost its lease goes before anything else is done for its
+//! placement; otherwise the image is there before the old container goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kontena_schema::agent::{Desired, Placement};
+use kontena_schema::ids::{NodeId, PlacementId, ServiceRevision};
+
+use crate::docker::labels::container_name;
+use crate::docker::observe::{Container, State};
+
+/// What a step is about; no two steps about the same are under way at once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A placement and its containers.
+    Placement(PlacementId),
+    /// A container that no placement confirms, by Docker's id.
+    Container(String),
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What it is about.
+    pub subject: Subject,
+    /// What it does.
+    pub action: Action,
+}
+
+/// The kinds of steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Bring the image of the placement.
+    Pull,
+    /// Create and start the placement's container.
+    Create,
+    /// Start a container.
+    Start(String),
+    /// Stop a container.
+    Stop(String),
+    /// Stop and remove a container.
+    Remove(String),
+}
+
+/// What a step under way is, as it shows in reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// An image is being pulled.
+    Pulling,
+    /// A container is being created or started.
+    Starting,
+    /// A container is being stopped or removed.
+    Stopping,
+}
+
+impl Action {
+    /// How it shows in reports.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Self::Pull => Phase::Pulling,
+            Self::Create | Self::Start(_) => Phase::Starting,
+            Self::Stop(_) | Self::Remove(_) => Phase::Stopping,
+        }
+    }
+}
+
+/// Everything that the plan depends on.
+pub struct Situation<'a> {
+    /// This node.
+    pub node: NodeId,
+    /// What the Master wants.
+    pub placements: &'a BTreeMap<PlacementId, Placement>,
+    /// What is there.
+    pub containers: &'a [Container],
+    /// For which revision of its service a placement's image was brought.
+    pub prepared: &'a BTreeMap<PlacementId, ServiceRevision>,
+    /// Subjects that get no step now.
+    pub held: &'a BTreeSet<Subject>,
+}
+
+/// Whether a container is the one that the placement describes.
+pub fn matches(container: &Container, placement: &Placement, node: NodeId) -> bool {
+    let revision = container
+        .origin
+        .as_ref()
+        .map(|origin| origin.service_revision);
+    holds_lease(container, placement, node) && revision == Some(placement.service_revision)
+}
+
+/// Whether a container is the placement's and has its address rightly.
+pub fn holds_lease(container: &Container, placement: &Placement, node: NodeId) -> bool {
+    container.origin.as_ref().is_some_and(|origin| {
+        origin.placement == placement.id
+            && origin.node == node
+            && origin.lease == placement.lease
+            && origin.overlay.map(|overlay| overlay.ip()) == placement.address
+    })
+}
+
+/// The containers of each own placement, and those of none.
+pub fn by_placement<'a>(
+    placements: &BTreeMap<PlacementId, Placement>,
+    containers: &'a [Container],
+) -> (
+    BTreeMap<PlacementId, Vec<&'a Container>>,
+    Vec<&'a Container>,
+) {
+    let mut of = BTreeMap::<_, Vec<_>>::new();
+    let mut strangers = Vec::new();
+    for container in containers {
+        let placement = container.origin.as_ref().map(|origin| origin.placement);
+        match placement.filter(|id| placements.contains_key(id)) {
+            Some(id) => of.entry(id).or_default().push(container),
+            None => strangers.push(container),
+        }
+    }
+    (of, strangers)
+}
+
+/// The steps that bring what is there nearer to what is wanted.
+pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
+    let (of, strangers) = by_placement(situation.placements, situation.containers);
+    let removals = strangers.into_iter().map(|container| Step {
+        subject: Subject::Container(container.id.clone()),
+        action: Action::Remove(container.id.clone()),
+    });
+    let others = situation.placements.values().filter_map(|placement| {
+        let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
+        let action = step(placement, mine, situation)?;
+        Some(Step {
+            subject: Subject::Placement(placement.id),
+            action,
+        })
+    });
+    removals
+        .chain(others)
+        .filter(|step| !situation.held.contains(&step.subject))
+        .collect()
+}
+
+fn step(placement: &Placement, mine: &[&Container], on: &Situation<'_>) -> Option<Action> {
+    let remove = |container: &&Container| Action::Remove(container.id.clone());
+    if placement.desired == Desired::Removed {
+        return mine.first().map(remove);
+    }
+    let lost = mine
+        .iter()
+        .find(|container| !holds_lease(container, placement, on.node));
+    if lost.is_some() {
+        return lost.map(remove);
+    }
+    if placement.desired == Desired::Stopped {
+        let runs =
+            |c: &&&Container| matches!(c.state, State::Running { .. } | State::Restarting { .. });
+        return mine
+            .iter()
+            .find(runs)
+            .map(|container| Action::Stop(container.id.clone()));
+    }
+    let right = mine
+        .iter()
+        .find(|container| matches(container, placement, on.node));
+    let wrong = mine
+        .iter()
+        .find(|c| right.is_none_or(|right| right.id != c.id));
+    match right {
+        Some(right) => wrong.map(remove).or_else(|| keep_running(right)),
+        None if placement.lease.is_none() => None,
+        None if on.prepared.get(&placement.id) != Some(&placement.service_revision) => {
+            Some(Action::Pull)
+        }
+        None => wrong.map(remove).or_else(|| create(placement, on)),
+    }
+}
+
+fn keep_running(right: &Container) -> Option<Action> {
+    match right.state {
+        State::Running { .. } | State::Restarting { .. } => None,
+        State::Created | State::Exited { .. } => Some(Action::Start(right.id.clone())),
+        State::Going => Some(Action::Remove(right.id.clone())),
+    }
+}
+
+/// Creates, unless a container that is still to go has the name.
+fn create(placement: &Placement, on: &Situation<'_>) -> Option<Action> {
+    let name = container_name(placement);
+    on.containers
+        .iter()
+        .all(|container| container.name != name)
+        .then_some(Action::Create)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,183 @@
+//! Commands, each started at most once.
+//!
+//! The journal is on disk before a command is begun. A command whose begin is in
+//! it and whose end is not was interrupted by the end of an agent; whether it
+//! took effect is not known, and it is not begun again.
+
+use std::collections::BTreeMap;
+
+use kontena_schema::agent::{Command, CommandReport, CommandState};
+use kontena_schema::ids::{CommandId, GridId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::directory::Directory;
+
+/// Outcomes kept for the Master to hear again; it asks for those of the last
+/// minutes at most.
+const OUTCOMES_MAX: usize = 256;
+
+/// Where command ids count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Scope {
+    grid: GridId,
+    node: NodeId,
+    timeline: String,
+}
+
+/// Which commands were started, and what came of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    scope: Option<Scope>,
+    /// No command up to this one is started any more.
+    started_up_to: Option<CommandId>,
+    outcomes: BTreeMap<CommandId, CommandReport>,
+}
+
+impl Journal {
+    /// The journal of an agent that ended, as its successor continues it.
+    pub fn resumed(mut self) -> Self {
+        for outcome in self.outcomes.values_mut() {
+            if outcome.state == CommandState::Started {
+                outcome.state = CommandState::Interrupted;
+                outcome.error = Some("the agent ended while the command ran".to_owned());
+            }
+        }
+        self
+    }
+
+    /// Starts anew where ids count anew.
+    pub fn enter(&mut self, directory: &Directory) {
+        let (Some(me), Some(reached)) = (&directory.me, &directory.reached) else {
+            return;
+        };
+        let scope = Scope {
+            grid: me.grid,
+            node: me.node,
+            timeline: reached.timeline.clone(),
+        };
+        if self.scope.as_ref() != Some(&scope) {
+            *self = Self {
+                scope: Some(scope),
+                ..Self::default()
+            };
+        }
+    }
+
+    /// The next command to be started, in rising order.
+    pub fn next<'a>(&self, directory: &'a Directory) -> Option<&'a Command> {
+        let mut commands = directory.commands.values();
+        commands.find(|command| Some(command.id) > self.started_up_to)
+    }
+
+    /// Writes down that a command is about to be begun.
+    pub fn started(&mut self, command: CommandId) {
+        self.started_up_to = self.started_up_to.max(Some(command));
+        self.set(command, CommandState::Started, None);
+    }
+
+    /// Writes down what came of it.
+    pub fn ended(&mut self, command: CommandId, state: CommandState, error: Option<String>) {
+        self.set(command, state, error);
+    }
+
+    /// What is told of commands: also of those that were started before and of
+    /// which nothing is known any more.
+    pub fn reports(&self, directory: &Directory) -> BTreeMap<CommandId, CommandReport> {
+        let mut reports = self.outcomes.clone();
+        for &command in directory.commands.keys() {
+            if Some(command) <= self.started_up_to {
+                reports.entry(command).or_insert_with(|| CommandReport {
+                    command,
+                    state: CommandState::Interrupted,
+                    error: Some("the agent does not know any more how it ended".to_owned()),
+                });
+            }
+        }
+        reports
+    }
+
+    fn set(&mut self, command: CommandId, state: CommandState, error: Option<String>) {
+        self.outcomes.insert(
+            command,
+            CommandReport {
+                command,
+                state,
+                error,
+            },
+        );
+        while self.outcomes.len() > OUTCOMES_MAX {
+            self.outcomes.pop_first();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kontena_schema::agent::CommandKind;
+    use kontena_schema::ids::PlacementId;
+
+    use super::*;
+    use crate::directory::tests::{directory, welcome};
+
+    fn with_commands(ids: &[i64]) -> Directory {
+        let mut directory = directory();
+        for &id in ids {
+            let id = CommandId(id);
+            let command = Command {
+                id,
+                placement: PlacementId(11),
+                kind: CommandKind::Restart,
+            };
+            directory.commands.insert(id, command);
+        }
+        directory
+    }
+
+    #[test]
+    fn commands_start_in_order_and_once() {
+        let directory = with_commands(&[5, 3]);
+        let mut journal = Journal::default();
+        journal.enter(&directory);
+        for id in [3, 5] {
+            assert_eq!(journal.next(&directory).unwrap().id, CommandId(id));
+            journal.started(CommandId(id));
+            journal.enter(&directory);
+        }
+        assert_eq!(journal.next(&directory), None);
+        // One that comes late is not begun out of order.
+        let directory = with_commands(&[3, 4, 5]);
+        assert_eq!(journal.next(&directory), None);
+        assert_eq!(
+            journal.reports(&directory)[&CommandId(4)].state,
+            CommandState::Interrupted
+        );
+    }
+
+    #[test]
+    fn an_agent_that_ended_in_between_interrupted_it() {
+        let directory = with_commands(&[3, 4]);
+        let mut journal = Journal::default();
+        journal.enter(&directory);
+        journal.started(CommandId(3));
+        journal.ended(CommandId(3), CommandState::Done, None);
+        journal.started(CommandId(4));
+        let json = serde_json::to_vec(&journal).unwrap();
+        let resumed = serde_json::from_slice::<Journal>(&json).unwrap().resumed();
+        assert_eq!(resumed.next(&directory), None);
+        let reports = resumed.reports(&directory);
+        assert_eq!(reports[&CommandId(3)].state, CommandState::Done);
+        assert_eq!(reports[&CommandId(4)].state, CommandState::Interrupted);
+    }
+
+    #[test]
+    fn ids_of_another_node_or_history_count_anew() {
+        let directory = with_commands(&[3]);
+        let mut journal = Journal::default();
+        journal.enter(&directory);
+        journal.started(CommandId(9));
+        let mut other = directory.clone();
+        other.me = Some((&welcome(2)).into());
+        journal.enter(&other);
+        assert_eq!(journal.next(&other).unwrap().id, CommandId(3));
+    }
+}

@@ -1,0 +1,382 @@
+//! The loop that makes the host agree with the directory.
+//!
+//! Woken by a new directory, by an event of the engine, by a step that ended, by
+//! a tick: observe, plan, start the steps, reconcile the overlay, publish names
+//! and state. A hint and the tick run the same pass, and a pass that finds
+//! everything right changes nothing.
+//!
+//! Invariants: without a directory that the Master gave, nothing is removed;
+//! attachments come from what runs, not from what was started, so that a
+//! container that Docker restarted gets its interface again without the Master.
+//!
+//! Absent on purpose: waiting. A pass starts steps and does not wait for them.
+
+mod backoff;
+mod commands;
+mod works;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use kontena_schema::agent::{CommandKind, CommandState, Health, PeerReport};
+use kontena_schema::ids::{NodeId, PlacementId, Revision};
+use kontena_schema::mac::Mac;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use crate::apply::Tools;
+use crate::directory::{Directory, Store};
+use crate::dns::zone::{Local, Zone};
+use crate::docker::observe::{Container, Doubts, Observer, State};
+use crate::docker::words;
+use crate::overlay::{Attachment, Overlay, OverlayIntent};
+use crate::plan::{Situation, Subject, by_placement, holds_lease, plan};
+use crate::report::{Circumstances, HostState, Told, derive, inventory};
+use commands::Journal;
+use works::{Ended, Works};
+
+/// How often everything is looked at even if nothing rang.
+const TICK: Duration = Duration::from_secs(10);
+
+/// What the loop listens to and where it publishes.
+pub struct Slots {
+    /// What the Master wants.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// Containers that have to be looked at.
+    pub doubts: Arc<Doubts>,
+    /// The names.
+    pub zone: watch::Sender<Arc<Zone>>,
+    /// The state of the host.
+    pub host: watch::Sender<Option<Arc<HostState>>>,
+}
+
+/// The loop's own state: what is under way, and what the last pass saw. All of
+/// it but the journal may be lost.
+pub struct Reconciler {
+    slots: Slots,
+    store: Store,
+    observer: Observer,
+    engine_away: bool,
+    overlay: Overlay,
+    works: Works,
+    journal: Journal,
+    attached: BTreeMap<PlacementId, Result<(), String>>,
+    peers: Vec<PeerReport>,
+    applied: Revision,
+    /// The overlay was taken down after the node's removal.
+    torn_down: bool,
+}
+
+impl Reconciler {
+    /// A loop over the given slots.
+    pub fn new(slots: Slots, store: Store, docker: Docker, overlay: Overlay, tools: Tools) -> Self {
+        let journal = store.commands::<Journal>().unwrap_or_default().resumed();
+        Self {
+            slots,
+            store,
+            observer: Observer::new(docker),
+            engine_away: false,
+            overlay,
+            works: Works::new(tools),
+            journal,
+            attached: BTreeMap::new(),
+            peers: Vec::new(),
+            applied: Revision::ZERO,
+            torn_down: false,
+        }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry = self.works.backoff.next(Instant::now());
+            let retry = retry.unwrap_or_else(|| Instant::now() + TICK);
+            let doubts = self.slots.doubts.clone();
+            tokio::select! {
+                Ok(()) = self.slots.directory.changed() => {}
+                () = doubts.changed() => {}
+                ended = self.works.ended() => self.command_ended(ended),
+                () = sleep_until(retry.into()) => {}
+                _ = ticks.tick() => doubts.add_all(),
+            }
+            self.pass().await;
+        }
+    }
+
+    async fn pass(&mut self) {
+        let directory = self.slots.directory.borrow_and_update().clone();
+        if !self.observe().await {
+            return;
+        }
+        let containers = self.observer.last();
+        let ids = containers
+            .iter()
+            .map(|container| container.id.clone())
+            .collect();
+        self.works.forget(&directory, &ids);
+        // Names of what died vanish before anything else is done.
+        self.publish_names(&directory, &containers);
+        let quiet = self.start_steps(&directory, &containers);
+        self.start_commands(&directory, &containers).await;
+        self.reconcile_overlay(&directory, &containers, quiet).await;
+        self.publish_names(&directory, &containers);
+        self.publish_state(&directory, &containers);
+    }
+
+    /// Looks at the containers. What was seen last stands in for an engine that
+    /// is away; before the first look there is nothing to go by.
+    async fn observe(&mut self) -> bool {
+        match self.observer.look(&self.slots.doubts).await {
+            Ok(()) => self.engine_away = false,
+            Err(err) if !self.engine_away => {
+                warn!(reason = words(&err), "the containers cannot be seen");
+                self.engine_away = true;
+            }
+            Err(_) => {}
+        }
+        !self.engine_away || self.slots.host.borrow().is_some()
+    }
+
+    /// Starts the planned steps; whether there was nothing to do.
+    fn start_steps(&mut self, directory: &Arc<Directory>, containers: &[Container]) -> bool {
+        let known = directory.reached.is_some() || directory.removed;
+        if !known || self.engine_away {
+            return false;
+        }
+        let steps = plan(&Situation {
+            node: node(directory).unwrap_or(NodeId(0)),
+            placements: &directory.placements,
+            containers,
+            prepared: &self.works.prepared,
+            held: &self.works.held(Instant::now()),
+        });
+        let quiet = steps.is_empty() && self.works.is_idle();
+        for step in steps {
+            self.works.start(step, directory);
+        }
+        quiet
+    }
+
+    async fn start_commands(&mut self, directory: &Directory, containers: &[Container]) {
+        self.journal.enter(directory);
+        while let Some(command) = self.journal.next(directory) {
+            let subject = Subject::Placement(command.placement);
+            if self.works.phase(command.placement).is_some() {
+                break;
+            }
+            self.journal.started(command.id);
+            // At most once: what is not on disk is not begun.
+            if let Err(err) = self.save_journal() {
+                let why = format!("it could not be written down: {err}");
+                self.journal
+                    .ended(command.id, CommandState::Failed, Some(why));
+                continue;
+            }
+            let of = |container: &&Container| {
+                let origin = container.origin.as_ref();
+                origin.is_some_and(|origin| origin.placement == command.placement)
+            };
+            match (command.kind, containers.iter().find(of)) {
+                (CommandKind::Restart, Some(container)) => {
+                    info!(command = %command.id, ?subject, "restarting");
+                    self.works
+                        .restart(command.id, command.placement, container.id.clone());
+                }
+                (CommandKind::Restart, None) => {
+                    let why = "there is no container".to_owned();
+                    self.command_ended(Some((command.id, CommandState::Failed, Some(why))));
+                }
+            }
+        }
+    }
+
+    fn command_ended(&mut self, ended: Option<Ended>) {
+        let Some((command, state, error)) = ended else {
+            return;
+        };
+        info!(%command, ?state, error, "command ended");
+        self.journal.ended(command, state, error);
+        if let Err(err) = self.save_journal() {
+            error!(%err, "the end of a command is not written down");
+        }
+    }
+
+    fn save_journal(&self) -> Result<(), crate::directory::StoreError> {
+        tokio::task::block_in_place(|| self.store.save_commands(&self.journal))
+    }
+
+    async fn reconcile_overlay(
+        &mut self,
+        directory: &Directory,
+        containers: &[Container],
+        quiet: bool,
+    ) {
+        if directory.removed {
+            return self.tear_down(quiet).await;
+        }
+        let (Some(grid), Some(own)) = (&directory.grid, directory.own()) else {
+            return;
+        };
+        self.torn_down = false;
+        let attachments = attachments(directory, containers);
+        let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
+        let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, attachments);
+        let report = self.overlay.reconcile(&intent).await;
+        for err in &report.errors {
+            error!(%err, "overlay");
+        }
+        for (placement, result) in &report.attached {
+            if let Err(reason) = result {
+                warn!(%placement, reason, "not attached");
+            }
+        }
+        if report.errors.is_empty() && self.applied != directory.revision() {
+            self.applied = directory.revision();
+            info!(revision = %self.applied, steps = report.steps_applied, "reconciled");
+        } else {
+            debug!(revision = %self.applied, steps = report.steps_applied, "looked");
+        }
+        self.attached = report.attached;
+        self.peers = report.peers;
+    }
+
+    /// Nothing of a grid that this node was removed from stays: first the
+    /// containers, then the overlay, then what was kept on disk.
+    async fn tear_down(&mut self, quiet: bool) {
+        self.attached.clear();
+        self.peers.clear();
+        if self.torn_down || !quiet {
+            return;
+        }
+        let errors = self.overlay.remove_all().await;
+        for err in &errors {
+            error!(%err, "overlay");
+        }
+        if let Err(err) = self.store.forget() {
+            error!(%err, "the removed grid is not forgotten");
+        }
+        self.torn_down = errors.is_empty();
+        info!(complete = self.torn_down, "left the grid");
+    }
+
+    fn publish_names(&self, directory: &Directory, containers: &[Container]) {
+        let local = locals(directory, containers, &self.attached);
+        let zone = Zone::build(directory, &local);
+        self.slots.zone.send_if_modified(|old| {
+            let differs = **old != zone;
+            if differs {
+                *old = Arc::new(zone);
+            }
+            differs
+        });
+    }
+
+    fn publish_state(&self, directory: &Directory, containers: &[Container]) {
+        let node = node(directory);
+        let (of, _) = by_placement(&directory.placements, containers);
+        let reports = directory.placements.values().map(|placement| {
+            let subject = Subject::Placement(placement.id);
+            let around = Circumstances {
+                node: node.unwrap_or(NodeId(0)),
+                phase: self.works.phase(placement.id),
+                failure: self.works.backoff.reason(&subject),
+                attached: self.attached.get(&placement.id),
+            };
+            let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
+            (placement.id, derive(placement, mine, &around))
+        });
+        let told = Told {
+            applied: self.applied.min(directory.revision()),
+            placements: reports.collect(),
+            commands: self.journal.reports(directory),
+            peers: self
+                .peers
+                .iter()
+                .map(|peer| (peer.node, peer.clone()))
+                .collect(),
+        };
+        let state = HostState {
+            node,
+            inventory: inventory(containers),
+            told,
+        };
+        self.slots.host.send_if_modified(|old| {
+            let differs = old.as_deref() != Some(&state);
+            if differs {
+                *old = Some(Arc::new(state));
+            }
+            differs
+        });
+    }
+}
+
+fn node(directory: &Directory) -> Option<NodeId> {
+    directory.me.as_ref().map(|me| me.node)
+}
+
+/// The running containers that have their addresses rightly.
+fn rightful<'a>(
+    directory: &'a Directory,
+    containers: &'a [Container],
+) -> impl Iterator<Item = (&'a kontena_schema::agent::Placement, &'a Container, i32)> {
+    let node = node(directory);
+    containers.iter().filter_map(move |container| {
+        let placement = directory
+            .placements
+            .get(&container.origin.as_ref()?.placement)?;
+        match container.state {
+            State::Running { pid } if holds_lease(container, placement, node?) => {
+                Some((placement, container, pid))
+            }
+            _ => None,
+        }
+    })
+}
+
+fn attachments(
+    directory: &Directory,
+    containers: &[Container],
+) -> BTreeMap<PlacementId, Attachment> {
+    let attachment =
+        |(placement, container, pid): (&kontena_schema::agent::Placement, &Container, i32)| {
+            let (address, lease) = (placement.address?, placement.lease?);
+            let mac = Mac::of_lease(address, lease);
+            let container_id = container.id.clone();
+            Some((
+                placement.id,
+                Attachment {
+                    pid,
+                    container_id,
+                    address,
+                    mac,
+                },
+            ))
+        };
+    rightful(directory, containers)
+        .filter_map(attachment)
+        .collect()
+}
+
+/// The instances of this host whose names answer: they run, are on the overlay
+/// and do not say that they are unwell.
+fn locals(
+    directory: &Directory,
+    containers: &[Container],
+    attached: &BTreeMap<PlacementId, Result<(), String>>,
+) -> BTreeSet<Local> {
+    rightful(directory, containers)
+        .filter(|(placement, container, _)| {
+            container.health != Health::Unhealthy
+                && matches!(attached.get(&placement.id), Some(Ok(())))
+        })
+        .filter_map(|(placement, _, _)| Local::of(placement))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

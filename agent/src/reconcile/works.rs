@@ -1,0 +1,211 @@
+//! The steps under way.
+//!
+//! Each is a task of its own, so that a long pull delays nobody. How many of a
+//! kind run at once is bounded where they cost the host something.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use kontena_schema::agent::{CommandState, Placement};
+use kontena_schema::ids::{CommandId, PlacementId, ServiceRevision};
+use tokio::sync::Semaphore;
+use tokio::task::{Id, JoinSet};
+use tracing::{error, info, warn};
+
+use super::backoff::Backoff;
+use crate::apply::{self, ApplyError, Tools};
+use crate::directory::Directory;
+use crate::plan::{Action, Phase, Step, Subject};
+
+/// Each pull fills the link to the registry by itself.
+const PULLS_MAX: usize = 3;
+/// Creating and starting is work for the engine and the disk.
+const STARTS_MAX: usize = 8;
+/// A stop mostly waits for the container, so many may.
+const STOPS_MAX: usize = 64;
+
+/// What a task is about.
+#[derive(Clone, Debug)]
+enum Work {
+    Step(Step, Option<Box<Placement>>),
+    Command(CommandId, PlacementId),
+}
+
+impl Work {
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Step(step, _) => step.subject.clone(),
+            Self::Command(_, placement) => Subject::Placement(*placement),
+        }
+    }
+}
+
+/// The steps under way, and what came of the others.
+pub struct Works {
+    tools: Arc<Tools>,
+    tasks: JoinSet<Result<(), ApplyError>>,
+    about: BTreeMap<Id, Work>,
+    busy: BTreeMap<Subject, Phase>,
+    /// Failures that hold their subjects back.
+    pub backoff: Backoff,
+    /// For which revision of its service a placement's image was brought.
+    pub prepared: BTreeMap<PlacementId, ServiceRevision>,
+    pulls: Arc<Semaphore>,
+    starts: Arc<Semaphore>,
+    stops: Arc<Semaphore>,
+}
+
+/// A command that ended.
+pub type Ended = (CommandId, CommandState, Option<String>);
+
+impl Works {
+    /// Nothing is under way.
+    pub fn new(tools: Tools) -> Self {
+        Self {
+            tools: Arc::new(tools),
+            tasks: JoinSet::new(),
+            about: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            backoff: Backoff::default(),
+            prepared: BTreeMap::new(),
+            pulls: Arc::new(Semaphore::new(PULLS_MAX)),
+            starts: Arc::new(Semaphore::new(STARTS_MAX)),
+            stops: Arc::new(Semaphore::new(STOPS_MAX)),
+        }
+    }
+
+    /// Subjects that get no step now.
+    pub fn held(&self, now: Instant) -> BTreeSet<Subject> {
+        let mut held = self.backoff.held(now);
+        held.extend(self.busy.keys().cloned());
+        held
+    }
+
+    /// The step under way about a placement.
+    pub fn phase(&self, placement: PlacementId) -> Option<Phase> {
+        self.busy.get(&Subject::Placement(placement)).copied()
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.busy.is_empty()
+    }
+
+    /// Starts a step.
+    pub fn start(&mut self, step: Step, directory: &Arc<Directory>) {
+        let placement = match &step.subject {
+            Subject::Placement(id) => directory.placements.get(id).cloned(),
+            Subject::Container(_) => None,
+        };
+        let places = match &step.action {
+            Action::Pull => &self.pulls,
+            Action::Create | Action::Start(_) => &self.starts,
+            Action::Stop(_) | Action::Remove(_) => &self.stops,
+        };
+        info!(subject = ?step.subject, action = ?step.action, "begun");
+        let (places, tools, directory) = (places.clone(), self.tools.clone(), directory.clone());
+        let (subject, phase) = (step.subject.clone(), step.action.phase());
+        let action = step.action.clone();
+        let work = Work::Step(step, placement.clone().map(Box::new));
+        self.spawn(work, subject, phase, async move {
+            let _place = places.acquire().await.expect("nobody closes the semaphore");
+            apply::execute(&tools, &action, placement.as_ref(), &directory).await
+        });
+    }
+
+    /// Starts a restart that a command asked for.
+    pub fn restart(&mut self, command: CommandId, placement: PlacementId, container: String) {
+        let tools = self.tools.clone();
+        let subject = Subject::Placement(placement);
+        self.spawn(
+            Work::Command(command, placement),
+            subject,
+            Phase::Starting,
+            async move { apply::restart(&tools, &container).await },
+        );
+    }
+
+    fn spawn(
+        &mut self,
+        work: Work,
+        subject: Subject,
+        phase: Phase,
+        task: impl Future<Output = Result<(), ApplyError>> + Send + 'static,
+    ) {
+        let handle = self.tasks.spawn(task);
+        self.about.insert(handle.id(), work);
+        self.busy.insert(subject, phase);
+    }
+
+    /// Waits until any of them ended, and takes in what came of it; the outcome
+    /// of a command is handed back.
+    pub async fn ended(&mut self) -> Option<Ended> {
+        let (id, result) = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, result))) => (id, result.map_err(|err| err.to_string())),
+            Some(Err(err)) => {
+                error!(%err, "a step died");
+                (err.id(), Err("the agent failed; see its log".to_owned()))
+            }
+            None => std::future::pending().await,
+        };
+        let work = self.about.remove(&id)?;
+        self.busy.remove(&work.subject());
+        match (work, result) {
+            (Work::Step(step, placement), result) => {
+                self.step_ended(step, placement.as_deref(), result);
+                None
+            }
+            (Work::Command(command, _), Ok(())) => Some((command, CommandState::Done, None)),
+            (Work::Command(command, _), Err(why)) => {
+                Some((command, CommandState::Failed, Some(why)))
+            }
+        }
+    }
+
+    fn step_ended(
+        &mut self,
+        step: Step,
+        placement: Option<&Placement>,
+        result: Result<(), String>,
+    ) {
+        let Step { subject, action } = step;
+        match result {
+            Ok(()) => {
+                info!(?subject, ?action, "done");
+                // A pull that worked says nothing about a start that did not.
+                if action != Action::Pull {
+                    self.backoff.succeeded(&subject);
+                }
+                if let (Action::Pull, Some(placement)) = (&action, placement) {
+                    self.prepared
+                        .insert(placement.id, placement.service_revision);
+                }
+            }
+            Err(reason) => {
+                warn!(?subject, ?action, reason, "failed; it will be tried again");
+                if action == Action::Create
+                    && let Some(placement) = placement
+                {
+                    self.prepared.remove(&placement.id);
+                }
+                self.backoff
+                    .failed(Instant::now(), subject, placement, reason);
+            }
+        }
+    }
+
+    /// Forgets what the directory and the host have no more.
+    pub fn forget(&mut self, directory: &Directory, containers: &BTreeSet<String>) {
+        self.prepared
+            .retain(|id, _| directory.placements.contains_key(id));
+        let placement = |subject: &Subject| match subject {
+            Subject::Placement(id) => directory.placements.get(id),
+            Subject::Container(_) => None,
+        };
+        self.backoff.forget(placement, |subject| match subject {
+            Subject::Placement(id) => directory.placements.contains_key(id),
+            Subject::Container(id) => containers.contains(id),
+        });
+    }
+}

@@ -1,0 +1,325 @@
+//! What the Master is told of this host.
+//!
+//! [`derive`] makes the whole picture, purely, from the directory and what was
+//! observed; [`Sent`] keeps what one connection was told and gives the
+//! difference. The first report of a connection is the difference to nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kontena_schema::agent::{
+    CommandReport, Desired, Health, InstanceState, InventoryEntry, PeerReport, Placement,
+    PlacementReport, Report,
+};
+use kontena_schema::ids::{CommandId, NodeId, PlacementId, Revision};
+use tokio::sync::watch;
+
+use crate::docker::observe::{Container, State};
+use crate::plan::{Phase, matches};
+
+/// What is known of the host after a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostState {
+    /// Who this host was in that pass.
+    pub node: Option<NodeId>,
+    /// The service containers that exist.
+    pub inventory: Vec<InventoryEntry>,
+    /// What is reported.
+    pub told: Told,
+}
+
+/// Where the host's state is to be seen; none before the first pass.
+pub type HostSlot = watch::Receiver<Option<Arc<HostState>>>;
+
+/// Everything that reports are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The revision that the host was last made to agree with.
+    pub applied: Revision,
+    /// Every own placement.
+    pub placements: BTreeMap<PlacementId, PlacementReport>,
+    /// Commands that were started, newest ones.
+    pub commands: BTreeMap<CommandId, CommandReport>,
+    /// Every peer.
+    pub peers: BTreeMap<NodeId, PeerReport>,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            applied: Revision::ZERO,
+            placements: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            peers: BTreeMap::new(),
+        }
+    }
+}
+
+/// What one connection was told.
+#[derive(Default)]
+pub struct Sent(Option<Told>);
+
+impl Sent {
+    /// The report that makes the Master know `now`; none if it knows already.
+    pub fn next(&mut self, now: &Told) -> Option<Report> {
+        let first = self.0.is_none();
+        let old = self.0.take().unwrap_or_default();
+        let report = Report {
+            applied: now.applied,
+            placements: news(&old.placements, &now.placements),
+            commands: news(&old.commands, &now.commands),
+            peers: news(&old.peers, &now.peers),
+        };
+        let nothing = old.applied == now.applied
+            && report.placements.is_empty()
+            && report.commands.is_empty()
+            && report.peers.is_empty();
+        self.0 = Some(now.clone());
+        (first || !nothing).then_some(report)
+    }
+}
+
+fn news<K: Ord, V: Clone + PartialEq>(old: &BTreeMap<K, V>, now: &BTreeMap<K, V>) -> Vec<V> {
+    let differs = |(key, value): &(&K, &V)| old.get(*key) != Some(*value);
+    now.iter()
+        .filter(differs)
+        .map(|(_, value)| value.clone())
+        .collect()
+}
+
+/// The containers that prove a lease.
+pub fn inventory(containers: &[Container]) -> Vec<InventoryEntry> {
+    let entry = |container: &Container| {
+        let origin = container.origin.as_ref()?;
+        Some(InventoryEntry {
+            placement: origin.placement,
+            node: origin.node,
+            lease: origin.lease?,
+            address: origin.overlay?.ip(),
+        })
+    };
+    containers.iter().filter_map(entry).collect()
+}
+
+/// What bears on the report of one placement besides its container.
+pub struct Circumstances<'a> {
+    /// This node.
+    pub node: NodeId,
+    /// The step under way.
+    pub phase: Option<Phase>,
+    /// Why the last step failed, until one succeeds.
+    pub failure: Option<&'a str>,
+    /// Whether the container is on the overlay; none if it was not tried.
+    pub attached: Option<&'a Result<(), String>>,
+}
+
+/// The report of one placement.
+pub fn derive(
+    placement: &Placement,
+    containers: &[&Container],
+    around: &Circumstances<'_>,
+) -> PlacementReport {
+    let matching = containers
+        .iter()
+        .find(|c| matches(c, placement, around.node));
+    let container = matching.or(containers.first()).copied();
+    let origin = container.and_then(|container| container.origin.as_ref());
+    let (state, error) = match (placement.desired, container, matching) {
+        (Desired::Removed, None, _) => (InstanceState::Removed, None),
+        (Desired::Stopped, None, _) => (InstanceState::Stopped, None),
+        (Desired::Running, _, Some(container)) => running(container, placement, around),
+        (Desired::Running, _, None) => absent(placement, around),
+        (Desired::Stopped | Desired::Removed, Some(container), _) => leaving(container, around),
+    };
+    PlacementReport {
+        placement: placement.id,
+        service_revision: origin.map_or(placement.service_revision, |o| o.service_revision),
+        lease: origin.and_then(|origin| origin.lease),
+        state,
+        health: container.map_or(Health::Unknown, |container| container.health),
+        container_id: container.map(|container| container.id.clone()),
+        container_name: container.map(|container| container.name.clone()),
+        error,
+    }
+}
+
+/// The container is the right one; is it there for its users?
+fn running(
+    container: &Container,
+    placement: &Placement,
+    around: &Circumstances<'_>,
+) -> (InstanceState, Option<String>) {
+    match &container.state {
+        State::Running { .. } => match around.attached {
+            Some(Err(why)) => (InstanceState::Starting, Some(why.clone())),
+            None if placement.address.is_some() => (InstanceState::Starting, None),
+            Some(Ok(())) | None => (InstanceState::Running, None),
+        },
+        State::Created => failed_or(around, InstanceState::Starting),
+        State::Restarting { exit_code } => (InstanceState::Failed, Some(ended(*exit_code))),
+        State::Exited { exit_code, error } => match (around.phase, around.failure) {
+            (Some(_), _) => (InstanceState::Starting, None),
+            (None, Some(failure)) => (InstanceState::Failed, Some(failure.to_owned())),
+            (None, None) => {
+                let why = error.clone().unwrap_or_else(|| ended(*exit_code));
+                (InstanceState::Failed, Some(why))
+            }
+        },
+        State::Going => failed_or(around, InstanceState::Pending),
+    }
+}
+
+/// The right container is not there yet.
+fn absent(placement: &Placement, around: &Circumstances<'_>) -> (InstanceState, Option<String>) {
+    match around.phase {
+        Some(Phase::Pulling) => (InstanceState::Pulling, None),
+        Some(Phase::Starting) => (InstanceState::Starting, None),
+        Some(Phase::Stopping) | None if placement.address.is_none() => {
+            (InstanceState::Pending, around.failure.map(str::to_owned))
+        }
+        Some(Phase::Stopping) | None => failed_or(around, InstanceState::Pending),
+    }
+}
+
+/// It is to be stopped, or to go.
+fn leaving(container: &Container, around: &Circumstances<'_>) -> (InstanceState, Option<String>) {
+    let state = if container.is_running() {
+        InstanceState::Running
+    } else {
+        InstanceState::Stopped
+    };
+    (state, around.failure.map(str::to_owned))
+}
+
+fn failed_or(
+    around: &Circumstances<'_>,
+    otherwise: InstanceState,
+) -> (InstanceState, Option<String>) {
+    match (around.failure, around.phase) {
+        (Some(failure), None) => (InstanceState::Failed, Some(failure.to_owned())),
+        _ => (otherwise, None),
+    }
+}
+
+fn ended(exit_code: i64) -> String {
+    format!("the container ended with exit code {exit_code}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::placement;
+    use crate::plan::tests::{container_of, exited, running as up};
+
+    const NODE: NodeId = NodeId(1);
+
+    fn around() -> Circumstances<'static> {
+        Circumstances {
+            node: NODE,
+            phase: None,
+            failure: None,
+            attached: None,
+        }
+    }
+
+    #[test]
+    fn it_runs_when_its_container_does_and_is_on_the_overlay() {
+        let placement = placement(11, 1);
+        let container = container_of(&placement, up(7));
+        let attached = Ok(());
+        let lost = Err("no such process".to_owned());
+        for (attached, state) in [
+            (None, InstanceState::Starting),
+            (Some(&attached), InstanceState::Running),
+            (Some(&lost), InstanceState::Starting),
+        ] {
+            let report = derive(
+                &placement,
+                &[&container],
+                &Circumstances {
+                    attached,
+                    ..around()
+                },
+            );
+            assert_eq!(report.state, state);
+            assert_eq!(report.lease, placement.lease);
+            assert_eq!(report.error.is_some(), attached == Some(&lost));
+        }
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_until_it_is_tried_again() {
+        let placement = placement(11, 1);
+        let failure = Some("no such image");
+        let report = derive(
+            &placement,
+            &[],
+            &Circumstances {
+                failure,
+                ..around()
+            },
+        );
+        assert_eq!(report.state, InstanceState::Failed);
+        assert_eq!(report.error.as_deref(), failure);
+        let phase = Some(Phase::Pulling);
+        let report = derive(
+            &placement,
+            &[],
+            &Circumstances {
+                failure,
+                phase,
+                ..around()
+            },
+        );
+        assert_eq!((report.state, report.error), (InstanceState::Pulling, None));
+
+        let container = container_of(&placement, exited(137));
+        let report = derive(&placement, &[&container], &around());
+        assert_eq!(report.state, InstanceState::Failed);
+        assert!(report.error.unwrap().contains("137"));
+    }
+
+    #[test]
+    fn it_is_removed_only_when_its_container_is_gone() {
+        let mut placement = placement(11, 1);
+        placement.desired = Desired::Removed;
+        let container = container_of(&placement, up(7));
+        assert_eq!(
+            derive(&placement, &[&container], &around()).state,
+            InstanceState::Running
+        );
+        let gone = derive(&placement, &[], &around());
+        assert_eq!(
+            (gone.state, gone.container_id),
+            (InstanceState::Removed, None)
+        );
+    }
+
+    #[test]
+    fn without_an_address_it_waits() {
+        let mut placement = placement(11, 1);
+        (placement.address, placement.lease) = (None, None);
+        assert_eq!(
+            derive(&placement, &[], &around()).state,
+            InstanceState::Pending
+        );
+    }
+
+    #[test]
+    fn a_connection_is_told_everything_and_then_differences() {
+        let placement = placement(11, 1);
+        let mut told = Told {
+            applied: Revision(7),
+            ..Told::default()
+        };
+        let mut sent = Sent::default();
+        assert_eq!(sent.next(&told).unwrap().applied, Revision(7));
+        assert_eq!(sent.next(&told), None);
+        told.placements
+            .insert(placement.id, derive(&placement, &[], &around()));
+        assert_eq!(sent.next(&told).unwrap().placements.len(), 1);
+        told.applied = Revision(8);
+        assert_eq!(sent.next(&told).unwrap().placements.len(), 0);
+        assert_eq!(Sent::default().next(&told).unwrap().placements.len(), 1);
+    }
+}

@@ -1,0 +1,151 @@
+//! Puts the parts together: one slot for each thing that is known, one task for
+//! each part that knows.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Duration, sleep};
+use tracing::{error, info, warn};
+
+use crate::apply::Tools;
+use crate::config::Config;
+use crate::directory::{Directory, Store, StoreError};
+use crate::dns::zone::Zone;
+use crate::docker::observe::Doubts;
+use crate::docker::{self, bridge, events};
+use crate::link::Link;
+use crate::overlay::Overlay;
+use crate::reconcile::{Reconciler, Slots};
+use crate::task::Tasks;
+use crate::{dns, facts};
+
+/// How soon an overlay that could not be opened is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(2);
+
+/// Why the agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Signals cannot be received.
+    #[error("signals cannot be received: {0}")]
+    Signals(#[from] std::io::Error),
+    /// A part ended that must not.
+    #[error("the task {0} ended")]
+    Ended(&'static str),
+}
+
+/// Runs the agent until it is told to stop. Containers, the kernel's state and
+/// what is kept on disk stay as they are.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let config = Arc::new(config);
+    let store = Store::open(&config.state_dir)?;
+    store.install_weavewait(&config.weavewait)?;
+    let mut tasks = Tasks::new();
+    let stopped = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let parts = async {
+        start(&mut tasks, config, store).await;
+        tasks.first_end().await.unwrap_or("none")
+    };
+    tokio::select! {
+        () = stopped => {
+            info!("stopping; containers and the overlay stay");
+            Ok(())
+        }
+        name = parts => Err(RunError::Ended(name)),
+    }
+}
+
+async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
+    let known = Arc::new(store.directory().unwrap_or_default());
+    info!(revision = %known.revision(), "what was known of the grid");
+    // Names are served from what was known, before and without the engine.
+    let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, [])));
+    let (bridge_in, bridge) = watch::channel(None);
+    tasks.spawn("names", dns::server::run(bridge.clone(), zone));
+
+    let (received_in, received) = watch::channel(known.clone());
+    let (directory_in, directory) = watch::channel(known);
+    tasks.spawn("keep", keep(store.clone(), received, directory_in));
+
+    let (public_in, public_ip) = watch::channel(None);
+    tasks.spawn(
+        "public-ip",
+        facts::watch_public_ip(config.clone(), public_in),
+    );
+
+    let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
+    tasks.spawn("bridge", bridge::watch(name, bridge_in));
+
+    let docker = docker::connect(&config.docker_socket).await;
+    name_in.send_replace(bridge::name(&docker).await);
+    let (facts_in, facts) = watch::channel(None);
+    tasks.spawn(
+        "facts",
+        facts::watch(docker.clone(), config.clone(), public_ip, facts_in),
+    );
+    let doubts = Arc::new(Doubts::default());
+    tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
+
+    let (host_in, host) = watch::channel(None);
+    let tools = Tools {
+        docker: docker.clone(),
+        bin: store.bin(),
+        bridge,
+    };
+    let slots = Slots {
+        directory,
+        doubts,
+        zone: zone_in,
+        host: host_in,
+    };
+    let overlay = overlay().await;
+    let reconciler = Reconciler::new(slots, store.clone(), docker, overlay, tools);
+    tasks.spawn("reconcile", reconciler.run());
+    tasks.spawn(
+        "link",
+        Link::new(config, store, received_in, host, facts).run(),
+    );
+}
+
+async fn overlay() -> Overlay {
+    loop {
+        match Overlay::new().await {
+            Ok(overlay) => return overlay,
+            Err(err) => warn!(%err, "the overlay cannot be worked on"),
+        }
+        sleep(RETRY_EVERY).await;
+    }
+}
+
+/// Writes down what was received before anybody acts on it. Many changes at once
+/// are written once.
+async fn keep(
+    store: Store,
+    mut received: watch::Receiver<Arc<Directory>>,
+    directory: watch::Sender<Arc<Directory>>,
+) {
+    while received.changed().await.is_ok() {
+        let newest = received.borrow_and_update().clone();
+        // What a removed node knew is forgotten when nothing of it is left.
+        if !newest.removed {
+            let (store, newest) = (store.clone(), newest.clone());
+            let saved = tokio::task::spawn_blocking(move || store.save_directory(&newest)).await;
+            match saved {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => error!(%err, "what the Master said is not written down"),
+                Err(err) => error!(%err, "what the Master said is not written down"),
+            }
+        }
+        directory.send_replace(newest);
+    }
+}
