@@ -323,5 +323,6 @@ async fn a_grid_and_its_token_are_shown() {
         "{}",
         shown.out
     );
+    assert!(!shown.out.contains("join-me"), "{}", shown.out);
     assert_eq!(place.run("version").await, well("kontena 0.1.0\n"));
 }

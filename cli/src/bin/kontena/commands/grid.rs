@@ -101,8 +101,10 @@ async fn show(session: &Session, name: Option<String>, token: bool) -> Result<()
         Some(name) => name,
         None => session.grid(&client).await?,
     };
-    let grid = client.grid_show(&name).await?;
+    let mut grid = client.grid_show(&name).await?;
     if !token {
+        // On a screen a secret shows only where it is asked for.
+        grid.token = grid.token.filter(|_| session.out.is_json());
         return session.out.show(&name, &grid);
     }
     let hidden = || Failure::Usage(format!("the Master does not show the token of {name}"));

@@ -25,6 +25,11 @@ impl Output {
         Self { json, simple_term }
     }
 
+    /// Whether the output is for a program.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
     /// Prints `answer` as it is, or what `table` makes of it.
     pub(crate) fn list<A: Serialize>(self, answer: &A, table: impl FnOnce(&A) -> String) {
         if self.json {
