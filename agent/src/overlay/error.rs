@@ -23,11 +23,12 @@ pub enum OverlayError {
         /// Why it failed.
         cause: Cause,
     },
-    /// A change was not tried, because the one that guards it had failed.
-    #[error("did not {step}, because what must come before it failed")]
+    /// Changes were not tried, because one that they need or that guards them
+    /// had failed; an error before this one tells which.
+    #[error("did not try {steps} more steps, because what must come before them failed")]
     Guarded {
-        /// The change.
-        step: String,
+        /// How many.
+        steps: usize,
     },
 }
 

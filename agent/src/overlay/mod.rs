@@ -139,17 +139,9 @@ impl Overlay {
 
     async fn apply(&self, steps: &[Step], report: &mut OverlayReport) {
         let mut hands = Hands::new(&self.netlink);
-        let mut guard_failed = false;
-        // A container whose interface could not be made cannot be configured.
-        let mut failed = BTreeSet::new();
+        let mut failures = Failures::default();
         for step in steps {
-            let placement = step.placement();
-            let hopeless = placement.is_some_and(|id| failed.contains(&id));
-            if hopeless || (guard_failed && step.opens_a_path()) {
-                let error = OverlayError::Guarded {
-                    step: step.to_string(),
-                };
-                report.failed(placement, error);
+            if failures.forbid(step) {
                 continue;
             }
             match hands.apply(step).await {
@@ -158,18 +150,46 @@ impl Overlay {
                     report.steps_applied += 1;
                 }
                 Err(cause) => {
-                    guard_failed |= step.guards_paths();
-                    failed.extend(placement);
-                    report.failed(
-                        placement,
-                        OverlayError::Step {
-                            step: step.to_string(),
-                            cause,
-                        },
-                    );
+                    failures.note(step);
+                    let error = OverlayError::Step {
+                        step: step.to_string(),
+                        cause,
+                    };
+                    report.failed(step.placement(), error);
                 }
             }
         }
+        if failures.forbidden > 0 {
+            report.errors.push(OverlayError::Guarded {
+                steps: failures.forbidden,
+            });
+        }
+    }
+}
+
+/// Which later steps must not be tried, because an earlier one failed.
+#[derive(Default)]
+struct Failures {
+    guard: bool,
+    /// An interface that could not be made cannot be configured.
+    placements: BTreeSet<PlacementId>,
+    /// How many steps were not tried.
+    forbidden: usize,
+}
+
+impl Failures {
+    fn note(&mut self, step: &Step) {
+        self.guard |= step.guards_paths();
+        self.placements.extend(step.placement());
+    }
+
+    fn forbid(&mut self, step: &Step) -> bool {
+        let hopeless = step
+            .placement()
+            .is_some_and(|id| self.placements.contains(&id));
+        let forbidden = hopeless || (self.guard && step.opens_a_path());
+        self.forbidden += usize::from(forbidden);
+        forbidden
     }
 }
 

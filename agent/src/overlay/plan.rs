@@ -376,5 +376,8 @@ fn attach_one(
 }
 
 #[cfg(test)]
+#[path = "plan_model.rs"]
+mod model;
+#[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

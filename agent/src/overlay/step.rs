@@ -79,8 +79,9 @@ pub(crate) enum Link {
 }
 
 impl Step {
-    /// Whether frames could leave the host, or enter it, because of this step.
-    /// Such a step is not tried once a step that guards it has failed.
+    /// Whether frames could leave the host, or enter it, because of this step,
+    /// or it needs the devices to be there. Such a step is not tried once a step
+    /// that guards it has failed.
     pub(crate) fn opens_a_path(&self) -> bool {
         matches!(
             self,
@@ -88,6 +89,7 @@ impl Step {
                 | Step::SetTunnel(_)
                 | Step::SetTunnelEntry(..)
                 | Step::SetBridgeEntry(_)
+                | Step::SetNeighbour(..)
                 | Step::AddFlood(_)
         )
     }
@@ -98,6 +100,7 @@ impl Step {
             self,
             Step::InstallFilter(_)
                 | Step::AllowPeers(_)
+                | Step::CreateBridge { .. }
                 | Step::DeleteLink(Link::Tunnel)
                 | Step::CreateTunnel { .. }
         )

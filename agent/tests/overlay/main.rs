@@ -2,6 +2,8 @@
 //! that a test makes and that end with it. Root is needed; a test that lacks a
 //! right fails.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod isolation;
 mod lab;
 mod life;

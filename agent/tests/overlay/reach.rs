@@ -92,20 +92,23 @@ fn overlay_interface_of_a_container_is_as_the_model_says() {
     assert!(bridge.contains("10.81.0.1/17"), "{bridge}");
 }
 
-#[test]
-fn overlay_passes_a_host_whose_docker_forwards_nothing() {
+/// A host whose engine closed the FORWARD chain of this implementation.
+fn passes_a_closed_chain(iptables: &str) {
     let (_switch, hosts) = world(2, &trusting());
     for host in &hosts {
         // What an engine leaves when it starts.
-        host.place.run("iptables -P FORWARD DROP");
-        host.place.run("iptables -N DOCKER");
-        host.place.run("iptables -N DOCKER-USER");
-        host.place.run("iptables -A DOCKER-USER -j RETURN");
-        host.place.run("iptables -I FORWARD -j DOCKER-USER");
+        for line in [
+            "-P FORWARD DROP",
+            "-N DOCKER",
+            "-N DOCKER-USER",
+            "-A DOCKER-USER -j RETURN",
+            "-I FORWARD -j DOCKER-USER",
+            "-t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+        ] {
+            host.place.run(&format!("{iptables} {line}"));
+        }
         host.place
-            .run("iptables -D FORWARD -i kontena -o kontena -j ACCEPT");
-        host.place
-            .run("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE");
+            .run("iptables-nft -D FORWARD -i kontena -o kontena -j ACCEPT");
     }
     let [a, b] = &hosts[..] else { unreachable!() };
     let (from, to) = (&a.containers[0], &b.containers[0]);
@@ -117,7 +120,7 @@ fn overlay_passes_a_host_whose_docker_forwards_nothing() {
     let all: Vec<&Host> = hosts.iter().collect();
     assert_eq!(settle(&trusting(), &all), 2, "one rule on each host");
     everyone_reaches_everyone(&hosts);
-    let rules = a.place.run("iptables -S DOCKER-USER");
+    let rules = a.place.run(&format!("{iptables} -S DOCKER-USER"));
     let first = rules.lines().nth(1);
     assert_eq!(
         first,
@@ -125,6 +128,18 @@ fn overlay_passes_a_host_whose_docker_forwards_nothing() {
         "{rules}"
     );
     assert_eq!(settle(&trusting(), &all), 0);
+    assert!(a.remove_all().is_empty());
+    assert!(!a.place.run(&format!("{iptables} -S")).contains("kontena"));
+}
+
+#[test]
+fn overlay_passes_a_host_whose_docker_forwards_nothing() {
+    passes_a_closed_chain("iptables-nft");
+}
+
+#[test]
+fn overlay_passes_a_host_whose_docker_uses_the_old_iptables() {
+    passes_a_closed_chain("iptables-legacy");
 }
 
 #[test]

@@ -1,0 +1,220 @@
+//! A model of the kernel for the plan's tests: what each step does to what a
+//! plan can see. It panics where the kernel would refuse.
+
+use super::super::state::{Chain, ForwardPlace, Variant};
+use super::*;
+
+pub(super) const DOCKER_USER: ForwardPlace = ForwardPlace {
+    variant: Variant::Nft,
+    chain: Chain::DockerUser,
+};
+
+pub(super) fn bare(intent: &OverlayIntent) -> Observed {
+    Observed {
+        filter: FilterState::Missing,
+        forwarding: Some(Forwarding {
+            place: DOCKER_USER,
+            present: BTreeMap::new(),
+        }),
+        bridge: None,
+        tunnel: None,
+        host_ends: BTreeMap::new(),
+        containers: intent.attachments.keys().map(|&id| (id, None)).collect(),
+    }
+}
+
+/// What the kernel makes of a step. It panics where the kernel would refuse.
+pub(super) fn apply(model: &mut Observed, step: &Step) {
+    match step {
+        Step::InstallFilter(peers) => model.filter = FilterState::Sound(peers.clone()),
+        Step::AllowPeers(peers) => allowed(model).extend(peers),
+        Step::ForbidPeers(peers) => allowed(model).retain(|peer| !peers.contains(peer)),
+        Step::RemoveFilter => model.filter = FilterState::Missing,
+        Step::AllowForwarding(place) => *forward(model).entry(*place).or_default() += 1,
+        Step::ForgetForwarding(place) => {
+            let count = forward(model).get_mut(place).expect("there is such a rule");
+            *count -= 1;
+            forward(model).retain(|_, count| *count > 0);
+        }
+        Step::Announce(_) => {}
+        Step::CreateBridge { .. }
+        | Step::SetBridgeMac(_)
+        | Step::SetBridge(_)
+        | Step::AddAddress(_)
+        | Step::RemoveAddress(_)
+        | Step::SetNeighbour(..)
+        | Step::DeleteNeighbour(_) => apply_to_bridge(&mut model.bridge, step),
+        Step::DeleteLink(link) => delete_link(model, *link),
+        Step::Attach { .. } | Step::SetHostEnd { .. } | Step::Configure { .. } => {
+            apply_to_container(model, step);
+        }
+        Step::CreateTunnel { vni, mtu } => {
+            assert!(
+                matches!(model.filter, FilterState::Sound(_)),
+                "the filter comes first"
+            );
+            assert!(model.tunnel.is_none(), "there is one already");
+            let identity = TunnelIdentity {
+                vni: *vni,
+                udp_port: VXLAN_PORT,
+                learning: false,
+                bound: false,
+            };
+            model.tunnel = Some(Tunnel {
+                identity,
+                port: fresh_port(*mtu),
+                entries: BTreeMap::new(),
+                floods: BTreeSet::new(),
+                bridge_entries: BTreeMap::new(),
+            });
+        }
+        entry => apply_to_tunnel(model.tunnel.as_mut().expect("a tunnel"), entry),
+    }
+}
+
+pub(super) fn allowed(model: &mut Observed) -> &mut BTreeSet<Ipv4Addr> {
+    let FilterState::Sound(peers) = &mut model.filter else {
+        panic!("no filter")
+    };
+    peers
+}
+
+pub(super) fn forward(model: &mut Observed) -> &mut BTreeMap<ForwardPlace, usize> {
+    &mut model.forwarding.as_mut().expect("readable").present
+}
+
+fn fresh_port(mtu: u32) -> PortSettings {
+    PortSettings {
+        mtu,
+        up: false,
+        on_bridge: false,
+        learning: true,
+        isolated: false,
+        neigh_suppress: false,
+    }
+}
+
+fn apply_to_bridge(bridge: &mut Option<Bridge>, step: &Step) {
+    if let Step::CreateBridge { mac, mtu } = step {
+        assert!(bridge.is_none());
+        let settings = BridgeSettings {
+            mtu: *mtu,
+            up: false,
+            stp: false,
+            multicast_snooping: true,
+        };
+        let (addresses, neighbours) = (BTreeSet::new(), BTreeMap::new());
+        *bridge = Some(Bridge {
+            mac: *mac,
+            settings,
+            addresses,
+            neighbours,
+        });
+        return;
+    }
+    let bridge = bridge.as_mut().expect("a bridge");
+    match step {
+        Step::SetBridgeMac(mac) => {
+            bridge.mac = *mac;
+            bridge.neighbours.clear();
+        }
+        Step::SetBridge(settings) => bridge.settings = *settings,
+        Step::AddAddress(address) => assert!(bridge.addresses.insert(*address)),
+        Step::RemoveAddress(address) => assert!(bridge.addresses.remove(address)),
+        Step::SetNeighbour(ip, mac) => {
+            bridge.neighbours.insert(*ip, *mac);
+        }
+        Step::DeleteNeighbour(ip) => assert!(bridge.neighbours.remove(ip).is_some()),
+        other => unreachable!("{other}"),
+    }
+}
+
+fn delete_link(model: &mut Observed, link: Link) {
+    match link {
+        Link::Bridge => drop(model.bridge.take().expect("a bridge")),
+        Link::Tunnel => drop(model.tunnel.take().expect("a tunnel")),
+        Link::HostEnd(id) => {
+            model.host_ends.remove(&id).expect("a host end");
+            // A pair goes as a whole.
+            if let Some(end) = model.containers.get_mut(&id) {
+                end.take_if(|end| end.paired);
+            }
+        }
+    }
+}
+
+fn apply_to_tunnel(tunnel: &mut Tunnel, step: &Step) {
+    match step {
+        Step::SetTunnel(port) => tunnel.port = *port,
+        Step::SetTunnelEntry(mac, to) => {
+            let targets = tunnel.entries.entry(*mac).or_default();
+            assert!(
+                targets.len() <= 1,
+                "the kernel would replace only one of them"
+            );
+            *targets = BTreeSet::from([*to]);
+        }
+        Step::DeleteTunnelEntry(mac) => assert!(tunnel.entries.remove(mac).is_some()),
+        Step::SetBridgeEntry(mac) => {
+            assert!(tunnel.port.on_bridge, "only ports have entries");
+            tunnel.bridge_entries.insert(*mac, true);
+        }
+        Step::DeleteBridgeEntry(mac) => assert!(tunnel.bridge_entries.remove(mac).is_some()),
+        Step::AddFlood(to) => assert!(tunnel.floods.insert(*to)),
+        Step::DeleteFlood(to) => assert!(tunnel.floods.remove(to)),
+        other => unreachable!("{other}"),
+    }
+}
+
+fn apply_to_container(model: &mut Observed, step: &Step) {
+    match step {
+        Step::Attach { placement, to, mtu } => {
+            let end = HostEnd {
+                port: fresh_port(*mtu),
+                pinned: BTreeSet::new(),
+            };
+            assert!(
+                model.host_ends.insert(*placement, end).is_none(),
+                "the name is taken"
+            );
+            let end = ContainerEnd {
+                paired: true,
+                mac: to.mac,
+                mtu: *mtu,
+                up: false,
+                addresses: BTreeSet::new(),
+                multicast_route: false,
+            };
+            model.containers.insert(*placement, Some(end));
+        }
+        Step::SetHostEnd {
+            placement,
+            mac,
+            port,
+        } => {
+            assert!(model.bridge.is_some());
+            let end = HostEnd {
+                port: *port,
+                pinned: BTreeSet::from([*mac]),
+            };
+            model.host_ends.insert(*placement, end).expect("a host end");
+        }
+        Step::Configure {
+            placement,
+            address,
+            mtu,
+            ..
+        } => {
+            let end = model
+                .containers
+                .get_mut(placement)
+                .and_then(Option::as_mut)
+                .expect("ethwe");
+            end.up = true;
+            end.mtu = *mtu;
+            end.addresses = BTreeSet::from([*address]);
+            end.multicast_route = true;
+        }
+        other => unreachable!("{other}"),
+    }
+}
