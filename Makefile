@@ -13,7 +13,7 @@ help: ## shows this
 up: ## brings up a grid with an example, installing and building what is missing
 	@infra/bootstrap/up
 
-down: ## removes all that `make up` made, except images and tools
+down: ## removes all that `make up` made, except images, binaries and tools
 	@infra/bootstrap/down
 
 test: ## runs everything that must hold, on a stack of its own (KEEP=1 leaves that running)
@@ -22,6 +22,6 @@ test: ## runs everything that must hold, on a stack of its own (KEEP=1 leaves th
 bench: ## runs a benchmark: make bench NAME=up
 	@cargo run --quiet --release -p kontena-load -- bench $(NAME)
 
-clean: ## like down, for both stacks, and removes the images too
+clean: ## like down, for both stacks, and removes images and binaries too
 	@PROJECT=kontena-test infra/bootstrap/down
 	@infra/bootstrap/down --images

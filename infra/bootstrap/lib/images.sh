@@ -26,13 +26,23 @@ image_needs() {
 
 BINARIES=(kontena-api kontena-agent weavewait kontena)
 
-binaries_dir() { say "$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release"; }
+binaries_dir() { say "$ROOT/.kontena/bin"; }
 
-# Some binaries share a package, so the workspace is asked which packages to build.
+# The build cache is shared between clones, and so is the place where cargo puts a finished program: another clone's
+# would soon lie there. So they are taken away at once, and no other make builds meanwhile.
 binaries_build() {
-  local args=() binary
+  local args=() binary built
+  built=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
   for binary in "${BINARIES[@]}"; do args+=(--bin "$binary"); done
-  cargo build --release --workspace "${args[@]}"
+  mkdir -p "$CARGO_TARGET_DIR" "$(binaries_dir)"
+  exec 8>"$CARGO_TARGET_DIR/.kontena-lock"
+  flock 8
+  cargo build --release --workspace "${args[@]}" 8>&-
+  for binary in "${BINARIES[@]}"; do
+    # A running program cannot be written to, but replaced.
+    cp "$built/$binary" "$(binaries_dir)/$binary.new"
+    mv "$(binaries_dir)/$binary.new" "$(binaries_dir)/$binary"
+  done
 }
 
 # ---- the base's root ------------------------------------------------------------------------------------------
@@ -131,4 +141,5 @@ images_remove() {
   ids+=("$ROOT_IMAGE")
   docker rmi --force "${ids[@]}" || true
   docker image prune --force --filter "label=$INPUTS_LABEL"
+  rm -rf "$(binaries_dir)"
 }
