@@ -90,7 +90,10 @@ impl GridWatch {
             .as_mut()
             .expect("it is taken only when this is dropped");
         let beyond = async {
-            let woken = revisions.wait_for(|heard| *heard > revision).await.map(drop);
+            let woken = revisions
+                .wait_for(|heard| *heard > revision)
+                .await
+                .map(drop);
             hub_lives(woken).await;
             Wake::Beyond
         };

@@ -1,7 +1,9 @@
 //! Grids.
 
+use std::collections::BTreeMap;
+
 use ipnetwork::Ipv4Network;
-use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, Plan};
+use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, Plan, PlanError};
 use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate};
 use kontena_schema::ids::{GridId, NodeId};
 use kontena_schema::{name, query};
@@ -23,69 +25,80 @@ struct Checked {
     grace_ms: i32,
 }
 
+/// Everything wrong with a request, or what it asks for.
 fn check(request: &GridCreate) -> Result<Checked, ControlError> {
-    name::check(&request.name).map_err(|reason| ControlError::field("name", reason))?;
+    let mut faults = BTreeMap::new();
+    if let Err(reason) = name::check(&request.name) {
+        faults.insert("name".to_owned(), reason);
+    }
     let subnet = network(
         "subnet",
         request.subnet.as_deref().unwrap_or(DEFAULT_SUBNET),
-    )?;
+        &mut faults,
+    );
     let supernet = match (&request.supernet, &request.subnet) {
-        (Some(supernet), _) => network("supernet", supernet)?,
+        (Some(supernet), _) => network("supernet", supernet, &mut faults),
         // A subnet of one's own is its own supernet unless one is named.
         (None, Some(_)) => subnet,
-        (None, None) => network("supernet", DEFAULT_SUPERNET)?,
+        (None, None) => network("supernet", DEFAULT_SUPERNET, &mut faults),
     };
-    let plan = Plan::new(subnet, supernet)
-        .map_err(|error| ControlError::field(error.field, error.reason))?;
+    let plan = subnet.zip(supernet).and_then(|(subnet, supernet)| {
+        let refuse = |error: PlanError| faults.insert(error.field.to_owned(), error.reason);
+        Plan::new(subnet, supernet).map_err(refuse).ok()
+    });
+    let trusted_subnets = trusted(
+        request.trusted_subnets.as_deref().unwrap_or_default(),
+        &mut faults,
+    );
+    let initial_size = request.initial_size.unwrap_or(1);
+    if !(1..=7).contains(&initial_size) {
+        faults.insert(
+            "initial_size".to_owned(),
+            "must be between 1 and 7".to_owned(),
+        );
+    }
     let grace_s = request.grace_s.unwrap_or(DEFAULT_GRACE_S);
     if grace_s > GRACE_S_MAX {
-        return Err(ControlError::field(
-            "grace_s",
+        faults.insert(
+            "grace_s".to_owned(),
             format!("must be at most {GRACE_S_MAX}"),
-        ));
+        );
     }
-    let initial_size = i16::try_from(request.initial_size.unwrap_or(1)).unwrap_or(i16::MAX);
-    let trusted_subnets = trusted(request.trusted_subnets.as_deref().unwrap_or_default())?;
-    let grace_ms = i32::try_from(grace_s * 1000).expect("a day of milliseconds fits");
-    Ok(Checked {
-        plan,
-        trusted_subnets,
-        initial_size,
-        grace_ms,
-    })
+    match plan {
+        Some(plan) if faults.is_empty() => Ok(Checked {
+            plan,
+            trusted_subnets,
+            initial_size: i16::try_from(initial_size).expect("it is at most 7"),
+            grace_ms: i32::try_from(grace_s * 1000).expect("a day of milliseconds fits"),
+        }),
+        _ => Err(ControlError::Invalid(faults)),
+    }
 }
 
-fn network(field: &'static str, text: &str) -> Result<Ipv4Network, ControlError> {
-    text.parse().map_err(|_| {
-        ControlError::field(
-            field,
-            format!("{text:?} is no IPv4 network such as 10.81.0.0/19"),
-        )
-    })
+fn network(field: &str, text: &str, faults: &mut BTreeMap<String, String>) -> Option<Ipv4Network> {
+    let network = text.parse().ok();
+    if network.is_none() {
+        let reason = format!("{text:?} is no IPv4 network such as 10.81.0.0/19");
+        faults.insert(field.to_owned(), reason);
+    }
+    network
 }
 
 /// Trusted subnets as Postgres takes them: parsed, without host bits, each once.
-fn trusted(subnets: &[String]) -> Result<Vec<String>, ControlError> {
+fn trusted(subnets: &[String], faults: &mut BTreeMap<String, String>) -> Vec<String> {
     let mut checked = Vec::new();
     for (index, text) in subnets.iter().enumerate() {
         let field = format!("trusted_subnets.{index}");
-        let subnet: Ipv4Network = text.parse().map_err(|_| {
-            ControlError::field(
-                &field,
-                format!("{text:?} is no IPv4 network such as 10.0.0.0/8"),
-            )
-        })?;
+        let Some(subnet) = network(&field, text, faults) else {
+            continue;
+        };
         if subnet.ip() != subnet.network() {
-            return Err(ControlError::field(
-                &field,
-                format!("{text:?} has host bits set"),
-            ));
-        }
-        if !checked.contains(&subnet.to_string()) {
+            faults.insert(field, format!("{text:?} has host bits set"));
+        } else if !checked.contains(&subnet.to_string()) {
             checked.push(subnet.to_string());
         }
     }
-    Ok(checked)
+    checked
 }
 
 /// Creates a grid with its join token.
@@ -150,11 +163,11 @@ pub async fn grid_update(
     name: &str,
     request: &GridUpdate,
 ) -> Result<Grid, ControlError> {
-    let subnets = request
-        .trusted_subnets
-        .as_deref()
-        .map(trusted)
-        .transpose()?;
+    let mut faults = BTreeMap::new();
+    let subnets = request.trusted_subnets.as_deref().map(|new| trusted(new, &mut faults));
+    if !faults.is_empty() {
+        return Err(ControlError::Invalid(faults));
+    }
     let subnets = &subnets;
     change(app, call, "grid_update", move |tx| {
         Box::pin(async move {

@@ -35,10 +35,7 @@ pub enum DbError {
 
 impl From<PoolError> for DbError {
     fn from(error: PoolError) -> Self {
-        match error {
-            PoolError::Backend(inner) if inner.code().is_some() => Self::Statement(inner),
-            other => Self::Unavailable(other),
-        }
+        Self::Unavailable(error)
     }
 }
 

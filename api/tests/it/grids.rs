@@ -1,0 +1,104 @@
+//! Grids over HTTP.
+
+use kontena_schema::http::grids::{Grid, Grids};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::support::Master;
+
+#[tokio::test]
+async fn a_grid_has_the_models_defaults() {
+    let master = Master::start().await;
+    let created = master
+        .post("/v1/grids", json!({ "name": "demo", "initial_size": "3" }))
+        .await;
+    let grid: Grid = serde_json::from_value(created).unwrap();
+    assert_eq!(grid.subnet.to_string(), "10.81.0.0/19");
+    assert_eq!(grid.supernet.to_string(), "10.81.0.0/17");
+    assert_eq!((grid.initial_size, grid.grace_s), (3, 10));
+    assert!(grid.trusted_subnets.is_empty());
+
+    let shown: Grid = serde_json::from_value(master.get("/v1/grids/demo").await).unwrap();
+    assert_eq!(shown, grid);
+    let list: Grids = serde_json::from_value(master.get("/v1/grids").await).unwrap();
+    assert_eq!(list.grids.len(), 1);
+    assert_eq!(list.grids[0].token, None, "a list does not hand out tokens");
+}
+
+#[tokio::test]
+async fn bad_grids_name_the_field_and_change_nothing() {
+    let master = Master::start().await;
+    master.grid("taken").await;
+    for (body, field) in [
+        (json!({ "name": "taken" }), "name"),
+        (json!({ "name": "Bad_Name" }), "name"),
+        (json!({ "name": "a", "subnet": "10.81.0.0/24" }), "subnet"),
+        (json!({ "name": "a", "subnet": "nonsense" }), "subnet"),
+        (
+            json!({ "name": "a", "subnet": "10.1.0.0/16", "supernet": "10.2.0.0/16" }),
+            "supernet",
+        ),
+        (json!({ "name": "a", "initial_size": 8 }), "initial_size"),
+        (json!({ "name": "a", "grace_s": 90_000 }), "grace_s"),
+        (
+            json!({ "name": "a", "trusted_subnets": ["10.0.0.0/8", "10.0.0.1/8"] }),
+            "trusted_subnets.1",
+        ),
+    ] {
+        let (status, answer) = master
+            .call(Method::POST, "/v1/grids", Some(body.clone()))
+            .await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{body}: {answer}");
+        assert!(answer["error"][field].is_string(), "{body}: {answer}");
+        assert!(
+            answer["request_id"]
+                .as_str()
+                .is_some_and(|id| !id.is_empty()),
+            "{answer}"
+        );
+    }
+    assert_eq!(
+        master.get("/v1/grids").await["grids"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn trusted_subnets_change_and_stamp_only_when_they_differ() {
+    let master = Master::start().await;
+    master.grid("demo").await;
+    let update = json!({ "trusted_subnets": ["10.0.0.0/8", "10.0.0.0/8"] });
+    let before = master.get("/v1/grids/demo").await["revision"]
+        .as_i64()
+        .unwrap();
+    for _ in 0..2 {
+        let (status, grid) = master
+            .call(Method::PUT, "/v1/grids/demo", Some(update.clone()))
+            .await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(grid["trusted_subnets"], json!(["10.0.0.0/8"]));
+        assert_eq!(grid["revision"].as_i64(), Some(before + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_grid_is_removed_when_it_is_empty() {
+    let master = Master::start().await;
+    master.grid("demo").await;
+    master
+        .post(
+            "/v1/grids/demo/services",
+            json!({ "name": "web", "image": "nginx" }),
+        )
+        .await;
+    let (status, answer) = master.call(Method::DELETE, "/v1/grids/demo", None).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(answer["code"], "grid_not_empty");
+    master.delete("/v1/services/demo/null/web").await;
+    assert_eq!(master.delete("/v1/grids/demo").await, json!({}));
+    let (status, _) = master.call(Method::GET, "/v1/grids/demo", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}

@@ -1,0 +1,10 @@
+//! The replica on a real Postgres and a real Redis: a database per test, cloned
+//! from a migrated template, and a Redis prefix per test.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod agents;
+mod deploys;
+mod grids;
+mod http;
+mod queries;
+mod support;
