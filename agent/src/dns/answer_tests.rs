@@ -1,5 +1,3 @@
-use std::str::FromStr;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -20,7 +18,7 @@ fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.id = 4711;
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(Name::from_str(name).unwrap(), kind));
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     message
 }
 
@@ -151,7 +149,10 @@ fn a_later_edns_is_refused_by_its_version() {
     query.set_edns(edns);
     let reply = ask(&zone(0), &query, Transport::Udp);
     // 16 has two names: BADVERS here, BADSIG with a signature.
-    assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS));
+    assert_eq!(
+        u16::from(reply.metadata.response_code),
+        u16::from(ResponseCode::BADVERS)
+    );
 }
 
 #[test]

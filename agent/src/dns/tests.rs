@@ -35,11 +35,18 @@ async fn bed(resolver: u16) -> Bed {
     std::fs::write(&conf, "nameserver 127.0.0.1\n").unwrap();
     let forwarder = Forwarder::new(conf, Ipv4Addr::new(172, 17, 0, 1)).with_port(resolver);
     let (zone, slot) = watch::channel(Arc::new(Zone::build(&directory(), [])));
-    let server = Server::bind(Ipv4Addr::LOCALHOST, 0, slot, forwarder).await.unwrap();
+    let server = Server::bind(Ipv4Addr::LOCALHOST, 0, slot, forwarder)
+        .await
+        .unwrap();
     let address = server.address().unwrap();
     let mut tasks = Tasks::new();
     tasks.spawn("server", async move { drop(server.serve().await) });
-    Bed { address, zone, _tasks: tasks, _dir: dir }
+    Bed {
+        address,
+        zone,
+        _tasks: tasks,
+        _dir: dir,
+    }
 }
 
 fn query(name: &str) -> Vec<u8> {
@@ -53,14 +60,18 @@ async fn ask_udp(address: SocketAddr, query: &[u8]) -> Vec<u8> {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(query, address).await.unwrap();
     let mut answer = vec![0; 4096];
-    let received = timeout(BOUND, socket.recv(&mut answer)).await.expect("no answer over UDP");
+    let received = timeout(BOUND, socket.recv(&mut answer))
+        .await
+        .expect("no answer over UDP");
     answer.truncate(received.unwrap());
     answer
 }
 
 async fn ask_tcp(stream: &mut TcpStream, query: &[u8]) -> Vec<u8> {
     write_message(stream, query).await.unwrap();
-    let answer = timeout(BOUND, read_message(stream)).await.expect("no answer over TCP");
+    let answer = timeout(BOUND, read_message(stream))
+        .await
+        .expect("no answer over TCP");
     answer.unwrap().expect("the connection ended")
 }
 
@@ -70,9 +81,13 @@ async fn both_transports_answer_and_follow_the_zone() {
     let mut stream = TcpStream::connect(bed.address).await.unwrap();
     let local = Local::of(&placement(11, 1)).unwrap();
     for (count, local) in [(1, None), (2, Some(&local)), (1, None)] {
-        bed.zone.send_replace(Arc::new(Zone::build(&directory(), local)));
+        bed.zone
+            .send_replace(Arc::new(Zone::build(&directory(), local)));
         let query = query("testapp-web.demo.kontena.local.");
-        for answer in [ask_udp(bed.address, &query).await, ask_tcp(&mut stream, &query).await] {
+        for answer in [
+            ask_udp(bed.address, &query).await,
+            ask_tcp(&mut stream, &query).await,
+        ] {
             assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), count);
         }
     }
@@ -96,12 +111,16 @@ async fn foreign_queries_go_to_the_resolver_and_back_unchanged() {
         let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
         // An answer to something else is not taken for this one's.
         udp.send_to(&[0xff; 12], from).await.unwrap();
-        udp.send_to(&answered(&buffer[..length], b"udp"), from).await.unwrap();
+        udp.send_to(&answered(&buffer[..length], b"udp"), from)
+            .await
+            .unwrap();
     });
     tasks.spawn("tcp", async move {
         let (mut stream, _) = tcp.accept().await.unwrap();
         let query = read_message(&mut stream).await.unwrap().unwrap();
-        write_message(&mut stream, &answered(&query, b"tcp")).await.unwrap();
+        write_message(&mut stream, &answered(&query, b"tcp"))
+            .await
+            .unwrap();
     });
 
     let query = query("example.com.");
@@ -115,7 +134,10 @@ async fn without_a_resolver_a_foreign_name_fails_and_own_names_go_on() {
     // Port 1 refuses.
     let bed = bed(1).await;
     let answer = ask_udp(bed.address, &query("example.com.")).await;
-    assert_eq!(u16::from(answer[3] & 0x0f), u16::from(ResponseCode::ServFail));
+    assert_eq!(
+        u16::from(answer[3] & 0x0f),
+        u16::from(ResponseCode::ServFail)
+    );
     let answer = ask_udp(bed.address, &query("testapp-web.kontena.local.")).await;
     assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
 }

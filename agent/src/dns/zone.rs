@@ -5,7 +5,7 @@
 //! what is observed to run, so that a container that starts or dies here is
 //! right at once and while the Master is away.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -131,9 +131,6 @@ impl Zone {
         self.serial
     }
 }
-
-/// The instances of this host, for comparison.
-pub type Locals = BTreeSet<Local>;
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@
 
 mod backoff;
 mod commands;
+mod rightful;
 mod works;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,9 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
-use kontena_schema::agent::{CommandKind, CommandState, Health, PeerReport};
+use kontena_schema::agent::{CommandKind, CommandState, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId, Revision};
-use kontena_schema::mac::Mac;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -30,16 +30,20 @@ use tracing::{debug, error, info, warn};
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
 use crate::dns::zone::{Local, Zone};
-use crate::docker::observe::{Container, Doubts, Observer, State};
+use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
-use crate::overlay::{Attachment, Overlay, OverlayIntent};
-use crate::plan::{Situation, Subject, by_placement, holds_lease, plan};
+use crate::overlay::{Overlay, OverlayIntent};
+use crate::plan::{Situation, Subject, by_placement, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
+use rightful::{attachments, locals};
 use works::{Ended, Works};
 
 /// How often everything is looked at even if nothing rang.
 const TICK: Duration = Duration::from_secs(10);
+
+/// How soon an overlay with errors is tried again.
+const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 
 /// What the loop listens to and where it publishes.
 pub struct Slots {
@@ -64,6 +68,10 @@ pub struct Reconciler {
     works: Works,
     journal: Journal,
     attached: BTreeMap<PlacementId, Result<(), String>>,
+    /// What the names were last made of.
+    named: Option<(Arc<Directory>, BTreeSet<Local>)>,
+    /// When the overlay is tried again after an error.
+    overlay_retry: Option<Instant>,
     peers: Vec<PeerReport>,
     applied: Revision,
     /// The overlay was taken down after the node's removal.
@@ -83,6 +91,8 @@ impl Reconciler {
             works: Works::new(tools),
             journal,
             attached: BTreeMap::new(),
+            named: None,
+            overlay_retry: None,
             peers: Vec::new(),
             applied: Revision::ZERO,
             torn_down: false,
@@ -94,7 +104,8 @@ impl Reconciler {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let retry = self.works.backoff.next(Instant::now());
+            let retries = [self.works.backoff.next(Instant::now()), self.overlay_retry];
+            let retry = retries.into_iter().flatten().min();
             let retry = retry.unwrap_or_else(|| Instant::now() + TICK);
             let doubts = self.slots.doubts.clone();
             tokio::select! {
@@ -121,9 +132,9 @@ impl Reconciler {
         self.works.forget(&directory, &ids);
         // Names of what died vanish before anything else is done.
         self.publish_names(&directory, &containers);
-        let quiet = self.start_steps(&directory, &containers);
+        self.start_steps(&directory, &containers);
         self.start_commands(&directory, &containers).await;
-        self.reconcile_overlay(&directory, &containers, quiet).await;
+        self.reconcile_overlay(&directory, &containers).await;
         self.publish_names(&directory, &containers);
         self.publish_state(&directory, &containers);
     }
@@ -142,11 +153,10 @@ impl Reconciler {
         !self.engine_away || self.slots.host.borrow().is_some()
     }
 
-    /// Starts the planned steps; whether there was nothing to do.
-    fn start_steps(&mut self, directory: &Arc<Directory>, containers: &[Container]) -> bool {
+    fn start_steps(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
         let known = directory.reached.is_some() || directory.removed;
         if !known || self.engine_away {
-            return false;
+            return;
         }
         let steps = plan(&Situation {
             node: node(directory).unwrap_or(NodeId(0)),
@@ -155,11 +165,9 @@ impl Reconciler {
             prepared: &self.works.prepared,
             held: &self.works.held(Instant::now()),
         });
-        let quiet = steps.is_empty() && self.works.is_idle();
         for step in steps {
             self.works.start(step, directory);
         }
-        quiet
     }
 
     async fn start_commands(&mut self, directory: &Directory, containers: &[Container]) {
@@ -210,14 +218,9 @@ impl Reconciler {
         tokio::task::block_in_place(|| self.store.save_commands(&self.journal))
     }
 
-    async fn reconcile_overlay(
-        &mut self,
-        directory: &Directory,
-        containers: &[Container],
-        quiet: bool,
-    ) {
+    async fn reconcile_overlay(&mut self, directory: &Directory, containers: &[Container]) {
         if directory.removed {
-            return self.tear_down(quiet).await;
+            return self.tear_down(containers).await;
         }
         let (Some(grid), Some(own)) = (&directory.grid, directory.own()) else {
             return;
@@ -241,16 +244,18 @@ impl Reconciler {
         } else {
             debug!(revision = %self.applied, steps = report.steps_applied, "looked");
         }
+        let failed = !report.errors.is_empty() || report.attached.values().any(Result::is_err);
+        self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
         self.attached = report.attached;
         self.peers = report.peers;
     }
 
     /// Nothing of a grid that this node was removed from stays: first the
     /// containers, then the overlay, then what was kept on disk.
-    async fn tear_down(&mut self, quiet: bool) {
+    async fn tear_down(&mut self, containers: &[Container]) {
         self.attached.clear();
         self.peers.clear();
-        if self.torn_down || !quiet {
+        if self.torn_down || self.engine_away || !containers.is_empty() {
             return;
         }
         let errors = self.overlay.remove_all().await;
@@ -264,16 +269,18 @@ impl Reconciler {
         info!(complete = self.torn_down, "left the grid");
     }
 
-    fn publish_names(&self, directory: &Directory, containers: &[Container]) {
+    fn publish_names(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
         let local = locals(directory, containers, &self.attached);
-        let zone = Zone::build(directory, &local);
-        self.slots.zone.send_if_modified(|old| {
-            let differs = **old != zone;
-            if differs {
-                *old = Arc::new(zone);
-            }
-            differs
-        });
+        let same = |(old, named): &(Arc<Directory>, BTreeSet<Local>)| {
+            Arc::ptr_eq(old, directory) && *named == local
+        };
+        if self.named.as_ref().is_some_and(same) {
+            return;
+        }
+        self.slots
+            .zone
+            .send_replace(Arc::new(Zone::build(directory, &local)));
+        self.named = Some((directory.clone(), local));
     }
 
     fn publish_state(&self, directory: &Directory, containers: &[Container]) {
@@ -318,65 +325,3 @@ impl Reconciler {
 fn node(directory: &Directory) -> Option<NodeId> {
     directory.me.as_ref().map(|me| me.node)
 }
-
-/// The running containers that have their addresses rightly.
-fn rightful<'a>(
-    directory: &'a Directory,
-    containers: &'a [Container],
-) -> impl Iterator<Item = (&'a kontena_schema::agent::Placement, &'a Container, i32)> {
-    let node = node(directory);
-    containers.iter().filter_map(move |container| {
-        let placement = directory
-            .placements
-            .get(&container.origin.as_ref()?.placement)?;
-        match container.state {
-            State::Running { pid } if holds_lease(container, placement, node?) => {
-                Some((placement, container, pid))
-            }
-            _ => None,
-        }
-    })
-}
-
-fn attachments(
-    directory: &Directory,
-    containers: &[Container],
-) -> BTreeMap<PlacementId, Attachment> {
-    let attachment =
-        |(placement, container, pid): (&kontena_schema::agent::Placement, &Container, i32)| {
-            let (address, lease) = (placement.address?, placement.lease?);
-            let mac = Mac::of_lease(address, lease);
-            let container_id = container.id.clone();
-            Some((
-                placement.id,
-                Attachment {
-                    pid,
-                    container_id,
-                    address,
-                    mac,
-                },
-            ))
-        };
-    rightful(directory, containers)
-        .filter_map(attachment)
-        .collect()
-}
-
-/// The instances of this host whose names answer: they run, are on the overlay
-/// and do not say that they are unwell.
-fn locals(
-    directory: &Directory,
-    containers: &[Container],
-    attached: &BTreeMap<PlacementId, Result<(), String>>,
-) -> BTreeSet<Local> {
-    rightful(directory, containers)
-        .filter(|(placement, container, _)| {
-            container.health != Health::Unhealthy
-                && matches!(attached.get(&placement.id), Some(Ok(())))
-        })
-        .filter_map(|(placement, _, _)| Local::of(placement))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests;

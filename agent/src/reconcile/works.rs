@@ -87,11 +87,6 @@ impl Works {
         self.busy.get(&Subject::Placement(placement)).copied()
     }
 
-    /// Whether nothing is under way.
-    pub fn is_idle(&self) -> bool {
-        self.busy.is_empty()
-    }
-
     /// Starts a step.
     pub fn start(&mut self, step: Step, directory: &Arc<Directory>) {
         let placement = match &step.subject {

@@ -1,0 +1,123 @@
+//! Who has an address rightly: the containers that run and hold the lease that
+//! the directory says. Only they get an interface, and only they have names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kontena_schema::agent::{Health, Placement};
+use kontena_schema::ids::PlacementId;
+use kontena_schema::mac::Mac;
+
+use crate::directory::Directory;
+use crate::dns::zone::Local;
+use crate::docker::observe::{Container, State};
+use crate::overlay::Attachment;
+use crate::plan::holds_lease;
+
+/// The running containers that have their addresses rightly.
+fn rightful<'a>(
+    directory: &'a Directory,
+    containers: &'a [Container],
+) -> impl Iterator<Item = (&'a Placement, &'a Container, i32)> {
+    let node = directory.me.as_ref().map(|me| me.node);
+    containers.iter().filter_map(move |container| {
+        let placement = directory
+            .placements
+            .get(&container.origin.as_ref()?.placement)?;
+        match container.state {
+            State::Running { pid } if holds_lease(container, placement, node?) => {
+                Some((placement, container, pid))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// What is to be on the overlay.
+pub fn attachments(
+    directory: &Directory,
+    containers: &[Container],
+) -> BTreeMap<PlacementId, Attachment> {
+    let attachment = |(placement, container, pid): (&Placement, &Container, i32)| {
+        let (address, lease) = (placement.address?, placement.lease?);
+        let mac = Mac::of_lease(address, lease);
+        let container_id = container.id.clone();
+        Some((
+            placement.id,
+            Attachment {
+                pid,
+                container_id,
+                address,
+                mac,
+            },
+        ))
+    };
+    rightful(directory, containers)
+        .filter_map(attachment)
+        .collect()
+}
+
+/// The instances of this host whose names answer: they run, are on the overlay
+/// and do not say that they are unwell.
+pub fn locals(
+    directory: &Directory,
+    containers: &[Container],
+    attached: &BTreeMap<PlacementId, Result<(), String>>,
+) -> BTreeSet<Local> {
+    rightful(directory, containers)
+        .filter(|(placement, container, _)| {
+            container.health != Health::Unhealthy
+                && matches!(attached.get(&placement.id), Some(Ok(())))
+        })
+        .filter_map(|(placement, _, _)| Local::of(placement))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kontena_schema::ids::{LeaseNumber, ServiceRevision};
+
+    use super::*;
+    use crate::directory::tests::directory;
+    use crate::plan::tests::{container_of, exited, running};
+
+    const PLACEMENT: PlacementId = PlacementId(11);
+
+    #[test]
+    fn only_what_runs_and_holds_its_lease_is_on_the_overlay() {
+        let directory = directory();
+        let mut container = container_of(&directory.placements[&PLACEMENT], running(7));
+        let attached =
+            |container: &Container| attachments(&directory, std::slice::from_ref(container));
+        let attachment = &attached(&container)[&PLACEMENT];
+        assert_eq!(
+            (attachment.pid, attachment.address),
+            (7, [10, 81, 1, 1].into())
+        );
+        // A container that is about to be replaced keeps its address until then.
+        container.origin.as_mut().unwrap().service_revision = ServiceRevision(0);
+        assert!(attached(&container).contains_key(&PLACEMENT));
+        container.state = exited(0);
+        assert!(attached(&container).is_empty());
+        container.state = running(7);
+        container.origin.as_mut().unwrap().lease = Some(LeaseNumber(99));
+        assert!(attached(&container).is_empty());
+    }
+
+    #[test]
+    fn only_what_is_attached_and_not_unwell_has_names() {
+        let directory = directory();
+        let mut container = container_of(&directory.placements[&PLACEMENT], running(7));
+        let named = |container: &Container, attached: Option<Result<(), String>>| {
+            let attached = attached
+                .into_iter()
+                .map(|result| (PLACEMENT, result))
+                .collect();
+            !locals(&directory, std::slice::from_ref(container), &attached).is_empty()
+        };
+        assert!(!named(&container, None));
+        assert!(!named(&container, Some(Err("no such process".to_owned()))));
+        assert!(named(&container, Some(Ok(()))));
+        container.health = Health::Unhealthy;
+        assert!(!named(&container, Some(Ok(()))));
+    }
+}
