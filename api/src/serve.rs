@@ -72,11 +72,6 @@ impl Replica {
         })
     }
 
-    /// The replica's parts.
-    pub fn app(&self) -> Arc<App> {
-        Arc::clone(&self.app)
-    }
-
     /// The address that it listens on.
     pub fn address(&self) -> Result<std::net::SocketAddr, ServeError> {
         Ok(self.listener.local_addr()?)

@@ -97,6 +97,7 @@ queries! {
     SERVICE_UPDATE = "service_update",
     SESSION_CLOSE = "session_close",
     SESSION_CURRENT = "session_current",
+    SESSION_FORGET = "session_forget",
     SESSION_OPEN = "session_open",
     SESSION_SWEEP = "session_sweep",
     STACK_DELETE_EMPTY = "stack_delete_empty",

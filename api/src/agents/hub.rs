@@ -1,9 +1,9 @@
 //! Which grids have sessions on this replica, and how far each is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kontena_schema::ids::{GridId, Revision};
+use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
 use tokio::sync::watch;
 
 /// The local sessions' view of their grids.
@@ -12,6 +12,8 @@ pub struct Hub {
     grids: Mutex<HashMap<GridId, watch::Sender<Revision>>>,
     /// Counts the times that all sessions had to close.
     closes: watch::Sender<u64>,
+    /// The sessions that are open here.
+    live: Mutex<HashSet<(NodeId, Epoch)>>,
 }
 
 /// Why a session wakes.
@@ -46,6 +48,24 @@ impl Hub {
             revisions,
             closes,
         }
+    }
+
+    /// Notes a session as open here, until the answer is dropped.
+    pub fn live(self: &Arc<Self>, node: NodeId, epoch: Epoch) -> Live {
+        self.lock_live().insert((node, epoch));
+        Live {
+            hub: Arc::clone(self),
+            session: (node, epoch),
+        }
+    }
+
+    /// The sessions that are open here.
+    pub fn sessions(&self) -> Vec<(NodeId, Epoch)> {
+        self.lock_live().iter().copied().collect()
+    }
+
+    fn lock_live(&self) -> MutexGuard<'_, HashSet<(NodeId, Epoch)>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The grids that have sessions here.
@@ -113,6 +133,18 @@ impl GridWatch {
 async fn hub_lives(woken: Result<(), watch::error::RecvError>) {
     if woken.is_err() {
         std::future::pending().await
+    }
+}
+
+/// A session that is open here.
+pub struct Live {
+    hub: Arc<Hub>,
+    session: (NodeId, Epoch),
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.hub.lock_live().remove(&self.session);
     }
 }
 

@@ -11,5 +11,5 @@ mod hub;
 mod session;
 
 pub use feed::{ChangesFrame, Feed, FeedCut};
-pub use hub::{GridWatch, Hub, Wake};
+pub use hub::{GridWatch, Hub, Live, Wake};
 pub use session::{Connection, serve};

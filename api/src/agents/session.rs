@@ -139,6 +139,7 @@ async fn run(
         Ok(opened) => opened,
         Err(error) => return refuse(error),
     };
+    let _live = app.hub.live(key.node, key.epoch);
     tracing::info!(
         request_id = %connection.request_id, grid = %key.grid, node = %key.node,
         epoch = %key.epoch, number = %welcome.number, "agent session opened"

@@ -164,7 +164,10 @@ pub async fn grid_update(
     request: &GridUpdate,
 ) -> Result<Grid, ControlError> {
     let mut faults = BTreeMap::new();
-    let subnets = request.trusted_subnets.as_deref().map(|new| trusted(new, &mut faults));
+    let subnets = request
+        .trusted_subnets
+        .as_deref()
+        .map(|new| trusted(new, &mut faults));
     if !faults.is_empty() {
         return Err(ControlError::Invalid(faults));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kontena_schema::http::services::{Link, ServiceCreate};
+use kontena_schema::http::services::{Link, Service, ServiceCreate};
 use kontena_schema::http::stacks::{Stack, StackCreate};
 use kontena_schema::ids::StackId;
 use kontena_schema::{name, query};
@@ -146,20 +146,8 @@ pub async fn stack_create(
             for service in &request.services {
                 insert(&locked, id, &request.name, service).await?;
             }
-            let stack = assemble(
-                tx.all(&query::STACK_LIST, &[&grid, &request.name]).await?,
-                tx.all(
-                    &query::SERVICE_LIST,
-                    &[&grid, &request.name, &None::<String>],
-                )
-                .await?,
-            );
-            Ok(locked.changed(
-                stack
-                    .into_iter()
-                    .next()
-                    .ok_or(DbError::NoRow("stack_list"))?,
-            ))
+            let stack = locked_stack(&locked, &request.name).await?;
+            Ok(locked.changed(stack))
         })
     })
     .await
@@ -216,20 +204,8 @@ pub async fn stack_update(
                     None => insert(&locked, id, &request.name, wanted).await?,
                 }
             }
-            let stack = assemble(
-                tx.all(&query::STACK_LIST, &[&grid, &request.name]).await?,
-                tx.all(
-                    &query::SERVICE_LIST,
-                    &[&grid, &request.name, &None::<String>],
-                )
-                .await?,
-            );
-            Ok(locked.changed(
-                stack
-                    .into_iter()
-                    .next()
-                    .ok_or(DbError::NoRow("stack_list"))?,
-            ))
+            let stack = locked_stack(&locked, &request.name).await?;
+            Ok(locked.changed(stack))
         })
     })
     .await
@@ -275,13 +251,25 @@ pub async fn services(
     Ok(grid.tx.all(&query::SERVICE_ROWS_OF_STACK, &[&id]).await?)
 }
 
+/// A stack of a locked grid as it is now.
+async fn locked_stack(grid: &LockedGrid<'_, '_>, name: &str) -> Result<Stack, ControlError> {
+    let of = &grid.row.name;
+    let rows = grid.tx.all(&query::STACK_LIST, &[of, &name]).await?;
+    let services: Vec<Service> = grid
+        .tx
+        .all(&query::SERVICE_LIST, &[of, &name, &None::<String>])
+        .await?;
+    let stack = assemble(rows, &services).into_iter().next();
+    stack.ok_or_else(|| ControlError::not_found("stack", name))
+}
+
 /// The stacks of a grid, all or one.
 async fn stacks(db: &Db, grid: &str, name: Option<&str>) -> Result<Vec<Stack>, ControlError> {
     let rows = db.all(&query::STACK_LIST, &[&grid, &name]).await?;
-    let services = db
+    let services: Vec<Service> = db
         .all(&query::SERVICE_LIST, &[&grid, &name, &None::<String>])
         .await?;
-    Ok(assemble(rows, services))
+    Ok(assemble(rows, &services))
 }
 
 /// All stacks of a grid.
@@ -309,10 +297,7 @@ struct StackRow {
     updated_at: String,
 }
 
-fn assemble(
-    rows: Vec<StackRow>,
-    services: Vec<kontena_schema::http::services::Service>,
-) -> Vec<Stack> {
+fn assemble(rows: Vec<StackRow>, services: &[Service]) -> Vec<Stack> {
     let with_services = |row: StackRow| Stack {
         services: services
             .iter()

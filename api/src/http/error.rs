@@ -93,10 +93,8 @@ impl From<ControlError> for HttpError {
 }
 
 fn database(error: &DbError) -> HttpError {
-    if let Some(constraint) = error.constraint() {
-        if let Some((field, reason)) = constraint_fault(constraint) {
-            return HttpError::fields(BTreeMap::from([(field.to_owned(), reason.to_owned())]));
-        }
+    if let Some((field, reason)) = error.constraint().and_then(constraint_fault) {
+        return HttpError::fields(BTreeMap::from([(field.to_owned(), reason.to_owned())]));
     }
     if error.is_unavailable() {
         tracing::warn!(%error, "the database does not serve");

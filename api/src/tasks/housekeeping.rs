@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kontena_schema::ids::{GridId, Revision};
-use kontena_schema::limits::{REPLICA_TTL, TICK};
+use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
+use kontena_schema::limits::{HELLO_WITHIN, REPLICA_TTL, TICK};
 use kontena_schema::query;
 
 use crate::app::App;
-use crate::db::DbError;
+use crate::db::{DbError, Param};
 
 /// How often a replica renews its row: three renewals may be lost.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
@@ -68,6 +68,9 @@ pub async fn forget(app: Arc<App>) {
     let mut forgotten = None;
     loop {
         interval.tick().await;
+        if let Err(error) = unwritten(&app).await {
+            tracing::warn!(%error, "the end of a session stays unwritten");
+        }
         if let Err(error) = overdue(&app).await {
             tracing::warn!(%error, "overdue rows stay");
         }
@@ -78,6 +81,18 @@ pub async fn forget(app: Arc<App>) {
             }
         }
     }
+}
+
+/// Ends the sessions whose end could not be written when it came.
+async fn unwritten(app: &App) -> Result<(), DbError> {
+    let (nodes, epochs): (Vec<NodeId>, Vec<Epoch>) = app.hub.sessions().into_iter().unzip();
+    let opening = HELLO_WITHIN.as_secs_f64();
+    let params: [Param; 4] = [&app.replica, &opening, &nodes, &epochs];
+    let ended = app.db.execute(&query::SESSION_FORGET, &params).await?;
+    if ended > 0 {
+        tracing::info!(ended, "wrote the end of sessions that ended before");
+    }
+    Ok(())
 }
 
 async fn overdue(app: &App) -> Result<(), DbError> {

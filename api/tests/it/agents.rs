@@ -396,3 +396,19 @@ async fn nonsense_ends_the_session_with_a_reason() {
     let refused = TestAgent::connect(&master.replicas[0], &token, &ancient).await;
     assert!(matches!(refused, Err(Closed(close::VERSION, _))));
 }
+
+#[tokio::test]
+async fn the_end_of_a_session_that_could_not_be_written_is_written_later() {
+    let master = Master::start().await;
+    let token = master.grid("demo").await;
+    let (a, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    // As after an outage: the row says open, opened long ago, by this replica.
+    let sql = master.sql().await;
+    let stale = "update sessions set opened_at = opened_at - interval '1 hour', epoch = epoch + 1";
+    assert_eq!(sql.execute(stale, &[]).await.unwrap(), 1);
+    poll("the node is offline", async || {
+        (master.get("/v1/nodes/demo/host-a").await["status"] == "offline").then_some(())
+    })
+    .await;
+    drop(a);
+}

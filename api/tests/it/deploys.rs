@@ -1,7 +1,8 @@
 //! From a stack to placements with addresses, and back to nothing.
 
-use kontena_schema::agent::{Changes, InstanceState, Placement};
+use kontena_schema::agent::{Changes, Desired, InstanceState, Placement};
 use kontena_schema::http::stacks::StackDeploy;
+use kontena_schema::ids::PlacementId;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -151,6 +152,32 @@ async fn a_grid_without_nodes_says_why_nothing_is_placed() {
     assert_eq!(deploy["reason"], "1: no node is connected");
 }
 
+/// Removes the stack; each agent says that its containers are gone.
+async fn remove_testapp(master: &Master, agents: &mut [TestAgent]) {
+    master.delete("/v1/stacks/demo/testapp").await;
+    let (status, _) = master
+        .call(Method::POST, "/v1/stacks/demo/testapp/deploy", None)
+        .await;
+    assert_eq!(
+        status,
+        StatusCode::OK,
+        "a stack on its way out has nothing to deploy"
+    );
+    for agent in agents {
+        let gone: Vec<PlacementId> = agent
+            .until(|changes| {
+                let placements = changes.own.placements.iter();
+                let gone = placements
+                    .filter(|p| p.desired == Desired::Removed)
+                    .map(|p| p.id);
+                Some(gone.collect::<Vec<_>>()).filter(|gone| !gone.is_empty())
+            })
+            .await;
+        let reports = gone.iter().map(|id| state(*id, 1, InstanceState::Removed));
+        agent.report(reports.collect()).await;
+    }
+}
+
 #[tokio::test]
 async fn scaling_keeps_what_runs_and_removal_leaves_nothing() {
     let master = Master::start().await;
@@ -171,34 +198,7 @@ async fn scaling_keeps_what_runs_and_removal_leaves_nothing() {
         assert!(after.iter().any(|c| same(&c)), "{container} moved");
     }
 
-    master.delete("/v1/stacks/demo/testapp").await;
-    let (status, _) = master
-        .call(Method::POST, "/v1/stacks/demo/testapp/deploy", None)
-        .await;
-    assert_eq!(
-        status,
-        StatusCode::OK,
-        "a stack on its way out has nothing to deploy"
-    );
-    for agent in &mut agents {
-        let mut gone: Vec<_> = Vec::new();
-        agent
-            .until(|changes| {
-                let removed = changes.own.placements.iter();
-                gone.extend(
-                    removed
-                        .filter(|p| p.desired == kontena_schema::agent::Desired::Removed)
-                        .map(|p| p.id),
-                );
-                (!gone.is_empty()).then_some(())
-            })
-            .await;
-        let reports = gone
-            .iter()
-            .map(|id| state(*id, 1, InstanceState::Removed))
-            .collect();
-        agent.report(reports).await;
-    }
+    remove_testapp(&master, &mut agents).await;
     poll("everything is gone", async || {
         containers(&master).await.is_empty().then_some(())
     })

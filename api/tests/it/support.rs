@@ -1,11 +1,9 @@
 //! A Master per test.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use kontena_api::app::App;
 use kontena_api::config::{DatabaseConfig, ServeConfig};
 use kontena_api::db;
 use kontena_api::serve::Replica;
@@ -147,7 +145,6 @@ pub async fn poll<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
 
 /// A running replica.
 pub struct TestReplica {
-    pub app: Arc<App>,
     pub address: SocketAddr,
     serving: JoinHandle<()>,
 }
@@ -205,15 +202,11 @@ impl Master {
             listen: "127.0.0.1:0".parse().unwrap(),
         };
         let replica = Replica::start(&config).await.unwrap();
-        let (app, address) = (replica.app(), replica.address().unwrap());
+        let address = replica.address().unwrap();
         let serving = tokio::spawn(async move {
             replica.serve(std::future::pending()).await.unwrap();
         });
-        self.replicas.push(TestReplica {
-            app,
-            address,
-            serving,
-        });
+        self.replicas.push(TestReplica { address, serving });
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
