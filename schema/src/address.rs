@@ -1,4 +1,4 @@
-//! The address plan of a grid (DESIGN §5 in `infra/adr/0001-addresses.md`).
+//! The address plan of a grid (`infra/adr/0001-addresses.md`).
 //!
 //! `subnet` is what may be allocated, `supernet` the on-link prefix of every
 //! overlay interface. Node n has the subnet's base + n. Containers get what is
