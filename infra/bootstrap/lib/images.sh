@@ -1,7 +1,9 @@
 # The stack's images. All are ours, built from infra/images/NAME on one base; no upstream tag is ever overwritten.
 #
-# Each image carries the hash of what went into it as a label and is built again only when that differs. The base's
-# root is Debian's own slim image where a registry can be reached, else made by debootstrap.
+# Each image carries the hash of what went into it as a label and is built only when none with that hash is there. It
+# is tagged with the project's name, so that two projects, or two clones, at work on one engine do not get each other's;
+# `latest` is the last one. The base's root is Debian's own slim image where a registry can be reached, else made by
+# debootstrap.
 # shellcheck shell=bash
 
 DEBIAN=bookworm
@@ -83,7 +85,13 @@ apt_settings() {
   apt-config dump | grep -E '^Acquire::(Check-|https?::Proxy|Retries)' || true
 }
 
-images_build() { local name; for name in "$@"; do image_build "$name"; done; }
+images_build() {
+  local name
+  # One make at a time: what is built but not yet tagged looks like rubbish to the other's clearing up.
+  exec 8>"${TMPDIR:-/tmp}/kontena-images.lock"
+  flock 8
+  for name in "$@"; do image_build "$name"; done
+}
 
 image_build() {
   local name=$1 context hash
@@ -91,12 +99,18 @@ image_build() {
   context=$(mktemp -d)
   image_context "$name" "$context"
   hash=$(image_hash "$name" "$context")
-  if [[ $(image_label "kontena/$name:latest") == "$hash" ]]; then
-    say "kontena/$name: nothing changed"
-  else
-    image_build_context "$name" "$context" "$hash"
-  fi
+  if [[ -z $(image_built "$hash") ]]; then image_build_context "$name" "$context" "$hash"; fi
   rm -rf "$context"
+  image_tag "$name" "$(image_built "$hash")"
+}
+
+image_tag() {
+  local name=$1 id=$2
+  say "kontena/$name is $id"
+  docker tag "$id" "kontena/$name:$PROJECT"
+  docker tag "$id" "kontena/$name:latest"
+  # The one that it replaced.
+  docker image prune --force --filter "label=$INPUTS_LABEL" >/dev/null
 }
 
 image_context() {
@@ -110,29 +124,29 @@ image_context() {
   done < <(image_needs "$name")
 }
 
+image_below() { if [[ $1 == base ]]; then say "$ROOT_IMAGE"; else say "kontena/base:$PROJECT"; fi; }
+
 # The image below counts as an input: a new base makes everything new.
 image_hash() {
-  local name=$1 context=$2 below=kontena/base:latest
-  [[ $name != base ]] || below=$ROOT_IMAGE
-  { docker image inspect --format '{{.Id}}' "$below"
+  local name=$1 context=$2
+  { say "$name"
+    docker image inspect --format '{{.Id}}' "$(image_below "$name")"
     apt_settings
     cd "$context" && find . -type f -printf '%m %p\n' -exec sha256sum {} + | LC_ALL=C sort
   } | sha256sum | cut -d' ' -f1
 }
 
-image_label() { docker image inspect --format "{{index .Config.Labels \"$INPUTS_LABEL\"}}" "$1" 2>/dev/null || true; }
+# The image that was made of these inputs, if there is one.
+image_built() { docker images --quiet --no-trunc --filter "label=$INPUTS_LABEL=$1" | head -n 1; }
 
 image_build_context() {
-  local name=$1 context=$2 hash=$3 base=kontena/base:latest args=()
-  [[ $name != base ]] || base=$ROOT_IMAGE
-  args+=(--build-arg "BASE=$base" --label "$INPUTS_LABEL=$hash" --tag "kontena/$name:latest")
+  local name=$1 context=$2 hash=$3 args=()
+  args+=(--build-arg "BASE=$(image_below "$name")" --label "$INPUTS_LABEL=$hash" --tag "kontena/$name:$PROJECT")
   [[ $name != base ]] || args+=(--build-arg "APT_SETTINGS=$(apt_settings)")
   args+=(--build-arg "http_proxy=${http_proxy:-}" --build-arg "https_proxy=${https_proxy:-}")
-  # The host's network also reaches what the host reaches through a local proxy or resolver.
   if docker buildx version >/dev/null 2>&1; then args+=(--load); else export DOCKER_BUILDKIT=0; fi
+  # The host's network also reaches what the host reaches through a local proxy or resolver.
   docker build --network host "${args[@]}" "$context"
-  # The one it replaces.
-  docker image prune --force --filter "label=$INPUTS_LABEL" >/dev/null
 }
 
 images_remove() {

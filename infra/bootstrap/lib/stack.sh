@@ -80,12 +80,12 @@ images_push() {
 
 image_push() {
   local name=$1 remote=127.0.0.1:$REGISTRY_PORT/kontena/$1:latest id
-  id=$(docker image inspect --format '{{.Id}}' "kontena/$name:latest")
+  id=$(docker image inspect --format '{{.Id}}' "kontena/$name:$PROJECT")
   if [[ $(cat "$STATE/pushed-$name" 2>/dev/null) == "$id" ]]; then
     say "kontena/$name: the registry has it"
     return
   fi
-  docker tag "kontena/$name:latest" "$remote"
+  docker tag "$id" "$remote"
   docker push "$remote"
   docker rmi "$remote"
   say "$id" >"$STATE/pushed-$name"
