@@ -20,6 +20,8 @@ type Changes = Arc<Mutex<Vec<(String, Value)>>>;
 struct Master {
     changes: Changes,
     asked: Arc<AtomicUsize>,
+    /// How often a removed stack was looked at.
+    looks: Arc<AtomicUsize>,
     fails: bool,
 }
 
@@ -71,6 +73,13 @@ impl Master {
             ),
             ("GET", "/v1/stacks/demo/testapp") if !self.changed("POST /v1/grids/demo/stacks") => {
                 refused(404, "stack_not_found", "no such stack")
+            }
+            // Removed, it is there for one more look: its containers go first.
+            ("GET", "/v1/stacks/demo/testapp")
+                if self.changed("DELETE /v1/stacks/demo/testapp")
+                    && self.looks.fetch_add(1, Ordering::Relaxed) > 0 =>
+            {
+                refused(404, "not_found", "no such stack")
             }
             ("GET" | "PUT", "/v1/stacks/demo/testapp") => (200, stack()),
             ("POST", "/v1/grids/demo/stacks") => (201, stack()),

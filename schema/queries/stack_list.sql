@@ -2,6 +2,7 @@
 select jsonb_build_object(
     'id', g.name || '/' || k.name, 'name', k.name, 'stack', k.source, 'version', k.version,
     'state', case
+        when k.removing then 'removing'
         when not exists (select from services s where s.stack_id = k.id and s.state <> 'initialized') then 'initialized'
         when not exists (select from services s where s.stack_id = k.id and s.state <> 'running') then 'running'
         when not exists (select from services s where s.stack_id = k.id and s.state = 'running') then 'stopped'

@@ -43,6 +43,16 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Something that was removed was still there at the deadline.
+    #[error(
+        "{what} was not gone within {seconds} s: its containers go when their nodes are connected"
+    )]
+    RemovalLate {
+        /// What was removed.
+        what: String,
+        /// The bound.
+        seconds: u64,
+    },
     /// A deploy did not end in time.
     #[error("the deploy of {service} did not end within {seconds} s; last state: {last}")]
     DeployLate {

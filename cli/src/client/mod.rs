@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::{Host, Url};
 use uuid::Uuid;
-pub use wait::DeployWait;
+pub use wait::{DeployWait, wait_gone};
 
 /// A connection attempt that takes longer is worth another replica.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! Waiting for a deploy.
+//! Waiting for what takes its time: a deploy, and the end of what was removed.
 
 use std::time::Duration;
 
@@ -76,6 +76,30 @@ impl Client {
                 });
             }
             tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+}
+
+/// Waits until `show` finds nothing any more: what was removed ends with its last
+/// container.
+///
+/// # Errors
+/// [`Error::RemovalLate`] at the deadline, else those of `show`.
+pub async fn wait_gone<T>(
+    what: &str,
+    within: Duration,
+    show: impl AsyncFn() -> Result<T, Error>,
+) -> Result<(), Error> {
+    let end = Instant::now() + within;
+    loop {
+        match show().await {
+            Err(err) if err.is_not_found() => return Ok(()),
+            Err(err) => return Err(err),
+            Ok(_) if Instant::now() >= end => {
+                let (what, seconds) = (what.to_owned(), within.as_secs());
+                return Err(Error::RemovalLate { what, seconds });
+            }
+            Ok(_) => tokio::time::sleep(ASK_EVERY).await,
         }
     }
 }

@@ -154,7 +154,8 @@ pub struct Service {
     pub instances: u32,
     /// Number of instances placed and running.
     pub instance_counts: InstanceCounts,
-    /// `initialized` before the first deploy, then `running`, or `stopped`.
+    /// `initialized` before the first deploy, then `running`; `removing` while its
+    /// last containers go.
     pub state: String,
     /// The version of its description.
     pub revision: i64,

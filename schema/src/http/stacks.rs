@@ -30,7 +30,7 @@ pub struct Stack {
     pub stack: Option<String>,
     /// Its version.
     pub version: Option<String>,
-    /// `initialized`, `running`, `partially_running` or `stopped`.
+    /// `initialized`, `running`, `partially_running`, `stopped` or `removing`.
     pub state: String,
     /// Counts its installs and upgrades.
     pub revision: i64,

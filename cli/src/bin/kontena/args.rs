@@ -79,7 +79,7 @@ pub(crate) struct Force {
 /// How to wait for a deploy.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Wait {
-    /// Does not wait for the end of the deploy
+    /// Does not wait until it is done
     #[arg(long)]
     pub(crate) no_wait: bool,
     /// How long to wait, in seconds

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use kontena::Client;
-use kontena::client::DeployWait;
+use kontena::client::{DeployWait, wait_gone};
 use kontena_schema::http::services::{Deploy, InstanceDeploy};
 
 use crate::args::Wait;
@@ -39,6 +39,19 @@ pub(super) async fn wait_all(
     } else {
         Err(Failure::Deploy(failed.join("\n")))
     }
+}
+
+/// Waits until what was removed is gone.
+pub(super) async fn gone<T>(
+    what: &str,
+    wait: Wait,
+    show: impl AsyncFn() -> Result<T, kontena::Error>,
+) -> Result<(), Failure> {
+    if wait.no_wait {
+        return Ok(());
+    }
+    wait_gone(what, Duration::from_secs(wait.timeout), show).await?;
+    Ok(())
 }
 
 /// Waits for one deploy; the reason if it failed.

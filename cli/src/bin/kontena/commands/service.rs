@@ -4,7 +4,7 @@ use clap::{Subcommand, ValueEnum};
 use kontena::{Client, stackfile};
 use kontena_schema::http::services::{Deploy, Link, Port, ServiceCreate, ServiceSpec, Strategy};
 
-use super::deploy;
+use super::deploy::{self, gone};
 use crate::args::{Force, ServiceName, Wait};
 use crate::failure::Failure;
 use crate::output::{confirm, tables};
@@ -50,6 +50,8 @@ pub(crate) enum Command {
         name: ServiceName,
         #[command(flatten)]
         force: Force,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -164,12 +166,14 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             step.done();
             session.out.empty();
         }
-        Command::Rm { name, force } => {
+        Command::Rm { name, force, wait } => {
             confirm(&name.to_string(), force.force)?;
             let step = session.out.step(format!("removing service {name}"));
             client
                 .service_remove(&grid, name.stack(), &name.name)
                 .await?;
+            let show = async || client.service_show(&grid, name.stack(), &name.name).await;
+            gone(&format!("service {name}"), wait, show).await?;
             step.done();
             session.out.empty();
         }

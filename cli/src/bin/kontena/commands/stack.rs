@@ -9,7 +9,7 @@ use kontena::Client;
 use kontena::stackfile::{self, StackFile};
 use kontena_schema::http::stacks::StackDeploy;
 
-use super::deploy;
+use super::deploy::{self, gone};
 use crate::args::{Force, Wait, pair};
 use crate::failure::Failure;
 use crate::output::{confirm, tables};
@@ -50,6 +50,8 @@ pub(crate) enum Command {
         name: String,
         #[command(flatten)]
         force: Force,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Checks a stack file; needs no Master
     Validate {
@@ -98,11 +100,13 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session.out.changed(&deployed);
             Ok(())
         }
-        Command::Rm { name, force } => {
+        Command::Rm { name, force, wait } => {
             confirm(&name, force.force)?;
             let (client, grid) = target(session).await?;
             let step = session.out.step(format!("removing stack {name}"));
             client.stack_remove(&grid, &name).await?;
+            let show = async || client.stack_show(&grid, &name).await;
+            gone(&format!("stack {name}"), wait, show).await?;
             step.done();
             session.out.empty();
             Ok(())
