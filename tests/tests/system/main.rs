@@ -1,0 +1,14 @@
+//! The system on the stack of `make test`: real engines, real kernels, a real
+//! Master. Each file is a theme of what the project promises.
+//!
+//! `.config/nextest.toml` says which of them may run side by side.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod change;
+mod model;
+mod names;
+mod reach;
+mod removal;
+mod restart;
+mod second;
+mod starts;

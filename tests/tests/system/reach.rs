@@ -1,0 +1,99 @@
+//! Who reaches whom over the overlay.
+
+use std::net::Ipv4Addr;
+
+use kontena_tests::{Grid, TOOLBOX_PORT};
+
+/// Prints a line for everything that does not answer; all at once, because one
+/// that does not answer takes its time.
+fn script(pinged: &[Ipv4Addr], connected: &[(Ipv4Addr, u16)]) -> String {
+    let mut script = String::new();
+    for address in pinged {
+        script +=
+            &format!("(ping -q -c 1 -W 4 {address} >/dev/null || echo no ping of {address}) &\n");
+    }
+    for (address, port) in connected {
+        script += &format!(
+            "(timeout 4 bash -c 'exec 3<>/dev/tcp/{address}/{port}' || echo no TCP to {address}:{port}) &\n"
+        );
+    }
+    script + "wait"
+}
+
+#[tokio::test]
+async fn every_container_reaches_every_other_and_every_node() {
+    let grid = Grid::first().await;
+    let nodes = grid.client.node_list(&grid.name).await.unwrap().nodes;
+    let mut pinged: Vec<_> = nodes.iter().map(|node| node.overlay_ip).collect();
+    let mut connected = Vec::new();
+    let mut containers = Vec::new();
+    for (stack, service, port) in [
+        (Some("testapp"), "db", 6379),
+        (Some("testapp"), "webservice", 80),
+        (None, "toolbox", TOOLBOX_PORT),
+    ] {
+        for container in grid.containers(Some((stack, service))).await {
+            let address = container.ip_address.unwrap();
+            pinged.push(address);
+            connected.push((address, port));
+            containers.push(container);
+        }
+    }
+    assert_eq!((pinged.len(), connected.len()), (9, 6));
+    let script = script(&pinged, &connected);
+    for container in &containers {
+        let host = grid.host(container.node.as_deref().unwrap());
+        let failures = host.beside(&container.name, &script).await.must();
+        assert_eq!(failures, "", "from {} on {}", container.name, host.name);
+    }
+}
+
+#[tokio::test]
+async fn every_node_reaches_every_container_and_every_node() {
+    let grid = Grid::first().await;
+    let nodes = grid.client.node_list(&grid.name).await.unwrap().nodes;
+    let mut pinged: Vec<_> = nodes.iter().map(|node| node.overlay_ip).collect();
+    for (stack, service) in [
+        (Some("testapp"), "db"),
+        (Some("testapp"), "webservice"),
+        (None, "toolbox"),
+    ] {
+        let containers = grid.containers(Some((stack, service))).await;
+        pinged.extend(
+            containers
+                .iter()
+                .filter_map(|container| container.ip_address),
+        );
+    }
+    for host in &grid.hosts {
+        let failures = host.run(&script(&pinged, &[])).await.must();
+        assert_eq!(failures, "", "from {}", host.name);
+    }
+}
+
+#[tokio::test]
+async fn a_packet_of_the_overlays_full_size_passes_unbroken() {
+    let grid = Grid::first().await;
+    let db = grid
+        .containers(Some((Some("testapp"), "db")))
+        .await
+        .remove(0);
+    for host in &grid.hosts {
+        // 1370 bytes with the headers of IPv4 and ICMP.
+        let ping = format!("ping -q -c 1 -W 4 -M do -s 1342 {}", db.ip_address.unwrap());
+        grid.in_toolbox(host, &ping).await.must();
+    }
+}
+
+#[tokio::test]
+async fn containers_reach_no_part_of_the_master() {
+    let grid = Grid::first().await;
+    for host in &grid.hosts {
+        for part in ["postgres:5432", "redis:6379", "api-1:9292", "api-2:9292"] {
+            let (name, port) = part.split_once(':').unwrap();
+            let connect =
+                format!("! timeout 2 bash -c 'exec 3<>/dev/tcp/{name}/{port}' 2>/dev/null");
+            grid.in_toolbox(host, &connect).await.must();
+        }
+    }
+}

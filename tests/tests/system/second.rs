@@ -1,0 +1,306 @@
+//! A second grid with the same addresses on the same network: nothing crosses.
+//! And what happens to peers whose network is not trusted.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use kontena_schema::http::grids::GridUpdate;
+use kontena_tests::{Capture, Grid, Host, docker, until};
+
+/// The length of the IPv4 packet that `ping -s` sends.
+const HEADERS: u16 = 28;
+
+async fn addresses(grid: &Grid) -> BTreeSet<Ipv4Addr> {
+    let nodes = grid.client.node_list(&grid.name).await.unwrap().nodes;
+    let mut all: BTreeSet<_> = nodes.iter().map(|node| node.overlay_ip).collect();
+    all.extend(
+        grid.containers(None)
+            .await
+            .iter()
+            .filter_map(|container| container.ip_address),
+    );
+    all
+}
+
+/// Pings addresses from the toolbox of each host, with a length of its own, and
+/// answers those that answered anywhere.
+async fn pinged(grid: &Grid, addresses: &BTreeSet<Ipv4Addr>, size: u16) -> BTreeSet<Ipv4Addr> {
+    let ping: String = addresses
+        .iter()
+        .map(|ip| format!("(ping -q -c 2 -i 0.2 -W 1 -s {size} {ip} >/dev/null && echo {ip}) &\n"))
+        .collect();
+    let mut answered = BTreeSet::new();
+    for host in &grid.hosts {
+        let output = grid.in_toolbox(host, &(ping.clone() + "wait")).await.must();
+        answered.extend(output.lines().map(|line| line.parse::<Ipv4Addr>().unwrap()));
+    }
+    answered
+}
+
+/// Listens on the overlay and on the wan of every host of a grid.
+async fn listen(grid: &Grid, name: &str, size: u16, others: &[Ipv4Addr]) -> Vec<Capture> {
+    let pings = format!("icmp and ip[2:2] == {}", size + HEADERS);
+    let others: Vec<_> = others.iter().map(|ip| format!("host {ip}")).collect();
+    let tunnel = format!("udp and portrange 6783-6784 and ({})", others.join(" or "));
+    let mut captures = Vec::new();
+    for host in &grid.hosts {
+        captures.push(Capture::begin(host, name, "kontena", &pings).await);
+        captures.push(Capture::begin(host, name, "eth0", &tunnel).await);
+    }
+    captures
+}
+
+async fn wan(grid: &Grid) -> Vec<Ipv4Addr> {
+    let mut addresses = Vec::new();
+    for host in &grid.hosts {
+        addresses.push(host.wan_address().await);
+    }
+    addresses
+}
+
+#[tokio::test]
+async fn both_grids_have_the_same_addresses_and_no_packet_crosses() {
+    let (first, second) = (Grid::first().await, Grid::second().await);
+    let (ours, theirs) = (addresses(&first).await, addresses(&second).await);
+    let expected = [
+        "10.81.0.1",
+        "10.81.0.2",
+        "10.81.1.1",
+        "10.81.1.2",
+        "10.81.1.3",
+    ];
+    for address in expected.map(|text| text.parse().unwrap()) {
+        assert!(
+            ours.contains(&address) && theirs.contains(&address),
+            "{ours:?} {theirs:?}"
+        );
+    }
+    let all: BTreeSet<Ipv4Addr> = &ours | &theirs;
+    assert!(
+        all.len() > theirs.len(),
+        "nothing exists in the first grid alone"
+    );
+
+    let (from_second, from_first) = (333, 334);
+    let mut captures = listen(&first, "crossing", from_second, &wan(&second).await).await;
+    captures.extend(listen(&second, "crossing", from_first, &wan(&first).await).await);
+    // Other tests may have removed services meanwhile: what answers must exist.
+    let answered = pinged(&second, &all, from_second).await;
+    assert_eq!(
+        answered, theirs,
+        "the second grid reaches its own and nothing else"
+    );
+    let answered = pinged(&first, &all, from_first).await;
+    assert!(answered.is_superset(&(&ours & &theirs)), "{answered:?}");
+    for capture in captures {
+        let packets = capture.end().await;
+        assert!(packets.is_empty(), "{packets:#?}");
+    }
+}
+
+#[tokio::test]
+async fn no_name_crosses() {
+    let grids = [Grid::first().await, Grid::second().await];
+    for (here, there) in [(&grids[0], &grids[1]), (&grids[1], &grids[0])] {
+        let host = &here.hosts[0];
+        for name in [
+            "testapp-db",
+            "testapp-webservice-2",
+            "db.testapp",
+            "toolbox-1",
+            "toolbox",
+        ] {
+            for how in ["+notcp", "+tcp"] {
+                let dig = format!(
+                    "dig {how} +tries=1 +time=3 {name}.{}.kontena.local",
+                    there.name
+                );
+                let answer = here.in_toolbox(host, &dig).await.must();
+                assert!(
+                    answer.contains("status: NXDOMAIN"),
+                    "in {}: {answer}",
+                    here.name
+                );
+            }
+        }
+        // The name without a grid is each grid's own.
+        let own: BTreeSet<_> = here
+            .containers(Some((None, "toolbox")))
+            .await
+            .iter()
+            .filter_map(|container| container.ip_address)
+            .collect();
+        let answer = here
+            .in_toolbox(host, "dig +short toolbox.kontena.local")
+            .await
+            .must();
+        let found: BTreeSet<Ipv4Addr> = answer.lines().map(|line| line.parse().unwrap()).collect();
+        assert_eq!(found, own);
+    }
+    let containers = grids[1].containers(None).await;
+    assert!(
+        containers.iter().all(|c| c
+            .node
+            .as_deref()
+            .is_some_and(|node| ["node-4", "node-5"].contains(&node))),
+        "{containers:#?}"
+    );
+}
+
+/// What our packet filter on a host has dropped.
+async fn dropped(host: &Host, counter: &str) -> u64 {
+    let list = format!("nft list counter inet kontena {counter} | grep -oP 'packets \\K[0-9]+'");
+    host.run(&list).await.must().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_strangers_frame_with_the_grids_own_number_is_dropped() {
+    let grid = Grid::first().await;
+    let vni = format!("select vni from grids where name = '{}'", grid.name);
+    let vni = grid.master.sql(&vni).await;
+    let project = &grid.settings.project;
+    let host = &grid.hosts[0];
+    let target = grid.toolbox(host).await.ip_address.unwrap();
+    let size = 335;
+    let send = format!(
+        r#"
+import socket, struct
+payload = bytes(8 + {size})
+ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, 0, 64, 1, 0, bytes([10, 81, 9, 9]), socket.inet_aton("{target}"))
+frame = b"\xff" * 6 + bytes.fromhex("02aabbccddee") + b"\x08\x00" + ip + payload
+vxlan = struct.pack("!II", 0x08000000, {vni} << 8)
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(vxlan + frame, ("{}", 6784))
+"#,
+        host.wan_address().await
+    );
+    let heard = format!("icmp and ip[2:2] == {}", size + HEADERS);
+    let capture = Capture::begin(host, "stranger", "kontena", &heard).await;
+    let before = dropped(host, "dropped_in").await;
+    let network = format!("{project}_wan");
+    let label = format!("com.docker.compose.project={project}");
+    let image = format!("kontena/toolbox:{project}");
+    let run = [
+        "run",
+        "--rm",
+        "--network",
+        &network,
+        "--label",
+        &label,
+        &image,
+        "python3",
+        "-c",
+        &send,
+    ];
+    docker(&run).await.must();
+    until(Duration::from_secs(5), "the filter counts it", async || {
+        let now = dropped(host, "dropped_in").await;
+        if now > before {
+            Ok(())
+        } else {
+            Err(format!("{now}"))
+        }
+    })
+    .await;
+    assert_eq!(capture.end().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_host_sends_no_clear_packet_to_a_host_of_another_grid() {
+    let (first, second) = (Grid::first().await, Grid::second().await);
+    let (host, stranger) = (&second.hosts[0], first.hosts[0].wan_address().await);
+    let filter = format!("udp port 6784 and host {stranger}");
+    let capture = Capture::begin(host, "clear", "eth0", &filter).await;
+    let before = dropped(host, "dropped_out").await;
+    let send = format!("! echo x >/dev/udp/{stranger}/6784");
+    host.run(&send).await.must();
+    assert!(dropped(host, "dropped_out").await > before);
+    assert_eq!(capture.end().await, Vec::<String>::new());
+}
+
+/// Why the first node's peer cannot be reached, as the Master shows it.
+async fn unreachable(grid: &Grid) -> Result<Option<String>, String> {
+    let mut reasons = Vec::new();
+    for host in &grid.hosts {
+        let node = grid.client.node_show(&grid.name, &host.name).await.unwrap();
+        match node.peers.as_slice() {
+            [peer] => reasons.push(peer.unreachable.clone()),
+            peers => return Err(format!("{}: {peers:#?}", host.name)),
+        }
+    }
+    reasons.dedup_by_key(|reason| reason.is_some());
+    match reasons.as_slice() {
+        [reason] => Ok(reason.clone()),
+        _ => Err(format!("{reasons:?}")),
+    }
+}
+
+async fn trust(grid: &Grid, subnets: &[String], reached: bool) {
+    let update = GridUpdate {
+        trusted_subnets: Some(subnets.to_vec()),
+    };
+    grid.client.grid_update(&grid.name, &update).await.unwrap();
+    let what = format!("peers are reached: {reached}");
+    until(
+        Duration::from_secs(10),
+        &what,
+        async || match unreachable(grid).await? {
+            None if reached => Ok(()),
+            Some(_) if !reached => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await;
+}
+
+/// Pings from one host's toolbox to the other's and back; counts what leaves
+/// each host for the tunnel's port meanwhile.
+async fn clear_packets(grid: &Grid) -> (BTreeSet<Ipv4Addr>, Vec<String>) {
+    let mut captures = Vec::new();
+    for host in &grid.hosts {
+        captures.push(Capture::begin(host, "trust", "eth0", "udp port 6784").await);
+    }
+    let mut toolboxes = BTreeSet::new();
+    for host in &grid.hosts {
+        toolboxes.extend(grid.toolbox(host).await.ip_address);
+    }
+    let mut answered = BTreeSet::new();
+    for host in &grid.hosts {
+        let own = grid.toolbox(host).await.ip_address;
+        for other in toolboxes.iter().filter(|address| Some(**address) != own) {
+            let ping = format!("ping -q -c 3 -i 0.2 -W 1 {other}");
+            if grid.in_toolbox(host, &ping).await.status == Some(0) {
+                answered.insert(*other);
+            }
+        }
+    }
+    let mut packets = Vec::new();
+    for capture in captures {
+        packets.extend(capture.end().await);
+    }
+    (answered, packets)
+}
+
+#[tokio::test]
+async fn a_peer_outside_the_trusted_subnets_is_reported_and_gets_no_clear_packet() {
+    let grid = Grid::second().await;
+    trust(&grid, &[], false).await;
+    let (answered, packets) = clear_packets(&grid).await;
+    assert!(
+        answered.is_empty() && packets.is_empty(),
+        "{answered:?} {packets:#?}"
+    );
+    // Half of the network is not enough when one of the two is in the other half.
+    let one = grid.hosts[0].wan_address().await;
+    trust(&grid, &[format!("{one}/32")], false).await;
+    let (answered, packets) = clear_packets(&grid).await;
+    assert!(
+        answered.is_empty() && packets.is_empty(),
+        "{answered:?} {packets:#?}"
+    );
+
+    trust(&grid, &[grid.settings.wan.to_string()], true).await;
+    let (answered, packets) = clear_packets(&grid).await;
+    assert_eq!(answered.len(), 2);
+    assert!(!packets.is_empty());
+}
