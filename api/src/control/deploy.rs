@@ -5,15 +5,13 @@
 //! their reports end the deploy, or its deadline does.
 
 use kontena_schema::http::services::{Deploy, ServiceScale};
-use kontena_schema::http::stacks::StackDeploy;
 use kontena_schema::ids::{DeployId, NodeId, PlacementId};
 use kontena_schema::limits::INSTANCES_MAX;
 use kontena_schema::query;
-use serde::Deserialize;
 
 use super::schedule::{self, Candidate, Placed};
 use super::service::{self, ServiceRow};
-use super::{Call, ControlError, LockedGrid, change, lease, show, stack};
+use super::{Call, ControlError, LockedGrid, change, lease, placement, show};
 use crate::app::App;
 use crate::db::{DbError, Param};
 
@@ -67,31 +65,6 @@ pub async fn service_scale(
                 .await?;
             let deploy = deploy(&grid, &service).await?;
             Ok(grid.changed(deploy))
-        })
-    })
-    .await
-}
-
-/// Deploys all services of a stack, those that others link to first.
-pub async fn stack_deploy(
-    app: &App,
-    call: &Call,
-    grid: &str,
-    name: &str,
-) -> Result<StackDeploy, ControlError> {
-    change(app, call, "stack_deploy", move |tx| {
-        Box::pin(async move {
-            let grid = LockedGrid::by_name(tx, grid).await?;
-            let services = stack::services(&grid, name).await?;
-            let mut service_deploys = Vec::with_capacity(services.len());
-            for service in stack::in_link_order(services) {
-                service_deploys.push(deploy(&grid, &service).await?);
-            }
-            let stack_id = format!("{}/{name}", grid.row.name);
-            Ok(grid.changed(StackDeploy {
-                stack_id,
-                service_deploys,
-            }))
         })
     })
     .await
@@ -157,7 +130,7 @@ pub async fn converge(
         &placed,
     );
 
-    remove_placements(grid, &decision.remove).await?;
+    placement::remove(grid, &decision.remove).await?;
     if placed.len() > decision.remove.len() {
         let revision = grid.stamp().await?;
         let keep: [Param; 3] = [&service.id, &service.revision, &revision];
@@ -184,49 +157,4 @@ pub async fn converge(
         .iter()
         .map(|(instance, why)| format!("{instance}: {why}"));
     Ok(unplaced.collect::<Vec<_>>().join("; "))
-}
-
-/// Begins the end of placements: their nodes remove the containers, and the
-/// addresses are released when they have. What no node has ends at once.
-pub async fn remove_placements(
-    grid: &LockedGrid<'_, '_>,
-    placements: &[PlacementId],
-) -> Result<(), ControlError> {
-    if placements.is_empty() {
-        return Ok(());
-    }
-    let revision = grid.stamp().await?;
-    grid.tx
-        .execute(&query::PLACEMENT_REMOVE, &[&placements, &revision])
-        .await?;
-    Ok(())
-}
-
-/// What ends with a placement.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Ending {
-    /// The placement.
-    pub id: PlacementId,
-    /// Its node.
-    pub node_id: Option<NodeId>,
-    /// Its address.
-    pub ip: Option<std::net::Ipv4Addr>,
-}
-
-/// Ends a placement whose container is gone: its lease, its endpoint, itself.
-pub async fn end_placement(
-    grid: &LockedGrid<'_, '_>,
-    placement: &Ending,
-    reason: &str,
-) -> Result<(), ControlError> {
-    let revision = grid.stamp().await?;
-    lease::release(grid, placement.id, placement.ip, reason).await?;
-    for (kind, node) in [("endpoint", None), ("placement", placement.node_id)] {
-        let params: [Param; 5] = [&grid.row.id, &kind, &placement.id, &node, &revision];
-        grid.tx.execute(&query::TOMBSTONE_INSERT, &params).await?;
-    }
-    grid.tx
-        .execute_exactly(1, &query::PLACEMENT_DELETE, &[&placement.id])
-        .await?;
-    Ok(())
 }

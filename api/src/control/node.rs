@@ -6,9 +6,9 @@ use kontena_schema::ids::{NodeId, NodeNumber};
 use kontena_schema::query;
 use serde::Deserialize;
 
-use super::deploy::Ending;
 use super::grid::Empty;
-use super::{Call, ControlError, LockedGrid, change, deploy, service, show};
+use super::placement::Ending;
+use super::{Call, ControlError, LockedGrid, change, placement, service, show};
 use crate::app::App;
 use crate::db::{DbError, Param};
 
@@ -116,9 +116,9 @@ pub async fn node_remove(
 async fn remove(grid: &LockedGrid<'_, '_>, node: &NodeRow) -> Result<(), ControlError> {
     let tx = grid.tx;
     let placements: Vec<NodePlacement> = tx.all(&query::NODE_PLACEMENTS, &[&node.id]).await?;
-    for placement in &placements {
-        deploy::end_placement(grid, &placement.ending, "node removed").await?;
-        service::ended(grid, placement.service_id, placement.stack_id).await?;
+    for placed in &placements {
+        placement::end(grid, &placed.ending, "node removed").await?;
+        service::ended(grid, placed.service_id, placed.stack_id).await?;
     }
     let revision = grid.stamp().await?;
     let tombstone: [Param; 5] = [&grid.row.id, &"node", &node.id, &None::<NodeId>, &revision];

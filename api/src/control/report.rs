@@ -7,7 +7,7 @@ use kontena_schema::ids::{LeaseNumber, NodeId, ServiceId, StackId};
 use kontena_schema::query;
 use serde::Deserialize;
 
-use super::deploy::{self, Ending};
+use super::placement::{self, Ending};
 use super::session::{SessionKey, require_current};
 use super::{ControlError, LockedGrid, service};
 use crate::app::App;
@@ -63,22 +63,22 @@ async fn apply(
         .optional(&query::PLACEMENT_LOCK, &[&report.placement, &node])
         .await?;
     // Not this node's, or ended meanwhile: the feed tells the agent.
-    let Some(placement) = found else {
+    let Some(placed) = found else {
         return Ok(());
     };
-    if placement.desired == "removed" {
+    if placed.desired == "removed" {
         if report.state == InstanceState::Removed {
-            deploy::end_placement(grid, &placement.ending, "container removed").await?;
-            service::ended(grid, placement.service_id, placement.stack_id).await?;
+            placement::end(grid, &placed.ending, "container removed").await?;
+            service::ended(grid, placed.service_id, placed.stack_id).await?;
         }
         return Ok(());
     }
-    if report.lease.is_some() && report.lease != placement.lease {
+    if report.lease.is_some() && report.lease != placed.lease {
         // About a container of an earlier lease, which the agent replaces.
         return Ok(());
     }
     let (state, health) = (word(report.state), word(report.health));
-    let before = ready(&placement.state, &placement.health);
+    let before = ready(&placed.state, &placed.health);
     let stamp = if before == ready(&state, &health) {
         None
     } else {
@@ -98,7 +98,7 @@ async fn apply(
         .execute_exactly(1, &query::PLACEMENT_REPORT, &params)
         .await?;
     grid.tx
-        .execute(&query::DEPLOY_FINISH, &[&placement.service_id])
+        .execute(&query::DEPLOY_FINISH, &[&placed.service_id])
         .await?;
     Ok(())
 }

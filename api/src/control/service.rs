@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::grid::Empty;
 use super::schedule::{Placed, clash, parse_affinity};
-use super::{Call, ControlError, LockedGrid, change, deploy, show};
+use super::{Call, ControlError, LockedGrid, change, placement, show};
 use crate::app::App;
 
 /// A service as the rules see it.
@@ -245,7 +245,7 @@ pub async fn remove(grid: &LockedGrid<'_, '_>, service: &ServiceRow) -> Result<(
         .await?;
     let placed: Vec<Placed> = grid.tx.all(&query::PLACEMENT_ROWS, &[&service.id]).await?;
     let ids: Vec<PlacementId> = placed.iter().map(|placement| placement.id).collect();
-    deploy::remove_placements(grid, &ids).await?;
+    placement::remove(grid, &ids).await?;
     ended(grid, service.id, service.stack_id).await
 }
 

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kontena_schema::http::services::{Link, Service, ServiceCreate};
-use kontena_schema::http::stacks::{Stack, StackCreate};
+use kontena_schema::http::services::{Service, ServiceCreate};
+use kontena_schema::http::stacks::{Stack, StackCreate, StackDeploy};
 use kontena_schema::ids::StackId;
 use kontena_schema::{name, query};
 use serde::Deserialize;
 
 use super::grid::Empty;
 use super::service::{self, ServiceRow};
-use super::{Call, ControlError, LockedGrid, change};
+use super::{Call, ControlError, LockedGrid, change, deploy, links};
 use crate::app::App;
 use crate::db::{Db, DbError, Param};
 
@@ -38,7 +38,7 @@ fn check(request: &StackCreate) -> Result<(), ControlError> {
             faults.insert(format!("{prefix}.name"), "is there twice".to_owned());
         }
     }
-    for (service, reason) in link_faults(&request.services) {
+    for (service, reason) in links::faults(&request.services) {
         faults.insert(format!("services.{service}.links"), reason);
     }
     if faults.is_empty() {
@@ -46,82 +46,6 @@ fn check(request: &StackCreate) -> Result<(), ControlError> {
     } else {
         Err(ControlError::Invalid(faults))
     }
-}
-
-/// The service of the same stack that a link names, if it is one.
-fn own_stack(link: &Link) -> Option<&str> {
-    (!link.name.contains('/')).then_some(link.name.as_str())
-}
-
-/// Links that lead nowhere or in a circle.
-fn link_faults(services: &[ServiceCreate]) -> Vec<(String, String)> {
-    let mut faults = Vec::new();
-    for service in services {
-        for target in service.spec.links.iter().filter_map(own_stack) {
-            if !services.iter().any(|other| other.name == target) {
-                let reason = format!("there is no service {target:?} in this stack");
-                faults.push((service.name.clone(), reason));
-            }
-        }
-    }
-    let edges = |s: &ServiceCreate| {
-        s.spec
-            .links
-            .iter()
-            .filter_map(own_stack)
-            .map(str::to_owned)
-            .collect()
-    };
-    let graph: BTreeMap<String, Vec<String>> = services
-        .iter()
-        .map(|s| (s.name.clone(), edges(s)))
-        .collect();
-    let ordered = link_order(&graph);
-    for name in graph.keys().filter(|name| !ordered.contains(name)) {
-        if faults.iter().all(|(service, _)| service != name) {
-            faults.push((name.clone(), "lead in a circle".to_owned()));
-        }
-    }
-    faults
-}
-
-/// Names in an order in which each comes after all that it links to; what is
-/// part of a circle is left out.
-fn link_order(graph: &BTreeMap<String, Vec<String>>) -> Vec<String> {
-    let mut order: Vec<String> = Vec::with_capacity(graph.len());
-    loop {
-        let ready = |name: &&String| {
-            !order.contains(name)
-                && graph[*name]
-                    .iter()
-                    .all(|to| order.contains(to) || !graph.contains_key(to))
-        };
-        let next: Vec<String> = graph.keys().filter(ready).cloned().collect();
-        if next.is_empty() {
-            return order;
-        }
-        order.extend(next);
-    }
-}
-
-/// Services with those first that others link to.
-pub fn in_link_order(mut services: Vec<ServiceRow>) -> Vec<ServiceRow> {
-    let edges = |s: &ServiceRow| {
-        s.spec
-            .links
-            .iter()
-            .filter_map(own_stack)
-            .map(str::to_owned)
-            .collect()
-    };
-    let graph = services
-        .iter()
-        .map(|s| (s.name.clone(), edges(s)))
-        .collect();
-    let order = link_order(&graph);
-    let place = |name: &str| order.iter().position(|o| o == name).unwrap_or(usize::MAX);
-    services.sort_by_key(|service| place(&service.name));
-    services
 }
 
 /// Creates a stack with its services; nothing runs before it is deployed.
@@ -211,6 +135,31 @@ pub async fn stack_update(
     .await
 }
 
+/// Deploys all services of a stack, those that others link to first.
+pub async fn stack_deploy(
+    app: &App,
+    call: &Call,
+    grid: &str,
+    name: &str,
+) -> Result<StackDeploy, ControlError> {
+    change(app, call, "stack_deploy", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_name(tx, grid).await?;
+            let services = services(&grid, name).await?;
+            let mut service_deploys = Vec::with_capacity(services.len());
+            for service in links::in_order(services) {
+                service_deploys.push(deploy::deploy(&grid, &service).await?);
+            }
+            let stack_id = format!("{}/{name}", grid.row.name);
+            Ok(grid.changed(StackDeploy {
+                stack_id,
+                service_deploys,
+            }))
+        })
+    })
+    .await
+}
+
 /// Removes a stack: its services go first, and it ends with the last of them.
 pub async fn stack_remove(
     app: &App,
@@ -243,10 +192,7 @@ async fn stack_id(grid: &LockedGrid<'_, '_>, name: &str) -> Result<StackId, Cont
 }
 
 /// The services of a stack of a locked grid.
-pub async fn services(
-    grid: &LockedGrid<'_, '_>,
-    name: &str,
-) -> Result<Vec<ServiceRow>, ControlError> {
+async fn services(grid: &LockedGrid<'_, '_>, name: &str) -> Result<Vec<ServiceRow>, ControlError> {
     let id = stack_id(grid, name).await?;
     Ok(grid.tx.all(&query::SERVICE_ROWS_OF_STACK, &[&id]).await?)
 }
@@ -318,6 +264,8 @@ fn assemble(rows: Vec<StackRow>, services: &[Service]) -> Vec<Stack> {
 
 #[cfg(test)]
 mod tests {
+    use kontena_schema::http::services::Link;
+
     use super::*;
 
     fn stack(services: &[(&str, &[&str])]) -> StackCreate {
@@ -369,15 +317,5 @@ mod tests {
         let mut nameless = stack(&[("a", &[])]);
         nameless.name = "null".to_owned();
         assert_eq!(faults(&nameless), ["name"]);
-    }
-
-    #[test]
-    fn what_others_link_to_comes_first() {
-        let graph = BTreeMap::from([
-            ("a".to_owned(), vec!["z".to_owned()]),
-            ("m".to_owned(), vec![]),
-            ("z".to_owned(), vec!["m".to_owned()]),
-        ]);
-        assert_eq!(link_order(&graph), ["m", "z", "a"]);
     }
 }

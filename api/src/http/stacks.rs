@@ -7,7 +7,7 @@ use kontena_schema::http::stacks::{Stack, StackCreate, StackDeploy, Stacks};
 use super::HttpError;
 use super::extract::{Admin, Body, Change, NoBody, Segments};
 use crate::control::grid::Empty;
-use crate::control::{ControlError, deploy, stack};
+use crate::control::{ControlError, stack};
 
 /// `GET /v1/grids/{grid}/stacks`
 pub async fn list(
@@ -71,5 +71,5 @@ pub async fn deploy(
     Segments((grid, name)): Segments<(String, String)>,
     Change { admin, call, .. }: Change<NoBody>,
 ) -> Result<Json<StackDeploy>, HttpError> {
-    admin.answer(deploy::stack_deploy(&admin.app, &call, &grid, &name).await)
+    admin.answer(stack::stack_deploy(&admin.app, &call, &grid, &name).await)
 }
