@@ -63,6 +63,14 @@ pub enum Phase {
 }
 
 impl Action {
+    /// The container that it changes; none for one that it creates.
+    pub fn container(&self) -> Option<&String> {
+        match self {
+            Self::Pull | Self::Create => None,
+            Self::Start(id) | Self::Stop(id) | Self::Remove(id) => Some(id),
+        }
+    }
+
     /// How it shows in reports.
     pub fn phase(&self) -> Phase {
         match self {

@@ -131,9 +131,14 @@ pub fn derive(
         (Desired::Running, _, None) => absent(placement, around),
         (Desired::Stopped | Desired::Removed, Some(container), _) => leaving(container, around),
     };
+    let service_revision = match (state, origin) {
+        // What failed is the version that is wanted, whatever is left of another.
+        (InstanceState::Failed, _) | (_, None) => placement.service_revision,
+        (_, Some(origin)) => origin.service_revision,
+    };
     PlacementReport {
         placement: placement.id,
-        service_revision: origin.map_or(placement.service_revision, |o| o.service_revision),
+        service_revision,
         lease: origin.and_then(|origin| origin.lease),
         state,
         health: container.map_or(Health::Unknown, |container| container.health),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, LogsOptionsBuilder, TagImageOptionsBuilder,
+    ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder,
 };
 use futures_util::StreamExt;
 use kontena_agent::apply::Tools;
@@ -326,6 +326,10 @@ async fn story(dir: PathBuf) {
     drop(unknown);
 
     let mut host = Host::start(directory(), store).await;
+    host.until("what a failed run left is gone", |host| {
+        host.inventory.is_empty()
+    })
+    .await;
     let id = it_starts(&mut host).await;
     it_survives_restarts(&mut host, &id).await;
     let mut host = it_is_adopted_by_the_next_agent(host, &id).await;
@@ -333,6 +337,10 @@ async fn story(dir: PathBuf) {
     what_cannot_start_says_why_and_delays_nobody(&mut host).await;
     a_new_revision_replaces_it(&mut host, &id).await;
     it_stops_and_goes(&mut host).await;
+    host.docker
+        .remove_image(IMAGE, None::<RemoveImageOptions>, None)
+        .await
+        .unwrap();
 }
 
 fn mac() -> String {

@@ -90,6 +90,11 @@ impl Doubts {
         self.bell.notify_one();
     }
 
+    /// Doubts one container, for a look that is about to come anyway.
+    pub fn note(&self, id: String) {
+        self.with(|doubt| doubt.some.insert(id));
+    }
+
     /// Doubts everything.
     pub fn add_all(&self) {
         self.with(|doubt| doubt.all = true);

@@ -60,8 +60,15 @@ fn facts() -> HostFacts {
 }
 
 fn host(node: i64, applied: i64) -> Option<Arc<HostState>> {
-    let told = Told { applied: Revision(applied), ..Told::default() };
-    Some(Arc::new(HostState { node: Some(NodeId(node)), inventory: Vec::new(), told }))
+    let told = Told {
+        applied: Revision(applied),
+        ..Told::default()
+    };
+    Some(Arc::new(HostState {
+        node: Some(NodeId(node)),
+        inventory: Vec::new(),
+        told,
+    }))
 }
 
 async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
@@ -80,7 +87,15 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
     let link = Link::new(config, store.clone(), directory_in, host_out, facts_out);
     let mut tasks = Tasks::new();
     tasks.spawn("link", link.run());
-    Bed { listener, store, directory, host, facts, _tasks: tasks, _dir: dir }
+    Bed {
+        listener,
+        store,
+        directory,
+        host,
+        facts,
+        _tasks: tasks,
+        _dir: dir,
+    }
 }
 
 /// The Master's end of one connection.
@@ -93,14 +108,22 @@ impl Bed {
     // The signature is the library's.
     #[allow(clippy::result_large_err)]
     async fn accept(&self) -> Peer {
-        let (stream, _) = timeout(BOUND, self.listener.accept()).await.expect("no agent").unwrap();
+        let (stream, _) = timeout(BOUND, self.listener.accept())
+            .await
+            .expect("no agent")
+            .unwrap();
         let mut token = String::new();
         let look = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
             assert_eq!(request.uri().path(), "/v1/agent");
-            token = request.headers()["authorization"].to_str().unwrap().to_owned();
+            token = request.headers()["authorization"]
+                .to_str()
+                .unwrap()
+                .to_owned();
             Ok(response)
         };
-        let socket = tokio_tungstenite::accept_hdr_async(stream, look).await.unwrap();
+        let socket = tokio_tungstenite::accept_hdr_async(stream, look)
+            .await
+            .unwrap();
         Peer { socket, token }
     }
 
@@ -112,8 +135,14 @@ impl Bed {
     }
 
     async fn at(&mut self, revision: i64) -> Arc<Directory> {
-        let there = self.directory.wait_for(|known| known.revision() == Revision(revision));
-        timeout(BOUND, there).await.expect("the revision does not come").unwrap().clone()
+        let there = self
+            .directory
+            .wait_for(|known| known.revision() == Revision(revision));
+        timeout(BOUND, there)
+            .await
+            .expect("the revision does not come")
+            .unwrap()
+            .clone()
     }
 }
 
@@ -124,15 +153,23 @@ impl Peer {
     }
 
     async fn close(mut self, code: u16) {
-        let frame = CloseFrame { code: code.into(), reason: "test".into() };
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: "test".into(),
+        };
         self.socket.send(Message::Close(Some(frame))).await.unwrap();
         while let Some(Ok(_)) = self.socket.next().await {}
     }
 
     async fn next(&mut self) -> FromAgent {
         loop {
-            let frame = timeout(BOUND, self.socket.next()).await.expect("the agent is silent");
-            match frame.expect("the agent left").expect("the connection broke") {
+            let frame = timeout(BOUND, self.socket.next())
+                .await
+                .expect("the agent is silent");
+            match frame
+                .expect("the agent left")
+                .expect("the connection broke")
+            {
                 Message::Text(text) => return serde_json::from_str(&text).unwrap(),
                 Message::Ping(_) | Message::Pong(_) => {}
                 other => panic!("{other:?}"),
@@ -178,7 +215,11 @@ async fn it_joins_keeps_its_token_and_comes_back_from_where_it_was() {
     assert_eq!(peer.token, "Bearer join");
     assert_eq!(peer.hello().await.position, None);
     let token = Some("node".to_owned());
-    peer.send(&ToAgent::Welcome(Box::new(Welcome { node_token: token, ..welcome(1) }))).await;
+    peer.send(&ToAgent::Welcome(Box::new(Welcome {
+        node_token: token,
+        ..welcome(1)
+    })))
+    .await;
     peer.send(&ToAgent::Changes(Box::new(snapshot(7)))).await;
     bed.at(7).await;
     peer.send(&changes(7, 8)).await;
@@ -263,7 +304,10 @@ async fn a_removed_node_says_so_and_never_calls_again() {
     let (peer, _) = bed.welcomed().await;
     peer.close(close::NODE_REMOVED).await;
     let removed = bed.directory.wait_for(|known| known.removed);
-    timeout(BOUND, removed).await.expect("the directory stays").unwrap();
+    timeout(BOUND, removed)
+        .await
+        .expect("the directory stays")
+        .unwrap();
     let quiet = timeout(Duration::from_secs(1), bed.listener.accept()).await;
     assert!(quiet.is_err(), "it calls again");
 }
@@ -272,7 +316,10 @@ async fn a_removed_node_says_so_and_never_calls_again() {
 async fn a_frame_that_is_none_of_the_protocol_ends_the_connection() {
     let bed = bed(directory(), Some("node")).await;
     let (mut peer, _) = bed.welcomed().await;
-    peer.socket.send(Message::text("{\"nonsense\":1}")).await.unwrap();
+    peer.socket
+        .send(Message::text("{\"nonsense\":1}"))
+        .await
+        .unwrap();
     peer.left().await;
     bed.accept().await;
 }

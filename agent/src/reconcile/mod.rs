@@ -111,7 +111,7 @@ impl Reconciler {
             tokio::select! {
                 Ok(()) = self.slots.directory.changed() => {}
                 () = doubts.changed() => {}
-                ended = self.works.ended() => self.command_ended(ended),
+                ended = self.works.ended(&doubts) => self.command_ended(ended),
                 () = sleep_until(retry.into()) => {}
                 _ = ticks.tick() => doubts.add_all(),
             }

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use super::backoff::Backoff;
 use crate::apply::{self, ApplyError, Tools};
 use crate::directory::Directory;
+use crate::docker::observe::Doubts;
 use crate::plan::{Action, Phase, Step, Subject};
 
 /// Each pull fills the link to the registry by itself.
@@ -29,14 +30,22 @@ const STOPS_MAX: usize = 64;
 #[derive(Clone, Debug)]
 enum Work {
     Step(Step, Option<Box<Placement>>),
-    Command(CommandId, PlacementId),
+    Command(CommandId, PlacementId, String),
 }
 
 impl Work {
     fn subject(&self) -> Subject {
         match self {
             Self::Step(step, _) => step.subject.clone(),
-            Self::Command(_, placement) => Subject::Placement(*placement),
+            Self::Command(_, placement, _) => Subject::Placement(*placement),
+        }
+    }
+
+    /// The container that it changes.
+    fn container(&self) -> Option<&String> {
+        match self {
+            Self::Step(Step { action, .. }, _) => action.container(),
+            Self::Command(_, _, container) => Some(container),
         }
     }
 }
@@ -114,7 +123,7 @@ impl Works {
         let tools = self.tools.clone();
         let subject = Subject::Placement(placement);
         self.spawn(
-            Work::Command(command, placement),
+            Work::Command(command, placement, container.clone()),
             subject,
             Phase::Starting,
             async move { apply::restart(&tools, &container).await },
@@ -134,8 +143,9 @@ impl Works {
     }
 
     /// Waits until any of them ended, and takes in what came of it; the outcome
-    /// of a command is handed back.
-    pub async fn ended(&mut self) -> Option<Ended> {
+    /// of a command is handed back. The container that it changed is doubted: its
+    /// event may come later than the next look.
+    pub async fn ended(&mut self, doubts: &Doubts) -> Option<Ended> {
         let (id, result) = match self.tasks.join_next_with_id().await {
             Some(Ok((id, result))) => (id, result.map_err(|err| err.to_string())),
             Some(Err(err)) => {
@@ -146,13 +156,16 @@ impl Works {
         };
         let work = self.about.remove(&id)?;
         self.busy.remove(&work.subject());
+        if let Some(container) = work.container() {
+            doubts.note(container.clone());
+        }
         match (work, result) {
             (Work::Step(step, placement), result) => {
                 self.step_ended(step, placement.as_deref(), result);
                 None
             }
-            (Work::Command(command, _), Ok(())) => Some((command, CommandState::Done, None)),
-            (Work::Command(command, _), Err(why)) => {
+            (Work::Command(command, ..), Ok(())) => Some((command, CommandState::Done, None)),
+            (Work::Command(command, ..), Err(why)) => {
                 Some((command, CommandState::Failed, Some(why)))
             }
         }
