@@ -66,8 +66,11 @@ impl Master {
     /// One value from the Master's database, as text.
     pub async fn sql(&self, query: &str) -> String {
         let name = format!("{}-postgres", self.project);
-        let psql = ["psql", "-U", "kontena", "-d", "kontena", "-Atc", query];
-        let args: Vec<_> = ["exec", &name].into_iter().chain(psql).collect();
+        let psql = ["psql", "-U", "postgres", "-d", "kontena", "-Atc", query];
+        let args: Vec<_> = ["exec", "--user", "postgres", &name]
+            .into_iter()
+            .chain(psql)
+            .collect();
         docker(&args).await.must()
     }
 }

@@ -15,7 +15,10 @@ struct Trace {
 async fn trace(grid: &Grid, container: Container) -> Trace {
     let host = grid.host(container.node.as_deref().unwrap());
     let mac = host
-        .beside(&container.name, "cat /sys/class/net/ethwe/address")
+        .beside(
+            &container.name,
+            "ip -o link show dev ethwe | grep -oP 'link/ether \\K[^ ]+'",
+        )
         .await
         .must();
     Trace { container, mac }
