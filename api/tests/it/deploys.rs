@@ -358,3 +358,37 @@ async fn a_full_grid_refuses_at_once_with_its_figures() {
         "nothing changed"
     );
 }
+
+#[tokio::test]
+async fn a_failure_of_an_earlier_revision_does_not_end_a_later_deploy() {
+    let master = Master::start().await;
+    let mut agents = three_nodes(&master).await;
+    let stack =
+        |image: &str| json!({ "name": "app", "services": [{ "name": "web", "image": image }] });
+    master.post("/v1/grids/demo/stacks", stack("typo")).await;
+    master.post("/v1/stacks/demo/app/deploy", Value::Null).await;
+    let id = agents[0].until(placement).await.id;
+    agents[0]
+        .report(vec![state(id, 1, InstanceState::Failed)])
+        .await;
+    poll("the first deploy fails", async || {
+        (containers(&master).await[0]["state"] == "failed").then_some(())
+    })
+    .await;
+    let update = Some(stack("right"));
+    let (status, _) = master
+        .call(Method::PUT, "/v1/stacks/demo/app", update)
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    let deploy = master.post("/v1/stacks/demo/app/deploy", Value::Null).await;
+    let deploy = &deploy["service_deploys"][0];
+    assert_eq!(deploy["state"], "ongoing", "{deploy}");
+    agents[0]
+        .report(vec![state(id, 2, InstanceState::Running)])
+        .await;
+    let path = format!("/v1/services/demo/app/web/deploys/{}", deploy["id"]);
+    poll("the second deploy succeeds", async || {
+        (master.get(&path).await["state"] == "success").then_some(())
+    })
+    .await;
+}

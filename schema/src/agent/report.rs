@@ -27,7 +27,8 @@ pub struct Report {
 pub struct PlacementReport {
     /// The placement.
     pub placement: PlacementId,
-    /// The version of the service that the container was created from.
+    /// The version of the service that the container was created from; where it
+    /// failed, the version that was tried.
     pub service_revision: ServiceRevision,
     /// The lease that the container holds.
     pub lease: Option<LeaseNumber>,
