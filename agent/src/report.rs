@@ -212,6 +212,8 @@ fn ended(exit_code: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kontena_schema::ids::ServiceRevision;
+
     use super::*;
     use crate::directory::tests::placement;
     use crate::plan::tests::{container_of, exited, running as up};
@@ -282,6 +284,27 @@ mod tests {
         let report = derive(&placement, &[&container], &around());
         assert_eq!(report.state, InstanceState::Failed);
         assert!(report.error.unwrap().contains("137"));
+    }
+
+    #[test]
+    fn what_failed_is_the_revision_that_was_tried() {
+        let mut placement = placement(11, 1);
+        let old = container_of(&placement, up(7));
+        placement.service_revision = ServiceRevision(2);
+        let failure = Some("no such image");
+        let report = derive(
+            &placement,
+            &[&old],
+            &Circumstances {
+                failure,
+                ..around()
+            },
+        );
+        assert_eq!(report.state, InstanceState::Failed);
+        assert_eq!(report.service_revision, ServiceRevision(2));
+        let phase = Some(Phase::Pulling);
+        let report = derive(&placement, &[&old], &Circumstances { phase, ..around() });
+        assert_eq!(report.service_revision, ServiceRevision(1));
     }
 
     #[test]
