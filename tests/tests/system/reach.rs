@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use kontena_tests::{Grid, TOOLBOX_PORT};
+use kontena_tests::{Grid, TOOLBOX_PORT, docker};
 
 /// Prints a line for everything that does not answer; all at once, because one
 /// that does not answer takes its time.
@@ -86,14 +86,32 @@ async fn a_packet_of_the_overlays_full_size_passes_unbroken() {
 }
 
 #[tokio::test]
-async fn containers_reach_no_part_of_the_master() {
+async fn containers_do_not_reach_what_the_master_is_made_of() {
     let grid = Grid::first().await;
+    let project = &grid.settings.project;
+    let format =
+        format!("{{{{(index .NetworkSettings.Networks \"{project}_master\").IPAddress}}}}");
+    let mut connected = Vec::new();
+    for (part, port) in [
+        ("postgres", 5432),
+        ("redis", 6379),
+        ("api-1", 9292),
+        ("api-2", 9292),
+        ("edge", 443),
+    ] {
+        let name = format!("{project}-{part}");
+        let address = docker(&["inspect", "--format", &format, &name])
+            .await
+            .must();
+        connected.push((address.parse().unwrap(), port));
+    }
     for host in &grid.hosts {
-        for part in ["postgres:5432", "redis:6379", "api-1:9292", "api-2:9292"] {
-            let (name, port) = part.split_once(':').unwrap();
-            let connect =
-                format!("! timeout 2 bash -c 'exec 3<>/dev/tcp/{name}/{port}' 2>/dev/null");
-            grid.in_toolbox(host, &connect).await.must();
-        }
+        let failures = grid.in_toolbox(host, &script(&[], &connected)).await.must();
+        assert_eq!(
+            failures.lines().count(),
+            connected.len(),
+            "{}: {failures}",
+            host.name
+        );
     }
 }

@@ -62,9 +62,16 @@ impl Watch {
         for host in &self.grid.hosts {
             self.grid.node_online(&host.name).await;
         }
-        self.grid.running(Some("testapp"), "db", 1).await;
-        self.grid.running(Some("testapp"), "webservice", 2).await;
-        self.grid.running(None, "toolbox", 3).await;
+        for (stack, service, count) in [
+            (Some("testapp"), "db", 1),
+            (Some("testapp"), "webservice", 2),
+            (None, "toolbox", 3),
+        ] {
+            for container in self.grid.running(stack, service, count).await {
+                let host = self.grid.host(container.node.as_deref().unwrap());
+                self.has_ethwe(host, &container).await;
+            }
+        }
         self.answers(within).await;
     }
 
