@@ -1,8 +1,9 @@
 //! What a replica is made of. It holds nothing that another could not rebuild
 //! from Postgres.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kontena_schema::ids::ReplicaId;
 
@@ -25,6 +26,8 @@ pub struct App {
     pub signer: Signer,
     /// Set when the replica is about to stop.
     draining: AtomicBool,
+    /// Since when every renewal of this replica's row succeeded.
+    steady: Mutex<Option<Instant>>,
 }
 
 impl App {
@@ -38,7 +41,28 @@ impl App {
             bell,
             signer,
             draining: AtomicBool::new(false),
+            steady: Mutex::new(None),
         }
+    }
+
+    /// This replica's row was renewed.
+    pub fn renewed(&self) {
+        self.lock_steady().get_or_insert_with(Instant::now);
+    }
+
+    /// This replica's row could not be renewed.
+    pub fn renewal_failed(&self) {
+        *self.lock_steady() = None;
+    }
+
+    /// For how long every renewal succeeded.
+    pub fn steady_for(&self) -> Duration {
+        self.lock_steady()
+            .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn lock_steady(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.steady.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the health checks in front that this replica is about to stop.

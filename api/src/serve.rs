@@ -59,6 +59,10 @@ impl Replica {
         let signer = Signer::new(&config.secret, &config.admin_token);
         let app = Arc::new(App::new(db, Arc::clone(&hub), bell, signer));
         let listener = TcpListener::bind(config.listen).await?;
+        // Before the first agent: a session of a replica without a row counts as lost.
+        if let Err(error) = app.db.execute(&query::REPLICA_RENEW, &[&app.replica]).await {
+            tracing::warn!(%error, "starting without the database");
+        }
         let mut tasks = Tasks::default();
         tasks.spawn("listen", exchange.listener(hub).listen());
         tasks.spawn("publish", exchange.publish());
@@ -102,6 +106,13 @@ impl Replica {
         let _ = tokio::time::timeout(DRAIN, &mut server).await;
         app.hub.close_all();
         drop(stopped);
+        // An upgraded connection is none of the server's any more.
+        if tokio::time::timeout(FINISH, app.hub.emptied())
+            .await
+            .is_err()
+        {
+            tracing::warn!("agents were cut off");
+        }
         if tokio::time::timeout(FINISH, &mut server).await.is_err() {
             tracing::warn!("requests under way were cut off");
         }

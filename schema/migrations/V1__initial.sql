@@ -108,8 +108,11 @@ create table services (
     -- `stack-service` or `service`: its label in the grid's DNS.
     label text not null,
     spec jsonb not null,
+    -- What runs: the description that was deployed last, and its revision.
+    deployed_spec jsonb,
+    deployed_revision bigint,
     instances integer not null constraint services_instances_check check (instances between 0 and 8190),
-    -- initialized, running, stopped or removing.
+    -- initialized, running or removing.
     state text not null default 'initialized',
     revision bigint not null default 1,
     created_at timestamptz not null default clock_timestamp(),
@@ -123,8 +126,7 @@ create table placements (
     grid_id bigint not null constraint placements_grid_fkey references grids,
     service_id bigint not null constraint placements_service_fkey references services,
     instance integer not null,
-    -- None while no node can take it; `error` says why.
-    node_id bigint constraint placements_node_fkey references nodes,
+    node_id bigint not null constraint placements_node_fkey references nodes,
     desired text not null constraint placements_desired_check check (desired in ('running', 'stopped', 'removed')),
     service_revision bigint not null,
     ip inet,

@@ -3,7 +3,7 @@ select jsonb_build_object(
     'id', g.name || '/' || coalesce(n.name, '-') || '/' || coalesce(p.container_name, s.label || '-' || p.instance),
     'name', coalesce(p.container_name, s.label || '-' || p.instance),
     'container_id', p.container_id, 'node', n.name, 'stack', k.name, 'service', s.name,
-    'instance_number', p.instance, 'image', s.spec -> 'image', 'state', p.state, 'health', p.health,
+    'instance_number', p.instance, 'image', s.deployed_spec -> 'image', 'state', p.state, 'health', p.health,
     'ip_address', host(p.ip), 'lease', p.lease, 'service_rev', p.service_revision, 'error', p.error
 )
 from placements p

@@ -1,17 +1,27 @@
 -- deploy_finish
 -- Ends the deploys of a service whose instances all run, or of which one failed
--- at this revision: a failure of an earlier one says nothing.
+-- since: what was reported before a deploy, or of an earlier revision, says
+-- nothing about it.
 update deploys d
 set state = outcome.state, reason = outcome.reason, finished_at = clock_timestamp()
 from (
-    select
-        case when bool_or(p.state = 'failed' and p.running_revision = s.revision) then 'error'
-             when s.instances = 0 or bool_and(p.state = 'running' and p.running_revision = s.revision) then 'success'
+    select open.id,
+        case
+            when bool_or(failed) then 'error'
+            when coalesce(bool_and(running), true)
+                and (count(p.id) = s.instances or s.deployed_spec ->> 'strategy' = 'daemon') then 'success'
         end as state,
-        string_agg(p.instance || ': ' || p.error, '; ' order by p.instance) filter (where p.state = 'failed' and p.running_revision = s.revision) as reason
-    from services s
+        string_agg(p.instance || ': ' || p.error, '; ' order by p.instance) filter (where failed) as reason
+    from deploys open
+    join services s on s.id = open.service_id
     left join placements p on p.service_id = s.id and p.desired = 'running'
-    where s.id = $1
-    group by s.id
+    left join lateral (
+        select
+            p.state = 'failed' and p.running_revision = open.service_revision
+                and p.updated_at > open.created_at as failed,
+            p.state = 'running' and p.running_revision = open.service_revision as running
+    ) seen on p.id is not null
+    where open.service_id = $1 and open.state = 'ongoing'
+    group by open.id, s.id
 ) outcome
-where d.service_id = $1 and d.state = 'ongoing' and outcome.state is not null
+where d.id = outcome.id and outcome.state is not null

@@ -47,7 +47,7 @@ select
                 select p.node_id, 'placement' as kind, p.id, jsonb_build_object(
                     'id', p.id, 'desired', p.desired, 'stack', k.name, 'service', s.name,
                     'instance', p.instance, 'service_revision', p.service_revision,
-                    'address', host(p.ip), 'lease', p.lease, 'spec', s.spec,
+                    'address', host(p.ip), 'lease', p.lease, 'spec', s.deployed_spec,
                     'platform_env', jsonb_build_object(
                         'KONTENA_SERVICE_ID', at.name || '/' || coalesce(k.name, 'null') || '/' || s.name,
                         'KONTENA_SERVICE_NAME', s.name, 'KONTENA_GRID_NAME', at.name,

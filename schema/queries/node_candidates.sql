@@ -7,8 +7,8 @@ select jsonb_build_object(
         select coalesce(jsonb_agg(jsonb_build_object('service', s.id, 'port', port)), '[]')
         from placements p
         join services s on s.id = p.service_id
-        cross join jsonb_array_elements(coalesce(s.spec -> 'ports', '[]')) port
-        where p.node_id = n.id and p.desired <> 'removed'
+        cross join jsonb_array_elements(coalesce(s.deployed_spec -> 'ports', '[]')) port
+        where p.node_id = n.id
     )
 )
 from nodes n

@@ -1,7 +1,6 @@
 -- placement_rows
 select jsonb_build_object(
-    'id', id, 'instance', instance, 'node_id', node_id, 'ip', host(ip), 'lease', lease,
-    'state', state, 'service_revision', service_revision
+    'id', id, 'instance', instance, 'node_id', node_id, 'service_revision', service_revision
 )
 from placements
 where service_id = $1 and desired <> 'removed'

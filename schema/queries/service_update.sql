@@ -1,5 +1,6 @@
 -- service_update
--- Counts 1 when the description changed.
+-- Another number of instances is no other description: what runs stays.
 update services
-set spec = $2, instances = $3, revision = revision + 1, updated_at = clock_timestamp()
-where id = $1 and (spec, instances) is distinct from ($2, $3)
+set spec = $2, instances = coalesce($3, instances), updated_at = clock_timestamp(),
+    revision = revision + (spec <> $2)::int
+where id = $1 and (spec <> $2 or instances <> coalesce($3, instances))

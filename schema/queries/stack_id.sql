@@ -1,2 +1,2 @@
 -- stack_id
-select id from stacks where grid_id = $1 and name = $2
+select id, removing from stacks where grid_id = $1 and name = $2

@@ -14,8 +14,14 @@ pub const NAME_BYTES_MAX: usize = 48;
 /// are fewer than this, so it bounds typing errors, not use.
 pub const INSTANCES_MAX: u32 = 8190;
 
-/// Largest body of an HTTP request: a stack file with 128 KiB of environment
-/// for a few services fits.
+/// Largest description of a service. An agent gets it with each instance on its
+/// node, and 254 of this size fit a frame to it.
+pub const SPEC_BYTES_MAX: usize = 64 << 10;
+
+/// Most trusted subnets of a grid: each is looked at for each pair of nodes.
+pub const TRUSTED_SUBNETS_MAX: usize = 256;
+
+/// Largest body of an HTTP request: a stack file of many services fits.
 pub const HTTP_BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Largest frame from an agent to the Master: an inventory of 8190 containers

@@ -45,6 +45,11 @@ struct Body<'a> {
 }
 
 impl FeedCut {
+    /// The revision from which this goes on.
+    pub fn from(&self) -> Revision {
+        self.from
+    }
+
     /// The revision that an agent is at with this.
     pub fn to(&self) -> Revision {
         self.to
@@ -119,7 +124,10 @@ impl Feed {
 
     fn cell(&self, position: Position) -> Cut {
         let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, cut)) = cuts.iter().find(|(known, _)| *known == position) {
+        if let Some((_, cut)) = cuts.iter().find(|(known, cut)| {
+            // One that holds less than was heard would only wake its session again.
+            *known == position && cut.get().is_none_or(|cut| cut.to >= position.heard)
+        }) {
             return Arc::clone(cut);
         }
         if cuts.len() == CUTS_KEPT {

@@ -1,10 +1,10 @@
 //! Which grids have sessions on this replica, and how far each is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// The local sessions' view of their grids.
 #[derive(Default)]
@@ -12,15 +12,17 @@ pub struct Hub {
     grids: Mutex<HashMap<GridId, watch::Sender<Revision>>>,
     /// Counts the times that all sessions had to close.
     closes: watch::Sender<u64>,
-    /// The sessions that are open here.
-    live: Mutex<HashSet<(NodeId, Epoch)>>,
+    /// The sessions that are open here, and what makes each look at itself.
+    live: Mutex<HashMap<(NodeId, Epoch), Arc<Notify>>>,
+    /// How many there are.
+    count: watch::Sender<usize>,
 }
 
 /// Why a session wakes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// The grid moved on.
-    Beyond,
+    /// The grid moved.
+    Moved,
     /// The session is to close.
     Close,
 }
@@ -52,19 +54,42 @@ impl Hub {
 
     /// Notes a session as open here, until the answer is dropped.
     pub fn live(self: &Arc<Self>, node: NodeId, epoch: Epoch) -> Live {
-        self.lock_live().insert((node, epoch));
+        let doubt = Arc::new(Notify::new());
+        let mut live = self.lock_live();
+        live.insert((node, epoch), Arc::clone(&doubt));
+        self.count.send_replace(live.len());
         Live {
             hub: Arc::clone(self),
             session: (node, epoch),
+            doubt,
         }
     }
 
     /// The sessions that are open here.
     pub fn sessions(&self) -> Vec<(NodeId, Epoch)> {
-        self.lock_live().iter().copied().collect()
+        self.lock_live().keys().copied().collect()
     }
 
-    fn lock_live(&self) -> MutexGuard<'_, HashSet<(NodeId, Epoch)>> {
+    /// Makes a session look whether it is still its node's latest.
+    pub fn doubt(&self, node: NodeId, epoch: Epoch) {
+        if let Some(doubt) = self.lock_live().get(&(node, epoch)) {
+            doubt.notify_one();
+        }
+    }
+
+    /// Waits until no session is open here.
+    pub async fn emptied(&self) {
+        hub_lives(
+            self.count
+                .subscribe()
+                .wait_for(|count| *count == 0)
+                .await
+                .map(drop),
+        )
+        .await;
+    }
+
+    fn lock_live(&self) -> MutexGuard<'_, HashMap<(NodeId, Epoch), Arc<Notify>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,7 +98,15 @@ impl Hub {
         self.lock().keys().copied().collect()
     }
 
-    /// The highest revision that a grid with sessions here was heard to be at.
+    /// Says at which revision a grid is for certain, as Postgres said. It may be
+    /// lower than what was heard: a bell can lie, and a restore goes back.
+    pub fn settle(&self, grid: GridId, revision: Revision) {
+        if let Some(sender) = self.lock().get(&grid) {
+            sender.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+        }
+    }
+
+    /// The revision that a grid with sessions here was last heard to be at.
     pub fn heard(&self, grid: GridId) -> Revision {
         self.lock()
             .get(&grid)
@@ -102,27 +135,23 @@ impl Hub {
 }
 
 impl GridWatch {
-    /// Waits until the grid was heard to be beyond `revision`, or all sessions are
-    /// to close.
-    pub async fn next(&mut self, revision: Revision) -> Wake {
+    /// Waits until the grid was heard to be at another revision than `seen`, or all
+    /// sessions are to close.
+    pub async fn next(&mut self, seen: Revision) -> Wake {
         let revisions = self
             .revisions
             .as_mut()
             .expect("it is taken only when this is dropped");
-        let beyond = async {
-            let woken = revisions
-                .wait_for(|heard| *heard > revision)
-                .await
-                .map(drop);
-            hub_lives(woken).await;
-            Wake::Beyond
+        let moved = async {
+            hub_lives(revisions.wait_for(|heard| *heard != seen).await.map(drop)).await;
+            Wake::Moved
         };
         let close = async {
             hub_lives(self.closes.changed().await).await;
             Wake::Close
         };
         tokio::select! {
-            wake = beyond => wake,
+            wake = moved => wake,
             wake = close => wake,
         }
     }
@@ -140,11 +169,21 @@ async fn hub_lives(woken: Result<(), watch::error::RecvError>) {
 pub struct Live {
     hub: Arc<Hub>,
     session: (NodeId, Epoch),
+    doubt: Arc<Notify>,
+}
+
+impl Live {
+    /// Waits until somebody doubts that this session is its node's latest.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
+    }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.hub.lock_live().remove(&self.session);
+        let mut live = self.hub.lock_live();
+        live.remove(&self.session);
+        self.hub.count.send_replace(live.len());
     }
 }
 
@@ -168,16 +207,35 @@ mod tests {
     const GRID: GridId = GridId(1);
 
     #[tokio::test]
-    async fn a_session_wakes_for_what_is_beyond_it_and_keeps_what_it_missed() {
+    async fn a_session_wakes_for_what_it_has_not_seen() {
         let hub = Arc::new(Hub::default());
         let mut watch = hub.join(GRID);
         hub.wake(GRID, Revision(5));
         hub.wake(GRID, Revision(3));
-        assert_eq!(watch.next(Revision(4)).await, Wake::Beyond);
-        let mut beyond = std::pin::pin!(watch.next(Revision(5)));
-        assert!(futures_util::poll!(&mut beyond).is_pending());
-        hub.wake(GRID, Revision(6));
-        assert_eq!(beyond.await, Wake::Beyond);
+        assert_eq!(watch.next(Revision(4)).await, Wake::Moved);
+        assert_eq!(
+            hub.heard(GRID),
+            Revision(5),
+            "a late bell takes nothing back"
+        );
+        let mut next = std::pin::pin!(watch.next(Revision(5)));
+        assert!(futures_util::poll!(&mut next).is_pending());
+        hub.settle(GRID, Revision(2));
+        assert_eq!(next.await, Wake::Moved, "Postgres does");
+        assert_eq!(hub.heard(GRID), Revision(2));
+    }
+
+    #[tokio::test]
+    async fn sessions_are_doubted_and_counted() {
+        let hub = Arc::new(Hub::default());
+        let live = hub.live(NodeId(1), Epoch(2));
+        hub.doubt(NodeId(1), Epoch(1));
+        assert!(futures_util::poll!(std::pin::pin!(live.doubted())).is_pending());
+        hub.doubt(NodeId(1), Epoch(2));
+        live.doubted().await;
+        assert!(futures_util::poll!(std::pin::pin!(hub.emptied())).is_pending());
+        drop(live);
+        hub.emptied().await;
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use kontena_schema::limits::{DEAD_AFTER, HELLO_WITHIN, PING_EVERY};
 use tokio::time::{Instant, Interval, timeout};
 use uuid::Uuid;
 
-use super::{Feed, GridWatch, Wake};
+use super::{Feed, GridWatch, Live, Wake};
 use crate::app::App;
 use crate::control::session::{self, SessionKey};
 use crate::control::{ControlError, report};
@@ -123,7 +123,12 @@ struct Session<'a> {
     key: SessionKey,
     timeline: String,
     at: Revision,
+    /// What the grid was heard to be at when this session last looked.
+    seen: Revision,
     heard_from: Instant,
+    live: Live,
+    /// Nothing was sent yet: the first answer says where the agent is.
+    first: bool,
 }
 
 async fn run(
@@ -135,11 +140,13 @@ async fn run(
     let app = &connection.app;
     // Joined before the session opens, so that no change is missed in between.
     let mut watch = app.hub.join(token.grid_id);
+    if app.is_draining() {
+        return (close::GOING_AWAY, "this replica stops".to_owned());
+    }
     let (key, welcome) = match session::agent_hello(app, token, hello).await {
         Ok(opened) => opened,
         Err(error) => return refuse(error),
     };
-    let _live = app.hub.live(key.node, key.epoch);
     tracing::info!(
         request_id = %connection.request_id, grid = %key.grid, node = %key.node,
         epoch = %key.epoch, number = %welcome.number, "agent session opened"
@@ -155,14 +162,16 @@ async fn run(
         timeline: String::new(),
         revision: Revision::ZERO,
     });
-    let heard_from = Instant::now();
     let mut session = Session {
         connection,
         socket,
         key,
         timeline,
         at: revision,
-        heard_from,
+        seen: Revision::ZERO,
+        heard_from: Instant::now(),
+        live: app.hub.live(key.node, key.epoch),
+        first: true,
     };
     let end = match session.send(&ToAgent::Welcome(Box::new(welcome))).await {
         Ok(()) => session.run(&mut watch).await,
@@ -199,8 +208,8 @@ impl Session<'_> {
                 Some(Ok(message)) => self.take(message).await,
                 _ => Ok(ControlFlow::Break((close::GOING_AWAY, "the agent left".to_owned()))),
             },
-            wake = watch.next(self.at) => match wake {
-                Wake::Beyond => self.catch_up().await.map(ControlFlow::Continue),
+            wake = watch.next(self.seen) => match wake {
+                Wake::Moved => self.catch_up().await.map(ControlFlow::Continue),
                 Wake::Close => {
                     // Agents of one replica do not all arrive at the next one at once.
                     let spread = u64::from(Uuid::new_v4().as_bytes()[0]) * 4;
@@ -208,6 +217,7 @@ impl Session<'_> {
                     Ok(ControlFlow::Break((close::GOING_AWAY, "this replica stops".to_owned())))
                 }
             },
+            () = self.live.doubted() => self.catch_up().await.map(ControlFlow::Continue),
             _ = ping.tick() => self.pulse().await.map(ControlFlow::Continue),
         }
     }
@@ -248,19 +258,22 @@ impl Session<'_> {
     /// Sends what the agent does not know yet.
     async fn catch_up(&mut self) -> Result<(), End> {
         let app = &self.connection.app;
-        // A node that was removed, or a newer connection, ends this session: the
-        // bell rings for both, and the tick heals a lost one.
+        // A node that was removed, or a newer connection, ends this session.
         let current = session::is_current(app, self.key).await.map_err(refuse)?;
         if !current {
             return Err(superseded(app, self.key).await);
         }
-        let heard = app.hub.heard(self.key.grid);
+        self.seen = app.hub.heard(self.key.grid);
         let feed = &self.connection.feed;
         let cut = feed
-            .cut(&app.db, self.key.grid, &self.timeline, self.at, heard)
+            .cut(&app.db, self.key.grid, &self.timeline, self.at, self.seen)
             .await
             .map_err(|error| refuse(error.into()))?
             .ok_or_else(|| (close::NODE_REMOVED, "the grid is no more".to_owned()))?;
+        if cut.from() == self.at && cut.to() == self.at && self.at > Revision::ZERO && !self.first {
+            return Ok(());
+        }
+        self.first = false;
         self.transmit(Message::Text(cut.frame(self.key.node).into()))
             .await?;
         cut.timeline().clone_into(&mut self.timeline);
@@ -285,9 +298,15 @@ impl Session<'_> {
 
 /// Why a session is not its node's latest any more.
 async fn superseded(app: &App, key: SessionKey) -> End {
-    match session::node_exists(app, key).await {
-        Ok(false) => (close::NODE_REMOVED, "the node was removed".to_owned()),
-        Ok(true) => (close::SUPERSEDED, "a newer connection took over".to_owned()),
+    match session::latest(app, key).await {
+        Ok(None) => (close::NODE_REMOVED, "the node was removed".to_owned()),
+        Ok(Some(epoch)) if epoch > key.epoch => {
+            (close::SUPERSEDED, "a newer connection took over".to_owned())
+        }
+        Ok(Some(_)) => (
+            close::TRY_LATER,
+            "the session was ended, connect again".to_owned(),
+        ),
         Err(error) => refuse(error),
     }
 }

@@ -98,7 +98,7 @@ pub async fn deploy(
     let params: [Param; 3] = [&service.id, &service.revision, &DEADLINE_S];
     let id = tx.value::<DeployId>(&query::DEPLOY_INSERT, &params).await?;
     let id = id.ok_or(DbError::NoRow(query::DEPLOY_INSERT.name))?;
-    tx.execute(&query::SERVICE_STATE, &[&service.id, &"running"])
+    tx.execute_exactly(1, &query::SERVICE_DEPLOYED, &[&service.id])
         .await?;
     let unplaced = converge(grid, service, "deployed").await?;
     if unplaced.is_empty() {
@@ -131,7 +131,9 @@ pub async fn converge(
     );
 
     placement::remove(grid, &decision.remove).await?;
-    if placed.len() > decision.remove.len() {
+    let behind =
+        |p: &Placed| p.service_revision != service.revision && !decision.remove.contains(&p.id);
+    if placed.iter().any(behind) {
         let revision = grid.stamp().await?;
         let keep: [Param; 3] = [&service.id, &service.revision, &revision];
         tx.execute(&query::PLACEMENT_KEEP, &keep).await?;

@@ -6,6 +6,7 @@ use ipnetwork::Ipv4Network;
 use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, Plan, PlanError};
 use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate};
 use kontena_schema::ids::{GridId, NodeId};
+use kontena_schema::limits::TRUSTED_SUBNETS_MAX;
 use kontena_schema::{name, query};
 
 use super::{Call, Changed, ControlError, LockedGrid, change, show};
@@ -87,6 +88,11 @@ fn network(field: &str, text: &str, faults: &mut BTreeMap<String, String>) -> Op
 /// Trusted subnets as Postgres takes them: parsed, without host bits, each once.
 fn trusted(subnets: &[String], faults: &mut BTreeMap<String, String>) -> Vec<String> {
     let mut checked = Vec::new();
+    if subnets.len() > TRUSTED_SUBNETS_MAX {
+        let reason = format!("at most {TRUSTED_SUBNETS_MAX} are possible");
+        faults.insert("trusted_subnets".to_owned(), reason);
+        return checked;
+    }
     for (index, text) in subnets.iter().enumerate() {
         let field = format!("trusted_subnets.{index}");
         let Some(subnet) = network(&field, text, faults) else {

@@ -23,7 +23,6 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 pub use error::{ControlError, constraint_fault};
 use ipnetwork::Ipv4Network;
-use kontena_schema::address::Plan;
 use kontena_schema::ids::{GridId, Revision};
 use kontena_schema::query;
 use serde::de::DeserializeOwned;
@@ -80,8 +79,6 @@ pub struct GridRow {
     pub name: String,
     /// What may be allocated.
     pub subnet: Ipv4Network,
-    /// The on-link prefix.
-    pub supernet: Ipv4Network,
     /// Its revision before this transaction.
     pub revision: Revision,
     /// Where the overlay may run in clear.
@@ -137,9 +134,11 @@ impl<'a, 'env> LockedGrid<'a, 'env> {
         Ok(Revision(revision))
     }
 
-    /// The grid's address plan, which was checked when the grid was created.
-    pub fn plan(&self) -> Plan {
-        Plan::new(self.row.subnet, self.row.supernet).expect("only checked plans are stored")
+    /// The grid's revision with what this transaction stamped.
+    pub fn revision(&self) -> Revision {
+        self.row
+            .revision
+            .max(Revision(self.stamp.load(Ordering::Relaxed)))
     }
 
     /// Ends the work on the grid with an answer.
@@ -183,10 +182,7 @@ where
             })
         })
         .await?;
-    if let Some((grid, revision)) = changed.ring {
-        tracing::debug!(tx = name, %grid, %revision, "committed");
-        app.bell.ring(grid, revision);
-    }
+    app.bell.ring_changed(changed.ring);
     Ok(changed.value)
 }
 

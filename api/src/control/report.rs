@@ -28,6 +28,10 @@ struct Reported {
 
 /// Takes a report of a session. One of an older session changes nothing.
 pub async fn agent_report(app: &App, key: SessionKey, report: &Report) -> Result<(), ControlError> {
+    if report.placements.is_empty() && report.commands.is_empty() && report.peers.is_empty() {
+        // It says only how far the agent is, which no row needs.
+        return Ok(());
+    }
     let changed = app
         .db
         .tx("agent_report", move |tx| {
@@ -47,9 +51,7 @@ pub async fn agent_report(app: &App, key: SessionKey, report: &Report) -> Result
             })
         })
         .await?;
-    if let Some((grid, revision)) = changed.ring {
-        app.bell.ring(grid, revision);
-    }
+    app.bell.ring_changed(changed.ring);
     Ok(())
 }
 

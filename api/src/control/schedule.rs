@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use kontena_schema::http::services::{Port, ServiceSpec, Strategy};
-use kontena_schema::ids::{NodeId, PlacementId, ServiceId};
+use kontena_schema::ids::{NodeId, PlacementId, ServiceId, ServiceRevision};
 use serde::Deserialize;
 
 /// A connected node, as scheduling sees it.
@@ -44,7 +44,9 @@ pub struct Placed {
     /// The instance's number, from 1.
     pub instance: i32,
     /// Its node.
-    pub node_id: Option<NodeId>,
+    pub node_id: NodeId,
+    /// The version of the service that it runs.
+    pub service_revision: ServiceRevision,
 }
 
 /// What to change so that a service has the instances it wants.
@@ -75,43 +77,39 @@ pub fn plan(
             Some(reason) => reasons.push(format!("{}: {reason}", node.name)),
         }
     }
-    match spec.strategy {
-        Strategy::Daemon => daemon(instances, &fits, placed),
-        Strategy::Ha | Strategy::Random => {
-            let mut decision = spread(service, spec, instances, &fits, placed);
-            let why = if nodes.is_empty() {
-                "no node is connected".to_owned()
-            } else if reasons.is_empty() {
-                "every node that fits runs an instance with the same published port".to_owned()
-            } else {
-                reasons.join("; ")
-            };
-            decision
-                .unplaced
-                .values_mut()
-                .for_each(|reason| reason.clone_from(&why));
-            decision
-        }
+    let mut decision = match spec.strategy {
+        Strategy::Daemon => daemon(instances, nodes, &fits, placed),
+        Strategy::Ha | Strategy::Random => spread(spec, instances, &fits, placed),
+    };
+    // A daemon that no node can take would otherwise wait without a word.
+    if spec.strategy == Strategy::Daemon && instances > 0 && fits.is_empty() {
+        decision.unplaced.insert(1, String::new());
     }
+    let why = if nodes.is_empty() {
+        "no node is connected".to_owned()
+    } else if reasons.is_empty() {
+        "every node that fits runs an instance with the same published port".to_owned()
+    } else {
+        reasons.join("; ")
+    };
+    decision
+        .unplaced
+        .values_mut()
+        .for_each(|reason| reason.clone_from(&why));
+    decision
 }
 
 /// Places missing instances on the node with the fewest instances of the
 /// service, then with the fewest of all, then with the lowest number.
-fn spread(
-    service: ServiceId,
-    spec: &ServiceSpec,
-    instances: u32,
-    fits: &[&Candidate],
-    placed: &[Placed],
-) -> Decision {
+fn spread(spec: &ServiceSpec, instances: u32, fits: &[&Candidate], placed: &[Placed]) -> Decision {
     let wanted = i32::try_from(instances).unwrap_or(i32::MAX);
     let mut decision = Decision::default();
     let mut own: BTreeMap<NodeId, i64> = BTreeMap::new();
     for placement in placed {
         if placement.instance > wanted {
             decision.remove.push(placement.id);
-        } else if let Some(node) = placement.node_id {
-            *own.entry(node).or_default() += 1;
+        } else {
+            *own.entry(placement.node_id).or_default() += 1;
         }
     }
     let mut added: BTreeMap<NodeId, i64> = BTreeMap::new();
@@ -135,7 +133,6 @@ fn spread(
                 decision.place.push((instance, node.id));
             }
             None => {
-                tracing::debug!(%service, instance, "no node fits");
                 decision.unplaced.insert(instance, String::new());
             }
         }
@@ -143,16 +140,21 @@ fn spread(
     decision
 }
 
-/// `instances` on every node that fits; nodes that left or no longer fit lose
-/// theirs.
-fn daemon(instances: u32, fits: &[&Candidate], placed: &[Placed]) -> Decision {
+/// `instances` on every node that fits; connected nodes that do not fit lose
+/// theirs. A node that is away keeps its own: it is told when it returns.
+fn daemon(instances: u32, nodes: &[Candidate], fits: &[&Candidate], placed: &[Placed]) -> Decision {
     let mut decision = Decision::default();
     let mut free = (1..).filter(|n| !placed.iter().any(|placement| placement.instance == *n));
-    for node in fits {
+    for node in nodes {
+        let fits = fits.iter().any(|fit| fit.id == node.id);
+        let wanted = if fits {
+            usize::try_from(instances).unwrap_or(usize::MAX)
+        } else {
+            0
+        };
         let here = placed
             .iter()
-            .filter(|placement| placement.node_id == Some(node.id));
-        let wanted = usize::try_from(instances).unwrap_or(usize::MAX);
+            .filter(|placement| placement.node_id == node.id);
         decision
             .remove
             .extend(here.clone().skip(wanted).map(|placement| placement.id));
@@ -201,14 +203,15 @@ pub fn parse_affinity(condition: &str) -> Result<(&str, bool, &str), String> {
                 .map(|(key, value)| (key, false, value))
         });
     match parsed {
-        Some((key, equal, value)) if !key.is_empty() && !value.is_empty() => {
-            if key == "node" || value.contains('=') || key == "label" {
-                return Ok((key, equal, value));
+        Some((key @ ("node" | "label"), equal, value)) if !value.is_empty() => {
+            if value.starts_with('~') {
+                return Err(format!("{condition:?}: soft affinity is not supported"));
             }
-            Err(format!(
-                "{condition:?}: {key:?} is not node or label (label==key=value)"
-            ))
+            Ok((key, equal, value))
         }
+        Some((key, ..)) if key != "node" && key != "label" => Err(format!(
+            "{condition:?}: {key:?} is not node or label (label==key=value)"
+        )),
         _ => Err(format!(
             "{condition:?} is neither key==value nor key!=value"
         )),
@@ -245,7 +248,8 @@ mod tests {
         Placed {
             id: PlacementId(id),
             instance,
-            node_id: Some(NodeId(node)),
+            node_id: NodeId(node),
+            service_revision: ServiceRevision(1),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kontena_schema::http::services::{Service, ServiceCreate, ServiceSpec};
 use kontena_schema::ids::{PlacementId, ServiceId, ServiceRevision, StackId};
-use kontena_schema::limits::{INFRASTRUCTURE_PORTS, INSTANCES_MAX};
+use kontena_schema::limits::{INFRASTRUCTURE_PORTS, INSTANCES_MAX, SPEC_BYTES_MAX};
 use kontena_schema::{name, query};
 use serde::Deserialize;
 
@@ -28,7 +28,7 @@ pub struct ServiceRow {
     pub spec: ServiceSpec,
     /// Instances wanted.
     pub instances: u32,
-    /// `initialized`, `running`, `stopped` or `removing`.
+    /// `initialized`, `running` or `removing`.
     pub state: String,
     /// The version of the description.
     pub revision: ServiceRevision,
@@ -53,6 +53,13 @@ pub fn faults(stack: Option<&str>, request: &ServiceCreate) -> BTreeMap<String, 
         fault(field, "is not a field of a service".to_owned());
     }
     let spec = &request.spec;
+    let bytes = serde_json::to_vec(spec).map_or(usize::MAX, |json| json.len());
+    if bytes > SPEC_BYTES_MAX {
+        fault(
+            "spec",
+            format!("the description has {bytes} bytes, at most {SPEC_BYTES_MAX} fit"),
+        );
+    }
     if spec.image.trim().is_empty() || spec.image.contains(char::is_whitespace) {
         fault("image", "must name an image".to_owned());
     }
@@ -107,13 +114,19 @@ pub async fn insert(
 ) -> Result<(), ControlError> {
     let label = name::service_label(stack.map(|(_, name)| name), &request.name);
     let base = name::instance_of(&label).unwrap_or_default();
-    let clash: Option<String> = grid
+    let clashes = grid
         .tx
-        .value(&query::SERVICE_LABEL_CLASH, &[&grid.row.id, &label, &base])
+        .rows(&query::SERVICE_LABEL_CLASH, &[&grid.row.id, &label, &base])
         .await?;
-    if let Some(other) = clash {
+    if let Some(clash) = clashes.first() {
+        let (other, removing): (String, bool) = (clash.get(0), clash.get(1));
+        let still = if removing {
+            ", which is still being removed"
+        } else {
+            ""
+        };
         let reason =
-            format!("the DNS names of {label:?} and its instances meet those of {other:?}");
+            format!("the DNS names of {label:?} and its instances meet those of {other:?}{still}");
         return Err(ControlError::field("name", reason));
     }
     let spec = serde_json::to_value(completed(request)).expect("a description is plain JSON");
@@ -138,7 +151,9 @@ pub async fn update(
     request: &ServiceCreate,
 ) -> Result<(), ControlError> {
     let spec = serde_json::to_value(completed(request)).expect("a description is plain JSON");
-    let instances = i32::try_from(request.instances.unwrap_or(1)).unwrap_or(i32::MAX);
+    let instances = request
+        .instances
+        .map(|count| i32::try_from(count).unwrap_or(i32::MAX));
     grid.tx
         .execute(&query::SERVICE_UPDATE, &[&service.id, &spec, &instances])
         .await?;
@@ -241,7 +256,7 @@ pub async fn service_remove(
 /// Begins the end of a service of a locked grid.
 pub async fn remove(grid: &LockedGrid<'_, '_>, service: &ServiceRow) -> Result<(), ControlError> {
     grid.tx
-        .execute(&query::SERVICE_STATE, &[&service.id, &"removing"])
+        .execute(&query::SERVICE_REMOVING, &[&service.id])
         .await?;
     let placed: Vec<Placed> = grid.tx.all(&query::PLACEMENT_ROWS, &[&service.id]).await?;
     let ids: Vec<PlacementId> = placed.iter().map(|placement| placement.id).collect();

@@ -5,14 +5,14 @@
 //! latest: an old session can change nothing.
 
 use kontena_schema::agent::{Facts, Hello, PROTOCOL, Welcome};
-use kontena_schema::ids::{Epoch, GridId, NodeId};
+use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
 use kontena_schema::query;
 
 use super::node::{self, NodeRow};
 use super::service::ServiceRow;
 use super::{Changed, ControlError, LockedGrid, deploy};
 use crate::app::App;
-use crate::db::{DbError, Param};
+use crate::db::{DbError, Param, Tx};
 use crate::token::{TokenKind, TokenRow};
 
 /// One connection of one node.
@@ -43,43 +43,65 @@ pub async fn agent_hello(
     token: &TokenRow,
     hello: &Hello,
 ) -> Result<(SessionKey, Welcome), ControlError> {
-    let opened = app
-        .db
-        .tx("agent_hello", move |tx| {
-            Box::pin(async move {
-                let grid = LockedGrid::by_id(tx, token.grid_id).await?;
-                let (node, joined) = node_of(&grid, token, hello).await?;
-                update_facts(&grid, node.id, &hello.facts).await?;
-                let params: [Param; 2] = [&node.id, &app.replica];
-                let epoch = tx.value::<Epoch>(&query::SESSION_OPEN, &params).await?;
-                let epoch = epoch.ok_or(DbError::NoRow(query::SESSION_OPEN.name))?;
-                if joined {
-                    place_daemons(&grid).await?;
-                }
-                let own: TokenRow = tx.one(&query::TOKEN_OF, &[&grid.row.id, &node.id]).await?;
-                let key = SessionKey {
-                    grid: grid.row.id,
-                    node: node.id,
-                    epoch,
-                };
-                let welcome = Welcome {
-                    protocol: PROTOCOL,
-                    node: node.id,
-                    name: node.name,
-                    number: node.number,
-                    grid: grid.row.id,
-                    grid_name: grid.row.name.clone(),
-                    epoch,
-                    node_token: Some(app.signer.sign(&own)),
-                };
-                Ok::<_, ControlError>(grid.changed((key, welcome)))
-            })
-        })
-        .await?;
-    if let Some((grid, revision)) = opened.ring {
-        app.bell.ring(grid, revision);
+    let opened = app.db.tx("agent_hello", move |tx| {
+        Box::pin(open(app, tx, token, hello))
+    });
+    let Opened {
+        key,
+        welcome,
+        revision,
+        joined,
+    } = opened.await?;
+    // Also what this session did not change itself: it must not be answered from
+    // a cut that was made before.
+    app.bell.ring(key.grid, revision);
+    if joined {
+        place_daemons(app, key.grid).await;
     }
-    Ok(opened.value)
+    Ok((key, welcome))
+}
+
+struct Opened {
+    key: SessionKey,
+    welcome: Welcome,
+    revision: Revision,
+    joined: bool,
+}
+
+async fn open(
+    app: &App,
+    tx: &Tx<'_>,
+    token: &TokenRow,
+    hello: &Hello,
+) -> Result<Opened, ControlError> {
+    let grid = LockedGrid::by_id(tx, token.grid_id).await?;
+    let (node, joined) = node_of(&grid, token, hello).await?;
+    update_facts(&grid, node.id, &hello.facts).await?;
+    let params: [Param; 2] = [&node.id, &app.replica];
+    let epoch = tx.value::<Epoch>(&query::SESSION_OPEN, &params).await?;
+    let epoch = epoch.ok_or(DbError::NoRow(query::SESSION_OPEN.name))?;
+    let own: TokenRow = tx.one(&query::TOKEN_OF, &[&grid.row.id, &node.id]).await?;
+    let key = SessionKey {
+        grid: grid.row.id,
+        node: node.id,
+        epoch,
+    };
+    let welcome = Welcome {
+        protocol: PROTOCOL,
+        node: node.id,
+        name: node.name,
+        number: node.number,
+        grid: grid.row.id,
+        grid_name: grid.row.name.clone(),
+        epoch,
+        node_token: Some(app.signer.sign(&own)),
+    };
+    Ok(Opened {
+        key,
+        welcome,
+        revision: grid.revision(),
+        joined,
+    })
 }
 
 /// The node that a token and an engine id stand for, and whether it just joined.
@@ -109,19 +131,27 @@ async fn node_of(
     }
 }
 
-/// A node that joins gets its instance of every daemon service.
-async fn place_daemons(grid: &LockedGrid<'_, '_>) -> Result<(), ControlError> {
-    let daemons: Vec<ServiceRow> = grid
-        .tx
-        .all(&query::SERVICE_ROWS_DAEMON, &[&grid.row.id])
-        .await?;
-    for service in &daemons {
-        let unplaced = deploy::converge(grid, service, "node joined").await?;
-        if !unplaced.is_empty() {
-            tracing::warn!(service = %service.name, %unplaced, "not on every node");
-        }
+/// A node that joins gets its instance of every daemon service. It has joined
+/// already: that there is no address left is no reason to keep it out.
+async fn place_daemons(app: &App, grid: GridId) {
+    let placed = app.db.tx("daemons_place", move |tx| {
+        Box::pin(async move {
+            let grid = LockedGrid::by_id(tx, grid).await?;
+            let daemons: Vec<ServiceRow> =
+                tx.all(&query::SERVICE_ROWS_DAEMON, &[&grid.row.id]).await?;
+            for service in &daemons {
+                let unplaced = deploy::converge(&grid, service, "node joined").await?;
+                if !unplaced.is_empty() {
+                    tracing::warn!(service = %service.name, %unplaced, "not on every node");
+                }
+            }
+            Ok::<_, ControlError>(grid.changed(()))
+        })
+    });
+    match placed.await {
+        Ok(changed) => app.bell.ring_changed(changed.ring),
+        Err(error) => tracing::warn!(%grid, %error, "a node joined without its daemon services"),
     }
-    Ok(())
 }
 
 /// Keeps a node's facts; only those that its peers must know stamp the node.
@@ -159,9 +189,7 @@ pub async fn agent_facts(app: &App, key: SessionKey, facts: &Facts) -> Result<()
             })
         })
         .await?;
-    if let Some((grid, revision)) = changed.ring {
-        app.bell.ring(grid, revision);
-    }
+    app.bell.ring_changed(changed.ring);
     Ok(())
 }
 
@@ -198,11 +226,8 @@ pub async fn session_close(app: &App, key: SessionKey) -> Result<(), ControlErro
     Ok(())
 }
 
-/// Whether a session's node is still there.
-pub async fn node_exists(app: &App, key: SessionKey) -> Result<bool, ControlError> {
-    Ok(!app
-        .db
-        .rows(&query::NODE_BY_ID, &[&key.grid, &key.node])
-        .await?
-        .is_empty())
+/// The latest connection of a session's node; none once the node is removed.
+pub async fn latest(app: &App, key: SessionKey) -> Result<Option<Epoch>, ControlError> {
+    let rows = app.db.rows(&query::SESSION_EPOCH, &[&key.node]).await?;
+    Ok(rows.first().map(|row| row.get(0)))
 }

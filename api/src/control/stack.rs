@@ -183,12 +183,23 @@ pub async fn stack_remove(
     .await
 }
 
+/// A stack that is not on its way out.
 async fn stack_id(grid: &LockedGrid<'_, '_>, name: &str) -> Result<StackId, ControlError> {
-    let id = grid
+    let rows = grid
         .tx
-        .value(&query::STACK_ID, &[&grid.row.id, &name])
+        .rows(&query::STACK_ID, &[&grid.row.id, &name])
         .await?;
-    id.ok_or_else(|| ControlError::not_found("stack", name))
+    let row = rows
+        .first()
+        .ok_or_else(|| ControlError::not_found("stack", name))?;
+    if row.get(1) {
+        let message = format!("stack {name:?} is being removed: wait until it is gone");
+        return Err(ControlError::Conflict {
+            code: "stack_removing",
+            message,
+        });
+    }
+    Ok(row.get(0))
 }
 
 /// The services of a stack of a locked grid.

@@ -74,6 +74,20 @@ impl DbError {
         }
     }
 
+    /// Whether a text of the request holds what Postgres cannot store.
+    pub fn is_bad_text(&self) -> bool {
+        let Self::Statement(error) = self else {
+            return false;
+        };
+        error.code().is_some_and(|code| {
+            [
+                SqlState::CHARACTER_NOT_IN_REPERTOIRE,
+                SqlState::UNTRANSLATABLE_CHARACTER,
+            ]
+            .contains(code)
+        })
+    }
+
     /// Whether the database, not the request, is at fault for now.
     pub fn is_unavailable(&self) -> bool {
         match self {

@@ -1,12 +1,14 @@
 //! The one door to Postgres.
 //!
 //! [`Db::tx`] opens a named transaction, runs its body and commits; the name
-//! shows in logs and metrics. It runs the body again only where that is certain
+//! shows in the log. It runs the body again only where that is certain
 //! to be right: after a serialisation failure, a deadlock or a connection that
-//! failed before COMMIT was sent. There is no other way to write.
+//! failed before COMMIT was sent. Single statements outside of
+//! it are for reading and for housekeeping.
 //!
-//! Statements come from `schema/queries`. Those that answer rows answer one
-//! column of JSON, which becomes a type of `schema` or of the caller.
+//! Statements come from `schema/queries`. Those that answer things answer one
+//! column of JSON, which becomes a type of `schema` or of the caller; those that
+//! answer a few plain values have columns.
 
 mod error;
 mod migrate;
@@ -83,7 +85,7 @@ impl Db {
         let start = Instant::now();
         let mut attempt = 1;
         loop {
-            let outcome = self.attempt(name, &body).await;
+            let outcome = self.attempt(&body).await;
             let retry = attempt < ATTEMPTS_MAX && outcome.as_ref().is_err_and(Retryable::retryable);
             tracing::debug!(tx = name, attempt, ok = outcome.is_ok(), retry, took = ?start.elapsed());
             if !retry {
@@ -93,12 +95,12 @@ impl Db {
         }
     }
 
-    async fn attempt<'env, T, E, F>(&self, name: &'static str, body: &F) -> Result<T, E>
+    async fn attempt<'env, T, E, F>(&self, body: &F) -> Result<T, E>
     where
         E: From<DbError>,
         F: for<'a> Fn(&'a Tx<'env>) -> TxFuture<'a, T, E>,
     {
-        let tx = Tx::begin(self.pool.get().await.map_err(DbError::from)?, name).await?;
+        let tx = Tx::begin(self.pool.get().await.map_err(DbError::from)?).await?;
         match body(&tx).await {
             Ok(value) => {
                 tx.commit().await?;
@@ -138,12 +140,6 @@ impl Db {
     pub async fn ping(&self) -> Result<(), DbError> {
         self.rows(&query::PING, &[]).await.map(drop)
     }
-
-    /// Connections in use and the most there can be.
-    pub fn usage(&self) -> (usize, usize) {
-        let status = self.pool.status();
-        (status.size - status.available, status.max_size)
-    }
 }
 
 /// Whether running a whole transaction again is right after an error.
@@ -162,18 +158,16 @@ impl Retryable for DbError {
 pub struct Tx<'env> {
     /// None once the transaction has ended.
     client: Option<Object>,
-    name: &'static str,
     /// Contravariant: a transaction with a shorter environment serves a body that
     /// may borrow for longer.
     env: PhantomData<fn(&'env ())>,
 }
 
 impl Tx<'_> {
-    async fn begin(client: Object, name: &'static str) -> Result<Self, DbError> {
+    async fn begin(client: Object) -> Result<Self, DbError> {
         client.batch_execute("begin").await?;
         Ok(Self {
             client: Some(client),
-            name,
             env: PhantomData,
         })
     }
@@ -193,11 +187,6 @@ impl Tx<'_> {
         if self.client().batch_execute("rollback").await.is_ok() {
             self.client = None;
         }
-    }
-
-    /// The name under which it was opened.
-    pub fn name(&self) -> &'static str {
-        self.name
     }
 
     fn client(&self) -> &Object {

@@ -96,6 +96,10 @@ fn database(error: &DbError) -> HttpError {
     if let Some((field, reason)) = error.constraint().and_then(constraint_fault) {
         return HttpError::fields(BTreeMap::from([(field.to_owned(), reason.to_owned())]));
     }
+    if error.is_bad_text() {
+        let sentence = "a text holds a character that cannot be stored (NUL)";
+        return HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", sentence);
+    }
     if error.is_unavailable() {
         tracing::warn!(%error, "the database does not serve");
         let sentence = "the database is not available, try again";

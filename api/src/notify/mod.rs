@@ -53,6 +53,14 @@ impl Bell {
         ))
     }
 
+    /// Rings for what a transaction changed, if agents must know.
+    pub fn ring_changed(&self, changed: Option<(GridId, Revision)>) {
+        if let Some((grid, revision)) = changed {
+            tracing::debug!(%grid, %revision, "committed");
+            self.ring(grid, revision);
+        }
+    }
+
     /// Tells all replicas that a grid is at a revision. Never waits and never
     /// fails: the change is committed already.
     pub fn ring(&self, grid: GridId, revision: Revision) {

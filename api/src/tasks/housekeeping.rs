@@ -1,12 +1,14 @@
 //! What every replica does once in a while. Any of them may do it, none has to:
 //! each statement takes what is there and leaves the rest.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
 use kontena_schema::limits::{HELLO_WITHIN, REPLICA_TTL, TICK};
 use kontena_schema::query;
+use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
 use crate::db::{DbError, Param};
@@ -24,40 +26,60 @@ pub async fn tick(app: Arc<App>) {
     let mut interval = tokio::time::interval(TICK);
     loop {
         interval.tick().await;
-        let grids: Vec<i64> = app.hub.grids().into_iter().map(|grid| grid.0).collect();
-        if grids.is_empty() {
-            continue;
-        }
-        match app.db.rows(&query::GRID_REVISIONS, &[&grids]).await {
-            Ok(rows) => {
-                for row in rows {
-                    app.hub.wake(GridId(row.get(0)), Revision(row.get(1)));
-                }
-            }
-            Err(error) => tracing::warn!(%error, "tick"),
+        if let Err(error) = look(&app).await {
+            tracing::warn!(%error, "tick");
         }
     }
+}
+
+async fn look(app: &App) -> Result<(), DbError> {
+    let grids = app.hub.grids();
+    if grids.is_empty() {
+        return Ok(());
+    }
+    let rows = app.db.rows(&query::GRID_REVISIONS, &[&grids]).await?;
+    let known: HashMap<GridId, Revision> =
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for grid in grids {
+        // A grid that is no more wakes its sessions too, which then end.
+        app.hub
+            .settle(grid, known.get(&grid).copied().unwrap_or(Revision(-1)));
+    }
+    let (nodes, epochs): (Vec<NodeId>, Vec<Epoch>) = app.hub.sessions().into_iter().unzip();
+    for row in app
+        .db
+        .rows(&query::SESSION_SUPERSEDED, &[&nodes, &epochs])
+        .await?
+    {
+        app.hub.doubt(row.get(0), row.get(1));
+    }
+    Ok(())
 }
 
 /// Keeps this replica's row alive, and closes its sessions when that fails for so
 /// long that others may take them for lost.
 pub async fn renew(app: Arc<App>) {
     let mut interval = tokio::time::interval(RENEW_EVERY);
-    let mut renewed = tokio::time::Instant::now();
+    let mut renewed = Instant::now();
     loop {
         interval.tick().await;
-        let asked = tokio::time::Instant::now();
-        match app
-            .db
-            .execute(&query::REPLICA_RENEW, &[&app.replica.0])
-            .await
-        {
-            Ok(_) => renewed = asked,
-            Err(error) => tracing::warn!(%error, "this replica's row is not renewed"),
+        let asked = Instant::now();
+        // Others may take the sessions for lost after the TTL: before that, every
+        // attempt is over.
+        let last = renewed + REPLICA_TTL - RENEW_EVERY;
+        match timeout_at(last, app.db.execute(&query::REPLICA_RENEW, &[&app.replica])).await {
+            Ok(Ok(_)) => {
+                renewed = asked;
+                app.renewed();
+                continue;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "this replica's row is not renewed"),
+            Err(_) => tracing::warn!("this replica's row was not renewed in time"),
         }
-        if renewed.elapsed() + RENEW_EVERY >= REPLICA_TTL {
+        app.renewal_failed();
+        if Instant::now() + RENEW_EVERY >= last {
             app.hub.close_all();
-            renewed = tokio::time::Instant::now();
+            renewed = Instant::now();
         }
     }
 }
@@ -74,8 +96,8 @@ pub async fn forget(app: Arc<App>) {
         if let Err(error) = overdue(&app).await {
             tracing::warn!(%error, "overdue rows stay");
         }
-        if forgotten.is_none_or(|at: tokio::time::Instant| at.elapsed() >= FORGET_EVERY) {
-            forgotten = Some(tokio::time::Instant::now());
+        if forgotten.is_none_or(|at: Instant| at.elapsed() >= FORGET_EVERY) {
+            forgotten = Some(Instant::now());
             if let Err(error) = old(&app).await {
                 tracing::warn!(%error, "old rows stay");
             }
@@ -96,10 +118,17 @@ async fn unwritten(app: &App) -> Result<(), DbError> {
 }
 
 async fn overdue(app: &App) -> Result<(), DbError> {
-    let ttl = REPLICA_TTL.as_secs_f64();
-    if app.db.execute(&query::REPLICA_SWEEP, &[&ttl]).await? > 0 {
-        let sessions = app.db.execute(&query::SESSION_SWEEP, &[]).await?;
-        tracing::info!(sessions, "swept replicas that are no more");
+    // After an outage everybody is late, this replica too: nobody is swept before
+    // all had the time to renew.
+    if app.steady_for() >= REPLICA_TTL {
+        let (ttl, rest) = (REPLICA_TTL.as_secs_f64(), 2.0 * REPLICA_TTL.as_secs_f64());
+        let sessions = app
+            .db
+            .execute(&query::REPLICA_SWEEP, &[&ttl, &rest])
+            .await?;
+        if sessions > 0 {
+            tracing::info!(sessions, "ended the sessions of replicas that are no more");
+        }
     }
     app.db.execute(&query::DEPLOY_EXPIRE, &[]).await?;
     app.db.execute(&query::COMMAND_EXPIRE, &[]).await?;

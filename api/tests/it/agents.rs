@@ -412,3 +412,52 @@ async fn the_end_of_a_session_that_could_not_be_written_is_written_later() {
     .await;
     drop(a);
 }
+
+#[tokio::test]
+async fn an_idle_session_learns_of_a_newer_one() {
+    let master = Master::with_replicas(2, &std::env::var("KONTENA_TEST_REDIS_URL").unwrap()).await;
+    let token = master.grid("demo").await;
+    let (mut old, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    let (_new, _) = TestAgent::join(&master.replicas[1], &token, "a").await;
+    assert_eq!(old.closed().await.0, close::SUPERSEDED);
+}
+
+#[tokio::test]
+async fn a_bell_that_lies_does_not_deafen() {
+    let redis = std::env::var("KONTENA_TEST_REDIS_URL").unwrap();
+    let master = Master::with_replicas(1, &redis).await;
+    let token = master.grid("demo").await;
+    let (mut agent, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    let client = redis::Client::open(redis).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let channel = format!("{}:grid:{}", master.redis_prefix, agent.welcome.grid);
+    let mut publish = redis::cmd("PUBLISH");
+    let heard: i64 = publish
+        .arg(channel)
+        .arg(1_000_000)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(heard, 1, "the replica listens");
+    let update = json!({ "trusted_subnets": ["10.0.0.0/8"] });
+    master
+        .call(Method::PUT, "/v1/grids/demo", Some(update))
+        .await;
+    let changes = agent.changes().await;
+    assert_eq!(changes.shared.grid.unwrap().trusted_subnets.len(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_stops_says_goodbye_and_ends_its_sessions() {
+    let mut master = Master::start().await;
+    let token = master.grid("demo").await;
+    let (mut agent, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    master.add_replica().await;
+    let stopping = master.replicas.remove(0);
+    stopping.stop().await;
+    assert_eq!(agent.closed().await.0, close::GOING_AWAY);
+    assert_eq!(
+        master.get("/v1/nodes/demo/host-a").await["status"],
+        "offline"
+    );
+}

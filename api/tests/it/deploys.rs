@@ -155,14 +155,6 @@ async fn a_grid_without_nodes_says_why_nothing_is_placed() {
 /// Removes the stack; each agent says that its containers are gone.
 async fn remove_testapp(master: &Master, agents: &mut [TestAgent]) {
     master.delete("/v1/stacks/demo/testapp").await;
-    let (status, _) = master
-        .call(Method::POST, "/v1/stacks/demo/testapp/deploy", None)
-        .await;
-    assert_eq!(
-        status,
-        StatusCode::OK,
-        "a stack on its way out has nothing to deploy"
-    );
     for agent in agents {
         let gone: Vec<PlacementId> = agent
             .until(|changes| {
@@ -273,7 +265,7 @@ async fn names_that_would_meet_are_refused() {
         .post("/v1/grids/demo/stacks", stack("x", "web"))
         .await;
     for (clash, field) in [
-        (stack("a", "b-c"), "name"),
+        (stack("a", "b-c"), "services.b-c.name"),
         (stack("x-web", "1"), "services.1.name"),
     ] {
         let (status, answer) = master
@@ -391,4 +383,101 @@ async fn a_failure_of_an_earlier_revision_does_not_end_a_later_deploy() {
         (master.get(&path).await["state"] == "success").then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_nobody_deployed_does_not_run() {
+    let master = Master::start().await;
+    let token = master.grid("demo").await;
+    let (mut a, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    let stack = |image: &str| {
+        json!({ "name": "app", "services": [
+            { "name": "tool", "image": image, "strategy": "daemon" }
+        ] })
+    };
+    master.post("/v1/grids/demo/stacks", stack("one")).await;
+    master.post("/v1/stacks/demo/app/deploy", Value::Null).await;
+    a.until(placement).await;
+    let (status, _) = master
+        .call(Method::PUT, "/v1/stacks/demo/app", Some(stack("two")))
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    // Neither an agent that is told everything nor a node that joins runs it.
+    let (_again, all) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    let old = &all.own.placements[0];
+    assert_eq!(
+        (old.spec.image.as_str(), old.service_revision.0),
+        ("one:latest", 1)
+    );
+    let (_b, joined) = TestAgent::join(&master.replicas[0], &token, "b").await;
+    let new = &joined.own.placements[0];
+    assert_eq!(
+        (new.spec.image.as_str(), new.service_revision.0),
+        ("one:latest", 1)
+    );
+}
+
+#[tokio::test]
+async fn another_number_of_instances_is_no_other_description() {
+    let master = Master::start().await;
+    let _agents = three_nodes(&master).await;
+    master.post("/v1/grids/demo/stacks", testapp()).await;
+    let mut more = testapp();
+    more["services"][0]["instances"] = json!(5);
+    let (status, stack) = master
+        .call(Method::PUT, "/v1/stacks/demo/testapp", Some(more))
+        .await;
+    assert_eq!(status, StatusCode::OK, "{stack}");
+    let web = master.get("/v1/services/demo/testapp/webservice").await;
+    assert_eq!(
+        (&web["instances"], &web["revision"]),
+        (&json!(5), &json!(1))
+    );
+}
+
+#[tokio::test]
+async fn a_stack_on_its_way_out_takes_no_changes() {
+    let master = Master::start().await;
+    let _agents = three_nodes(&master).await;
+    master.post("/v1/grids/demo/stacks", testapp()).await;
+    master
+        .post("/v1/stacks/demo/testapp/deploy", Value::Null)
+        .await;
+    master.delete("/v1/stacks/demo/testapp").await;
+    assert_eq!(
+        master.get("/v1/stacks/demo/testapp").await["state"],
+        "removing"
+    );
+    for (method, path, body) in [
+        (Method::PUT, "/v1/stacks/demo/testapp", Some(testapp())),
+        (Method::POST, "/v1/stacks/demo/testapp/deploy", None),
+    ] {
+        let (status, answer) = master.call(method, path, body).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+        assert_eq!(answer["code"], "stack_removing");
+    }
+}
+
+#[tokio::test]
+async fn a_full_grid_still_takes_nodes() {
+    let master = Master::start().await;
+    let small = json!({ "name": "demo", "subnet": "10.9.0.0/23" });
+    let token = master.post("/v1/grids", small).await["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let (_a, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
+    let tool = json!({ "name": "tool", "image": "i", "strategy": "daemon" });
+    master.post("/v1/grids/demo/services", tool).await;
+    master
+        .post("/v1/services/demo/null/tool/deploy", Value::Null)
+        .await;
+    let service = json!({ "name": "web", "image": "i", "instances": 507 });
+    master.post("/v1/grids/demo/services", service).await;
+    master
+        .post("/v1/services/demo/null/web/deploy", Value::Null)
+        .await;
+    // One address is left, which is the second node's own.
+    let (b, _) = TestAgent::join(&master.replicas[0], &token, "b").await;
+    assert_eq!(b.welcome.number.get(), 2);
 }

@@ -193,3 +193,26 @@ async fn without_a_database_the_replica_says_so_and_comes_back() {
     allow(true).await;
     assert_eq!(master.get("/v1/ping").await["message"], "pong");
 }
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_the_clients_fault() {
+    let master = Master::start().await;
+    master.grid("demo").await;
+    let nul = json!({ "name": "web", "image": "i", "env": ["A=\0"] });
+    let (status, answer) = master
+        .call(Method::POST, "/v1/grids/demo/services", Some(nul))
+        .await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+    let (status, _) = master.call(Method::GET, "/v1/grids/%00", None).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let large =
+        json!({ "name": "web", "image": "i", "env": [format!("A={}", "x".repeat(70_000))] });
+    let (status, answer) = master
+        .call(Method::POST, "/v1/grids/demo/services", Some(large))
+        .await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(
+        answer["error"]["spec"].as_str().unwrap().contains("65536"),
+        "{answer}"
+    );
+}

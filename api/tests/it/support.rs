@@ -16,6 +16,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 use tokio_tungstenite::WebSocketStream;
@@ -130,7 +131,19 @@ pub async fn poll<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
 /// A running replica.
 pub struct TestReplica {
     pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
+}
+
+impl TestReplica {
+    /// Stops as on SIGTERM and waits until it has.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        tokio::time::timeout(WITHIN, &mut self.serving)
+            .await
+            .unwrap()
+            .unwrap();
+    }
 }
 
 impl Drop for TestReplica {
@@ -187,10 +200,16 @@ impl Master {
         };
         let replica = Replica::start(&config).await.unwrap();
         let address = replica.address().unwrap();
+        let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(async move {
-            replica.serve(std::future::pending()).await.unwrap();
+            let stop = async { drop(stopped.await) };
+            replica.serve(stop).await.unwrap();
         });
-        self.replicas.push(TestReplica { address, serving });
+        self.replicas.push(TestReplica {
+            address,
+            stop: Some(stop),
+            serving,
+        });
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {

@@ -1,0 +1,2 @@
+-- service_removing
+update services set state = 'removing' where id = $1
