@@ -19,6 +19,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post};
 pub use error::HttpError;
 use kontena_schema::limits::HTTP_BODY_BYTES_MAX;
@@ -27,8 +28,10 @@ use tower_http::request_id::{
 };
 use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::TraceLayer;
+use tracing::Span;
 use uuid::Uuid;
 
+use self::extract::request_id;
 use crate::agents::Feed;
 use crate::app::App;
 
@@ -114,18 +117,16 @@ pub fn router(app: Arc<App>) -> Router {
     for (path, methods) in routes() {
         router = router.route(path, methods);
     }
-    let span = |request: &Request| {
-        let id = request
-            .headers()
-            .get(REQUEST_ID)
-            .and_then(|id| id.to_str().ok())
-            .unwrap_or("-");
-        let path = request
-            .extensions()
-            .get::<MatchedPath>()
-            .map_or("-", MatchedPath::as_str);
-        tracing::info_span!("http", method = %request.method(), path, request_id = id)
-    };
+    let trace = TraceLayer::new_for_http()
+        .make_span_with(request_span)
+        .on_request(())
+        .on_failure(())
+        .on_response(|response: &Response, latency: Duration, span: &Span| {
+            if !span.is_disabled() {
+                let latency_ms = latency.as_millis();
+                tracing::info!(status = response.status().as_u16(), latency_ms, "answered");
+            }
+        });
     router
         .fallback(root::no_route)
         .method_not_allowed_fallback(root::no_method)
@@ -134,10 +135,24 @@ pub fn router(app: Arc<App>) -> Router {
             StatusCode::SERVICE_UNAVAILABLE,
             REQUEST_WITHIN,
         ))
-        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(trace)
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
         .with_state(state)
+}
+
+/// What the log says of a request. Health checks come every second and are left
+/// out.
+fn request_span(request: &Request) -> Span {
+    let path = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("-", MatchedPath::as_str);
+    if path == "/v1/ping" {
+        return Span::none();
+    }
+    let id = request_id(request.headers());
+    tracing::info_span!("http", method = %request.method(), path, request_id = id)
 }
 
 /// Names requests whose client did not.
