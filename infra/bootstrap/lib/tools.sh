@@ -2,7 +2,11 @@
 # touched. Elsewhere the missing things are named, and the newcomer installs them in the machine's own way.
 # shellcheck shell=bash
 
-# command -> Debian package
+# Where rustup puts cargo; a shell that was open before does not know it yet.
+CARGO_BIN=${CARGO_HOME:-$HOME/.cargo}/bin
+[[ ! -d $CARGO_BIN ]] || PATH=$PATH:$CARGO_BIN
+
+# command:Debian package
 TOOLS=(
   curl:curl git:git jq:jq cc:gcc ld.mold:mold debootstrap:debootstrap
 )
@@ -31,10 +35,16 @@ compose_command() {
 
 tools_install() {
   local missing
-  mapfile -t missing < <(tools_missing | sort -u)
-  say "missing: ${missing[*]:-nothing}"
-  ((${#missing[@]} == 0)) || packages_install "${missing[@]}"
+  # First what nobody but the person can mend, and before much is installed.
   have cargo || die "no Rust toolchain: see https://rustup.rs"
+  ! have docker || engine_permitted
+  mapfile -t missing < <(tools_missing | sort -u)
+  packages_ensure "${missing[@]}"
+}
+
+packages_ensure() {
+  say "missing: ${*:-nothing}"
+  (($# == 0)) || packages_install "$@"
 }
 
 packages_install() {
