@@ -10,10 +10,20 @@ CARGO_BIN=${CARGO_HOME:-$HOME/.cargo}/bin
 TOOLS=(
   curl:curl git:git jq:jq cc:gcc ld.mold:mold debootstrap:debootstrap
 )
+# What the tests run on the machine itself.
+TEST_TOOLS=(
+  shellcheck:shellcheck nft:nftables ip:iproute2 bridge:iproute2 ping:iputils-ping
+  iptables:iptables iptables-nft:iptables iptables-legacy:iptables
+)
+
+# The packages of those commands that are not there.
+packages_missing() {
+  local entry
+  for entry in "$@"; do have "${entry%%:*}" || say "${entry##*:}"; done
+}
 
 tools_missing() {
-  local entry
-  for entry in "${TOOLS[@]}"; do have "${entry%%:*}" || say "${entry##*:}"; done
+  packages_missing "${TOOLS[@]}"
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || say ca-certificates
   # Linking statically needs libc's archives.
   [[ -n $(cc -print-file-name=libc.a 2>/dev/null | grep / || true) ]] || say libc6-dev
@@ -57,8 +67,10 @@ packages_install() {
 
 # What only the tests need.
 test_tools_install() {
+  local missing
+  mapfile -t missing < <(packages_missing "${TEST_TOOLS[@]}" | sort -u)
+  packages_ensure "${missing[@]}"
   cargo fmt --version && cargo clippy --version || rustup component add rustfmt clippy
-  have shellcheck || packages_install shellcheck
   cargo nextest --version || cargo_install cargo-nextest
   # Its speed does not matter, the minutes of building it do.
   cargo deny --version || cargo_install cargo-deny --debug
