@@ -144,9 +144,14 @@ image_build_context() {
   args+=(--build-arg "BASE=$(image_below "$name")" --label "$INPUTS_LABEL=$hash" --tag "kontena/$name:$PROJECT")
   [[ $name != base ]] || args+=(--build-arg "APT_SETTINGS=$(apt_settings)")
   args+=(--build-arg "http_proxy=${http_proxy:-}" --build-arg "https_proxy=${https_proxy:-}")
-  if docker buildx version >/dev/null 2>&1; then args+=(--load); else export DOCKER_BUILDKIT=0; fi
   # The host's network also reaches what the host reaches through a local proxy or resolver.
-  docker build --network host "${args[@]}" "$context"
+  args+=(--network host)
+  if docker buildx version >/dev/null 2>&1; then
+    # The engine's own builder, whichever a person has chosen: others do not know the engine's images.
+    docker buildx build --builder default --load "${args[@]}" "$context"
+  else
+    DOCKER_BUILDKIT=0 docker build "${args[@]}" "$context"
+  fi
 }
 
 images_remove() {
