@@ -28,7 +28,8 @@ image_needs() {
 
 BINARIES=(kontena-api kontena-agent weavewait kontena)
 
-binaries_dir() { say "$ROOT/.kontena/bin"; }
+# Each project its own: the demo stays as it is when the tests' stack is made of newer ones, and the other way round.
+binaries_dir() { say "$ROOT/.kontena/bin-$PROJECT"; }
 
 # The build cache is shared between clones, and so is the place where cargo puts a finished program: another clone's
 # would soon lie there. So they are taken away at once, and no other make builds meanwhile.
@@ -160,5 +161,5 @@ images_remove() {
   ids+=("$ROOT_IMAGE")
   docker rmi --force "${ids[@]}" || true
   docker image prune --force --filter "label=$INPUTS_LABEL"
-  rm -rf "$(binaries_dir)"
+  rm -rf "$ROOT"/.kontena/bin-*
 }
