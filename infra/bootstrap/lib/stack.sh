@@ -81,7 +81,7 @@ images_push() {
 image_push() {
   local name=$1 remote=127.0.0.1:$REGISTRY_PORT/kontena/$1:latest id
   id=$(docker image inspect --format '{{.Id}}' "kontena/$name:$PROJECT")
-  if [[ $(cat "$STATE/pushed-$name" 2>/dev/null) == "$id" ]]; then
+  if [[ $(cat "$STATE/pushed-$name" 2>/dev/null) == "$id" ]] && registry_has "$name"; then
     say "kontena/$name: the registry has it"
     return
   fi
@@ -89,6 +89,15 @@ image_push() {
   docker push "$remote"
   docker rmi "$remote"
   say "$id" >"$STATE/pushed-$name"
+}
+
+# The registry's volume may be younger than the note of what was pushed.
+registry_has() {
+  local args=() kind
+  for kind in vnd.docker.distribution.manifest.{v2,list.v2} vnd.oci.image.{manifest.v1,index.v1}; do
+    args+=(-H "Accept: application/$kind+json")
+  done
+  curl -fsI -m 5 -o /dev/null "${args[@]}" "http://127.0.0.1:$REGISTRY_PORT/v2/kontena/$1/manifests/latest"
 }
 
 # ---- taking it down -------------------------------------------------------------------------------------------
