@@ -103,13 +103,44 @@ registry_has() {
 # ---- taking it down -------------------------------------------------------------------------------------------
 
 label() { say "label=com.docker.compose.project=$PROJECT"; }
+STACK_LABEL=io.kontena.stack=local
+
+# resources container|network|volume [LABEL]: "ID NAME" of all that carries the project's name, and the label.
+resources() {
+  local filters=(--filter "$(label)")
+  [[ -z ${2:-} ]] || filters+=(--filter "label=$2")
+  case $1 in
+    container) docker ps -a --format '{{.ID}} {{.Names}}' "${filters[@]}" ;;
+    network) docker network ls --format '{{.ID}} {{.Name}}' "${filters[@]}" ;;
+    volume) docker volume ls --format '{{.Name}} {{.Name}}' "${filters[@]}" ;;
+  esac
+}
+
+# Those that are ours. What the tests run beside compose is known by the image that it is of.
+resources_own() {
+  resources "$1" "$STACK_LABEL"
+  [[ $1 != container ]] || resources container "$INPUTS_LABEL"
+}
+
+# Any compose project may have this name, such as one in a directory called `kontena`.
+others_spare() {
+  local kind others=()
+  for kind in "$@"; do
+    mapfile -t -O "${#others[@]}" others < <(
+      LC_ALL=C comm -23 <(resources "$kind" | LC_ALL=C sort) <(resources_own "$kind" | LC_ALL=C sort -u) |
+        sed "s/^[^ ]*/$kind/")
+  done
+  ((${#others[@]} == 0)) ||
+    die "of a compose project $PROJECT, but not of this stack; remove or rename first:" "${others[@]/#/$'\n  '}"
+}
 
 # By label and not through compose: it also takes what a stack left whose files and secrets are gone.
 stack_remove() {
   foreign_spare
-  docker ps -aq --filter "$(label)" | xargs -r -n 1 -P 16 docker rm --force --volumes
-  docker network ls -q --filter "$(label)" | xargs -r docker network rm
-  docker volume ls -q --filter "$(label)" | xargs -r docker volume rm --force
+  others_spare container network volume
+  resources_own container | cut -d' ' -f1 | sort -u | xargs -r -n 1 -P 16 docker rm --force --volumes
+  resources_own network | cut -d' ' -f1 | xargs -r docker network rm
+  resources_own volume | cut -d' ' -f1 | xargs -r docker volume rm --force
 }
 
 # A stack whose secrets are not here is another clone's, or what one left behind when it was deleted. A demo that
@@ -117,7 +148,7 @@ stack_remove() {
 foreign_spare() {
   local owner
   [[ ! -e $STATE/secrets.env ]] || return 0
-  owner=$(docker ps -aq --filter "$(label)" | head -n 1 |
+  owner=$(resources_own container | head -n 1 | cut -d' ' -f1 |
     xargs -r docker inspect --format '{{index .Config.Labels "com.docker.compose.project.working_dir"}}')
   [[ -z $owner ]] || ! stack_in_use "$owner" ||
     die "the stack $PROJECT belongs to $owner: run \`make down PROJECT=$PROJECT\` there first"
@@ -130,4 +161,5 @@ stack_in_use() {
   [[ -e $lock ]] && ! flock --nonblock "$lock" true
 }
 
-leftovers_remove() { [[ -e $STATE/secrets.env ]] || stack_remove; }
+# With its secrets here the stack is kept as it is; but compose would take others' containers for its own orphans.
+leftovers_remove() { if [[ -e $STATE/secrets.env ]]; then others_spare container; else stack_remove; fi; }
