@@ -148,7 +148,7 @@ stack_remove() {
 foreign_spare() {
   local owner
   [[ ! -e $STATE/secrets.env ]] || return 0
-  owner=$(resources_own container | head -n 1 | cut -d' ' -f1 |
+  owner=$(resources_own container | sed -n '1s, .*,,p' |
     xargs -r docker inspect --format '{{index .Config.Labels "com.docker.compose.project.working_dir"}}')
   [[ -z $owner ]] || ! stack_in_use "$owner" ||
     die "the stack $PROJECT belongs to $owner: run \`make down PROJECT=$PROJECT\` there first"
