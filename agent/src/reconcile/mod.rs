@@ -219,6 +219,7 @@ impl Reconciler {
     }
 
     async fn reconcile_overlay(&mut self, directory: &Directory, containers: &[Container]) {
+        self.overlay_retry = None;
         if directory.removed {
             return self.tear_down(containers).await;
         }
@@ -266,6 +267,7 @@ impl Reconciler {
             error!(%err, "the removed grid is not forgotten");
         }
         self.torn_down = errors.is_empty();
+        self.overlay_retry = (!self.torn_down).then(|| Instant::now() + OVERLAY_RETRY);
         info!(complete = self.torn_down, "left the grid");
     }
 
