@@ -125,6 +125,10 @@ pub fn derive(
     let container = matching.or(containers.first()).copied();
     let origin = container.and_then(|container| container.origin.as_ref());
     let (state, error) = match (placement.desired, container, matching) {
+        // A container that is being created may come yet.
+        (Desired::Removed, None, _) if around.phase == Some(Phase::Starting) => {
+            (InstanceState::Starting, None)
+        }
         (Desired::Removed, None, _) => (InstanceState::Removed, None),
         (Desired::Stopped, None, _) => (InstanceState::Stopped, None),
         (Desired::Running, _, Some(container)) => running(container, placement, around),
@@ -321,6 +325,15 @@ mod tests {
             (gone.state, gone.container_id),
             (InstanceState::Removed, None)
         );
+        for (phase, state) in [
+            (Phase::Starting, InstanceState::Starting),
+            (Phase::Pulling, InstanceState::Removed),
+            (Phase::Stopping, InstanceState::Removed),
+        ] {
+            let phase = Some(phase);
+            let report = derive(&placement, &[], &Circumstances { phase, ..around() });
+            assert_eq!(report.state, state);
+        }
     }
 
     #[test]

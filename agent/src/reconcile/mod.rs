@@ -82,13 +82,14 @@ impl Reconciler {
     /// A loop over the given slots.
     pub fn new(slots: Slots, store: Store, docker: Docker, overlay: Overlay, tools: Tools) -> Self {
         let journal = store.commands::<Journal>().unwrap_or_default().resumed();
+        let works = Works::new(tools, slots.directory.clone());
         Self {
             slots,
             store,
             observer: Observer::new(docker),
             engine_away: false,
             overlay,
-            works: Works::new(tools),
+            works,
             journal,
             attached: BTreeMap::new(),
             named: None,
@@ -227,7 +228,10 @@ impl Reconciler {
             return;
         };
         self.torn_down = false;
-        let attachments = attachments(directory, containers);
+        // Before the first pass that went well nobody knows who has one.
+        let has_interface =
+            |id| self.applied == Revision::ZERO || matches!(self.attached.get(&id), Some(Ok(())));
+        let attachments = attachments(directory, containers, has_interface);
         let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
         let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, attachments);
         let report = self.overlay.reconcile(&intent).await;

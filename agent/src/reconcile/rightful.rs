@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kontena_schema::agent::{Health, Placement};
+use kontena_schema::agent::{Desired, Health, Placement};
 use kontena_schema::ids::PlacementId;
 use kontena_schema::mac::Mac;
 
@@ -32,10 +32,12 @@ fn rightful<'a>(
     })
 }
 
-/// What is to be on the overlay.
+/// What is to be on the overlay. What is to go keeps its interface until it is
+/// gone, but gets none that it does not have.
 pub fn attachments(
     directory: &Directory,
     containers: &[Container],
+    has_interface: impl Fn(PlacementId) -> bool,
 ) -> BTreeMap<PlacementId, Attachment> {
     let attachment = |(placement, container, pid): (&Placement, &Container, i32)| {
         let (address, lease) = (placement.address?, placement.lease?);
@@ -52,6 +54,9 @@ pub fn attachments(
         ))
     };
     rightful(directory, containers)
+        .filter(|(placement, ..)| {
+            placement.desired != Desired::Removed || has_interface(placement.id)
+        })
         .filter_map(attachment)
         .collect()
 }
@@ -74,6 +79,8 @@ pub fn locals(
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use kontena_schema::ids::{LeaseNumber, ServiceRevision};
 
     use super::*;
@@ -87,7 +94,7 @@ mod tests {
         let directory = directory();
         let mut container = container_of(&directory.placements[&PLACEMENT], running(7));
         let attached =
-            |container: &Container| attachments(&directory, std::slice::from_ref(container));
+            |container: &Container| attachments(&directory, from_ref(container), |_| false);
         let attachment = &attached(&container)[&PLACEMENT];
         assert_eq!(
             (attachment.pid, attachment.address),
@@ -101,6 +108,17 @@ mod tests {
         container.state = running(7);
         container.origin.as_mut().unwrap().lease = Some(LeaseNumber(99));
         assert!(attached(&container).is_empty());
+    }
+
+    #[test]
+    fn what_is_to_go_keeps_its_interface_and_gets_none() {
+        let mut directory = directory();
+        let container = container_of(&directory.placements[&PLACEMENT], running(7));
+        let placement = directory.placements.get_mut(&PLACEMENT).unwrap();
+        placement.desired = Desired::Removed;
+        let attached =
+            |has: bool| !attachments(&directory, from_ref(&container), |_| has).is_empty();
+        assert!(attached(true) && !attached(false));
     }
 
     #[test]

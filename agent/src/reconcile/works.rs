@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use kontena_schema::agent::{CommandState, Placement};
+use kontena_schema::agent::{CommandState, Desired, Placement};
 use kontena_schema::ids::{CommandId, PlacementId, ServiceRevision};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinSet};
 use tracing::{error, info, warn};
 
@@ -53,6 +53,8 @@ impl Work {
 /// The steps under way, and what came of the others.
 pub struct Works {
     tools: Arc<Tools>,
+    /// What is wanted now; a step may have waited long for its place.
+    wanted: watch::Receiver<Arc<Directory>>,
     tasks: JoinSet<Result<(), ApplyError>>,
     about: BTreeMap<Id, Work>,
     busy: BTreeMap<Subject, Phase>,
@@ -70,9 +72,10 @@ pub type Ended = (CommandId, CommandState, Option<String>);
 
 impl Works {
     /// Nothing is under way.
-    pub fn new(tools: Tools) -> Self {
+    pub fn new(tools: Tools, wanted: watch::Receiver<Arc<Directory>>) -> Self {
         Self {
             tools: Arc::new(tools),
+            wanted,
             tasks: JoinSet::new(),
             about: BTreeMap::new(),
             busy: BTreeMap::new(),
@@ -110,10 +113,13 @@ impl Works {
         info!(subject = ?step.subject, action = ?step.action, "begun");
         let (places, tools, directory) = (places.clone(), self.tools.clone(), directory.clone());
         let (subject, phase) = (step.subject.clone(), step.action.phase());
-        let action = step.action.clone();
+        let (action, wanted) = (step.action.clone(), self.wanted.clone());
         let work = Work::Step(step, placement.clone().map(Box::new));
         self.spawn(work, subject, phase, async move {
             let _place = places.acquire().await.expect("nobody closes the semaphore");
+            if action == Action::Create && !is_wanted(placement.as_ref(), &wanted.borrow()) {
+                return Ok(());
+            }
             apply::execute(&tools, &action, placement.as_ref(), &directory).await
         });
     }
@@ -215,5 +221,32 @@ impl Works {
             Subject::Placement(id) => directory.placements.contains_key(id),
             Subject::Container(id) => containers.contains(id),
         });
+    }
+}
+
+/// Whether a container is still to be created for a placement as it was planned.
+fn is_wanted(planned: Option<&Placement>, directory: &Directory) -> bool {
+    let wanted = planned.and_then(|planned| directory.placements.get(&planned.id));
+    let runs = |wanted: &Placement| wanted.desired == Desired::Running;
+    !directory.removed && wanted == planned && wanted.is_some_and(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::directory;
+
+    #[test]
+    fn nothing_is_created_that_is_not_wanted_any_more() {
+        let planned = directory().placements[&PlacementId(11)].clone();
+        let mut now = directory();
+        assert!(is_wanted(Some(&planned), &now));
+        now.removed = true;
+        assert!(!is_wanted(Some(&planned), &now));
+        now = directory();
+        now.placements.get_mut(&planned.id).unwrap().desired = Desired::Removed;
+        assert!(!is_wanted(Some(&planned), &now));
+        now.placements.clear();
+        assert!(!is_wanted(Some(&planned), &now));
     }
 }
