@@ -5,7 +5,11 @@
 //! nothing that proves its sender; so this table is what keeps strangers out,
 //! and what keeps clear packets in. It is written in one transaction before the
 //! tunnel exists, and it stays when the agent dies. What it drops is counted in
-//! `dropped_in` and `dropped_out`.
+//! `dropped_in`, `dropped_out` and `dropped_forward`.
+//!
+//! A container is a stranger too. What it sends to a peer would leave with this
+//! host's address, so nothing for the tunnel is forwarded; what it sends to this
+//! host with a peer's address comes in where no way leads to that peer.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -25,20 +29,31 @@ const PRIORITY: i64 = -300;
 /// A direction: its chain and hook, the address that decides, its counter.
 struct Direction {
     hook: &'static str,
-    peer: &'static str,
+    /// None where no peer's packet has to pass.
+    peer: Option<&'static str>,
+    /// Whether a packet must come from where packets to its sender go.
+    way_back: bool,
     counter: &'static str,
 }
 
-const DIRECTIONS: [Direction; 2] = [
+const DIRECTIONS: [Direction; 3] = [
     Direction {
         hook: "input",
-        peer: "saddr",
+        peer: Some("saddr"),
+        way_back: true,
         counter: "dropped_in",
     },
     Direction {
         hook: "output",
-        peer: "daddr",
+        peer: Some("daddr"),
+        way_back: false,
         counter: "dropped_out",
+    },
+    Direction {
+        hook: "forward",
+        peer: None,
+        way_back: false,
+        counter: "dropped_forward",
     },
 ];
 
@@ -115,19 +130,23 @@ fn contents(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
     objects
 }
 
-fn rules(direction: &Direction) -> [Value; 2] {
-    let Direction {
-        hook,
-        peer,
-        counter,
-    } = direction;
-    let rule = |expr: Value| json!({"rule": {"family": "inet", "table": TABLE, "chain": hook, "expr": expr}});
+fn rules(direction: &Direction) -> Vec<Value> {
+    let Direction { hook, counter, .. } = direction;
     let to_tunnel = equals("udp", "dport", &json!(VXLAN_PORT));
-    let with_peer = equals("ip", peer, &json!(format!("@{PEERS}")));
-    [
-        rule(json!([to_tunnel, with_peer, {"accept": null}])),
-        rule(json!([to_tunnel, {"counter": counter}, {"drop": null}])),
-    ]
+    let drop = [json!({"counter": counter}), json!({"drop": null})];
+    let mut rules = Vec::new();
+    if direction.way_back {
+        let route = json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}});
+        let missing = json!({"match": {"op": "==", "left": route, "right": false}});
+        rules.push([vec![to_tunnel.clone(), missing], drop.to_vec()].concat());
+    }
+    if let Some(peer) = direction.peer {
+        let with_peer = equals("ip", peer, &json!(format!("@{PEERS}")));
+        rules.push(vec![to_tunnel.clone(), with_peer, json!({"accept": null})]);
+    }
+    rules.push([vec![to_tunnel], drop.to_vec()].concat());
+    let rule = |expr: Vec<Value>| json!({"rule": {"family": "inet", "table": TABLE, "chain": hook, "expr": expr}});
+    rules.into_iter().map(rule).collect()
 }
 
 fn equals(protocol: &str, field: &str, right: &Value) -> Value {
@@ -247,8 +266,11 @@ mod tests {
         more.insert(1, json!({"rule": accept_all}));
         assert_eq!(state(&more), FilterState::Broken);
         let mut swapped = whole;
-        let last = swapped.len() - 1;
-        swapped.swap(last, last - 1);
+        let rules = swapped
+            .iter()
+            .position(|object| object.get("rule").is_some());
+        let first = rules.unwrap();
+        swapped.swap(first, first + 1);
         assert_eq!(state(&swapped), FilterState::Broken);
         assert_eq!(parse(b"?"), FilterState::Broken);
     }

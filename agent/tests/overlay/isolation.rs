@@ -206,3 +206,62 @@ fn overlay_container_cannot_take_a_remote_mac() {
         "{of_victim:?}"
     );
 }
+
+#[test]
+fn overlay_takes_no_clear_packet_that_a_container_sends() {
+    let (_switch, hosts) = world(2, &trusting());
+    let [a, b] = &hosts[..] else { unreachable!() };
+    // A network as Docker's, masqueraded: the container's packets leave with
+    // the host's own address, which the peer trusts.
+    let container = &a.containers[0].place;
+    let pid = container.task();
+    a.place.run("ip link add docker0 type bridge");
+    a.place.run("ip addr add 172.17.0.1/16 dev docker0");
+    a.place.run("ip link set docker0 up");
+    a.place.run(&format!(
+        "ip link add vdocker type veth peer name eth0 netns {pid}"
+    ));
+    a.place.run("ip link set vdocker master docker0 up");
+    container.run("ip addr add 172.17.0.2/16 dev eth0");
+    container.run("ip addr add 198.51.100.2/32 dev eth0");
+    container.run("ip link set eth0 up");
+    container.run("ip route add default via 172.17.0.1");
+    a.place.run("sysctl -qw net.ipv4.ip_forward=1");
+    // Without them the kernel itself would stop the forged sender.
+    a.place.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    a.place.run("sysctl -qw net.ipv4.conf.docker0.rp_filter=0");
+    a.place.run("nft add table ip nat");
+    a.place
+        .run("nft add chain ip nat post { type nat hook postrouting priority 100 ; }");
+    a.place
+        .run("nft add rule ip nat post ip saddr 172.17.0.0/16 masquerade");
+    count(&b.place, "eth0", CLEAR);
+    let send = |from: Ipv4Addr, to: Ipv4Addr, port: u16| {
+        let socket = container.inside(|| UdpSocket::bind((from, 0))).unwrap();
+        socket.send_to(&forged(7), (to, port)).unwrap();
+    };
+    let wait_for = |counter: &str| {
+        eventually(counter, || match dropped(a, counter) {
+            1 => Ok(()),
+            count => Err(count.to_string()),
+        });
+    };
+
+    let own = Ipv4Addr::new(172, 17, 0, 2);
+    send(own, underlay(2), VXLAN_PORT);
+    wait_for("dropped_forward");
+    assert_eq!(counted(&b.place), 0);
+
+    count(&a.containers[0].place, "ethwe", MARKER);
+    send(underlay(2), underlay(1), VXLAN_PORT);
+    wait_for("dropped_in");
+    assert_eq!(counted(container), 0);
+
+    // Without the filter the peer would have got it.
+    a.place.run("nft delete table inet kontena");
+    send(own, underlay(2), VXLAN_PORT);
+    eventually("the packet is seen", || match counted(&b.place) {
+        0 => Err("not seen".to_owned()),
+        _ => Ok(()),
+    });
+}

@@ -41,6 +41,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// The task that keeps it alive, as the kernel numbers it.
+    pub fn task(&self) -> i32 {
+        self.task
+    }
+
     fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.task)
     }
