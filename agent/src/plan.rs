@@ -108,13 +108,15 @@ pub fn matches(container: &Container, placement: &Placement, node: NodeId) -> bo
 pub fn holds_lease(container: &Container, placement: &Placement, node: NodeId) -> bool {
     container.origin.as_ref().is_some_and(|origin| {
         origin.placement == placement.id
+            && container.name == container_name(placement)
             && origin.node == node
             && origin.lease == placement.lease
             && origin.overlay.map(|overlay| overlay.ip()) == placement.address
     })
 }
 
-/// The containers of each own placement, and those of none.
+/// The containers of each own placement, and those of none. What has not our
+/// whole labels, or not the name that goes with them, is somebody else's.
 pub fn by_placement<'a>(
     placements: &BTreeMap<PlacementId, Placement>,
     containers: &'a [Container],
@@ -125,9 +127,14 @@ pub fn by_placement<'a>(
     let mut of = BTreeMap::<_, Vec<_>>::new();
     let mut strangers = Vec::new();
     for container in containers {
-        let placement = container.origin.as_ref().map(|origin| origin.placement);
-        match placement.filter(|id| placements.contains_key(id)) {
-            Some(id) => of.entry(id).or_default().push(container),
+        let Some(origin) = &container.origin else {
+            continue;
+        };
+        match placements.get(&origin.placement) {
+            Some(placement) if container.name == container_name(placement) => {
+                of.entry(placement.id).or_default().push(container);
+            }
+            Some(_) => {}
             None => strangers.push(container),
         }
     }

@@ -174,15 +174,26 @@ fn a_container_of_another_node_goes() {
 #[test]
 fn what_no_placement_confirms_goes_and_gives_its_name_free() {
     let old = container_of(&placement(10, 1), running(1));
-    let mut nameless = container_of(&placement(9, 3), exited(0));
-    nameless.origin = None;
     let new = placement(11, 1);
     assert_eq!(container_name(&new), old.name);
     let mut host = Host::new([new]);
-    host.containers = vec![old, nameless];
+    host.containers = vec![old];
     let mut done = host.settle();
     done.sort_unstable();
-    assert_eq!(done, ["create", "pull", "remove", "remove"]);
+    assert_eq!(done, ["create", "pull", "remove"]);
+}
+
+#[test]
+fn what_is_somebody_elses_stays() {
+    let mut original = container_of(&placement(9, 3), running(1));
+    original.origin = None;
+    let mut copy = container_of(&placement(11, 1), running(1));
+    copy.id = "copy".to_owned();
+    copy.name = "of-a-commit".to_owned();
+    let mut host = Host::new([placement(11, 1)]);
+    host.containers = vec![original, copy];
+    assert_eq!(host.settle(), ["pull", "create"]);
+    assert_eq!(host.containers.len(), 3);
 }
 
 #[test]

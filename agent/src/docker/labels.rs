@@ -14,6 +14,9 @@ pub const TYPE: &str = "io.kontena.container.type";
 /// The value of [`TYPE`] of a service container.
 pub const TYPE_CONTAINER: &str = "container";
 
+/// The stack of a service that is in none, as in the original.
+const NO_STACK: &str = "null";
+
 const NAME: &str = "io.kontena.container.name";
 const OVERLAY_CIDR: &str = "io.kontena.container.overlay_cidr";
 const SERVICE_REVISION: &str = "io.kontena.container.service_revision";
@@ -21,7 +24,8 @@ const SERVICE_NAME: &str = "io.kontena.service.name";
 const INSTANCE: &str = "io.kontena.service.instance_number";
 const STACK: &str = "io.kontena.stack.name";
 const GRID: &str = "io.kontena.grid.name";
-const PLACEMENT: &str = "io.kontena.placement.id";
+/// The label with the placement; the original's containers have none.
+pub const PLACEMENT: &str = "io.kontena.placement.id";
 const NODE: &str = "io.kontena.node.id";
 const LEASE: &str = "io.kontena.lease";
 
@@ -42,11 +46,27 @@ pub struct Origin {
 
 /// Docker's name of a placement's container.
 pub fn container_name(placement: &Placement) -> String {
-    let short = format!("{}-{}", placement.service, placement.instance);
-    match &placement.stack {
-        Some(stack) => format!("{stack}.{short}"),
-        None => short,
+    let stack = placement.stack.as_deref();
+    name_of(stack, &placement.service, &placement.instance.to_string())
+}
+
+fn name_of(stack: Option<&str>, service: &str, instance: &str) -> String {
+    match stack {
+        Some(stack) => format!("{stack}.{service}-{instance}"),
+        None => format!("{service}-{instance}"),
     }
+}
+
+/// The name of the container that was created with these labels. Another one
+/// has them only because its image was made from that container.
+pub fn own_name(labels: &HashMap<String, String>) -> Option<String> {
+    let stack = labels.get(STACK)?.as_str();
+    let stack = (stack != NO_STACK).then_some(stack);
+    Some(name_of(
+        stack,
+        labels.get(SERVICE_NAME)?,
+        labels.get(INSTANCE)?,
+    ))
 }
 
 /// The labels of a placement's container.
@@ -60,7 +80,7 @@ pub fn write(placement: &Placement, origin: &Origin, grid: &str) -> HashMap<Stri
         ),
         (SERVICE_NAME, placement.service.clone()),
         (INSTANCE, placement.instance.to_string()),
-        (STACK, stack.unwrap_or("null").to_owned()),
+        (STACK, stack.unwrap_or(NO_STACK).to_owned()),
         (GRID, grid.to_owned()),
         (SERVICE_REVISION, origin.service_revision.to_string()),
         (PLACEMENT, origin.placement.to_string()),
@@ -109,6 +129,7 @@ mod tests {
             };
             let labels = write(&placement, &origin, "demo");
             assert_eq!(read(&labels), Some(origin));
+            assert_eq!(own_name(&labels), Some(container_name(&placement)));
             assert_eq!(labels[NAME], "testapp-web-1");
             assert_eq!(labels[STACK], "testapp");
         }

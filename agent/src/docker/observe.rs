@@ -3,20 +3,27 @@
 //! One list per look, and an inspection of every container that is new or that
 //! an event or a full look made doubtful: a host with a thousand containers is
 //! looked at cheaply whenever one of them moves.
+//!
+//! A container that the engine refuses to tell about keeps what was seen of it
+//! and its doubt; only an engine that does not answer fails the look.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum};
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary,
+    ContainerSummaryStateEnum, HealthStatusEnum,
+};
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kontena_schema::agent::Health;
 use tokio::sync::Notify;
+use tracing::warn;
 
-use super::labels::{self, Origin, TYPE, TYPE_CONTAINER};
-use super::status;
+use super::labels::{self, Origin, PLACEMENT, TYPE, TYPE_CONTAINER};
+use super::{status, words};
 
 /// Inspections under way at once: enough to hide their latency, too few to
 /// crowd out others who use the engine.
@@ -29,7 +36,7 @@ pub struct Container {
     pub id: String,
     /// Docker's name.
     pub name: String,
-    /// On whose behalf it exists; none if its labels are not whole.
+    /// On whose behalf it exists; none if it is not ours.
     pub origin: Option<Origin>,
     /// What it does.
     pub state: State,
@@ -130,15 +137,16 @@ impl Observer {
         }
     }
 
-    /// The containers of the last look that succeeded.
+    /// Our containers of the last look that succeeded.
     pub fn last(&self) -> Vec<Container> {
-        self.known.values().cloned().collect()
+        let ours = |container: &&Container| container.origin.is_some();
+        self.known.values().filter(ours).cloned().collect()
     }
 
     /// Looks. After an error the doubts remain.
     pub async fn look(&mut self, doubts: &Doubts) -> Result<(), Error> {
         let doubt = doubts.take();
-        let looked = self.look_again(&doubt).await;
+        let looked = self.look_again(&doubt, doubts).await;
         if looked.is_err() {
             doubts.with(|kept| {
                 kept.all |= doubt.all;
@@ -148,33 +156,45 @@ impl Observer {
         looked
     }
 
-    async fn look_again(&mut self, doubt: &Doubt) -> Result<(), Error> {
+    async fn look_again(&mut self, doubt: &Doubt, doubts: &Doubts) -> Result<(), Error> {
         let listed = self.list().await?;
-        self.known.retain(|id, _| listed.contains(id));
+        self.known.retain(|id, _| listed.contains_key(id));
         let doubtful =
             |id: &&String| doubt.all || doubt.some.contains(*id) || !self.known.contains_key(*id);
-        let ids: Vec<String> = listed.iter().filter(doubtful).cloned().collect();
+        let ids: Vec<String> = listed.keys().filter(doubtful).cloned().collect();
         let docker = &self.docker;
-        let inspected: Vec<(String, Option<Container>)> = stream::iter(ids)
+        let inspected: Vec<(String, Seen)> = stream::iter(ids)
             .map(|id| async move {
-                let container = inspect(docker, &id).await?;
-                Ok::<_, Error>((id, container))
+                let seen = inspect(docker, &id).await?;
+                Ok::<_, Error>((id, seen))
             })
             .buffer_unordered(INSPECTIONS_MAX)
             .try_collect()
             .await?;
-        for (id, container) in inspected {
-            match container {
-                Some(container) => self.known.insert(id, container),
-                None => self.known.remove(&id),
-            };
+        for (id, seen) in inspected {
+            match seen {
+                Seen::There(container) => {
+                    self.known.insert(id, *container);
+                }
+                Seen::Gone => {
+                    self.known.remove(&id);
+                }
+                Seen::Refused(reason) => {
+                    warn!(container = id, reason, "it cannot be seen");
+                    doubts.note(id.clone());
+                    let summary = &listed[&id];
+                    self.known
+                        .entry(id)
+                        .or_insert_with_key(|id| from_list(id, summary));
+                }
+            }
         }
         Ok(())
     }
 
-    async fn list(&self) -> Result<BTreeSet<String>, Error> {
+    async fn list(&self) -> Result<BTreeMap<String, ContainerSummary>, Error> {
         let label = format!("{TYPE}={TYPE_CONTAINER}");
-        let filters = HashMap::from([("label", vec![label])]);
+        let filters = HashMap::from([("label", vec![label, PLACEMENT.to_owned()])]);
         let options = ListContainersOptionsBuilder::default()
             .all(true)
             .filters(&filters)
@@ -182,16 +202,54 @@ impl Observer {
         let listed = self.docker.list_containers(Some(options)).await?;
         Ok(listed
             .into_iter()
-            .filter_map(|summary| summary.id)
+            .filter_map(|summary| Some((summary.id.clone()?, summary)))
             .collect())
     }
 }
 
-async fn inspect(docker: &Docker, id: &str) -> Result<Option<Container>, Error> {
+/// What came of one inspection.
+enum Seen {
+    There(Box<Container>),
+    Gone,
+    /// The engine answered, but not with the container; why.
+    Refused(String),
+}
+
+async fn inspect(docker: &Docker, id: &str) -> Result<Seen, Error> {
     match docker.inspect_container(id, None).await {
-        Ok(inspected) => Ok(Some(container(id, inspected))),
-        Err(err) if status(&err) == Some(404) => Ok(None),
+        Ok(inspected) => Ok(Seen::There(Box::new(container(id, inspected)))),
+        Err(err) if status(&err) == Some(404) => Ok(Seen::Gone),
+        Err(err) if status(&err).is_some() => Ok(Seen::Refused(words(&err))),
         Err(err) => Err(err),
+    }
+}
+
+/// On whose behalf a container exists; none if it only has our labels from the
+/// image that somebody made of one of ours.
+fn origin(labels: &HashMap<String, String>, name: &str) -> Option<Origin> {
+    (labels::own_name(labels)? == name).then(|| labels::read(labels))?
+}
+
+/// What the list tells of a container that cannot be inspected: one that runs is
+/// left alone, and one that does not is of no use.
+fn from_list(id: &str, summary: &ContainerSummary) -> Container {
+    use ContainerSummaryStateEnum as Listed;
+    let names = summary.names.as_deref().unwrap_or_default();
+    let name = names
+        .first()
+        .map_or("", |name| name.trim_start_matches('/'));
+    let labels = summary.labels.as_ref();
+    Container {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        origin: labels.and_then(|labels| origin(labels, name)),
+        health: Health::Unknown,
+        state: match summary.state {
+            Some(Listed::CREATED | Listed::EXITED | Listed::REMOVING | Listed::DEAD) => {
+                State::Going
+            }
+            _ => State::Restarting { exit_code: 0 },
+        },
     }
 }
 
@@ -202,14 +260,12 @@ fn container(id: &str, inspected: ContainerInspectResponse) -> Container {
         .unwrap_or_default();
     let state = inspected.state.unwrap_or_default();
     let health = state.health.as_ref().and_then(|health| health.status);
+    let name = inspected.name.unwrap_or_default();
+    let name = name.trim_start_matches('/');
     Container {
         id: id.to_owned(),
-        name: inspected
-            .name
-            .unwrap_or_default()
-            .trim_start_matches('/')
-            .to_owned(),
-        origin: labels::read(&labels),
+        name: name.to_owned(),
+        origin: origin(&labels, name),
         health: match health {
             Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
             Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
@@ -244,6 +300,7 @@ fn run_state(state: bollard::models::ContainerState) -> State {
 #[cfg(test)]
 mod tests {
     use bollard::models::ContainerState;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -279,6 +336,85 @@ mod tests {
             }
         );
         assert_eq!(state(Status::DEAD, 0, ""), State::Going);
+    }
+
+    const LABELS: &str = r#"{"io.kontena.container.type": "container",
+        "io.kontena.placement.id": "11", "io.kontena.node.id": "1",
+        "io.kontena.container.service_revision": "1", "io.kontena.stack.name": "null",
+        "io.kontena.service.name": "web", "io.kontena.service.instance_number": "1"}"#;
+
+    #[test]
+    fn a_copy_of_ours_is_not_ours() {
+        let labels = serde_json::from_str(LABELS).unwrap();
+        assert!(origin(&labels, "web-1").is_some());
+        assert!(origin(&labels, "copy").is_none());
+    }
+
+    /// An engine that lists two containers and breaks when asked about one.
+    async fn engine(listener: tokio::net::UnixListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 8192];
+            let length = stream.read(&mut request).await.unwrap();
+            let line = String::from_utf8_lossy(&request[..length]).into_owned();
+            let line = line.lines().next().unwrap_or_default().to_owned();
+            let (status, body) = if line.contains("/containers/json") {
+                let of = |id, name| {
+                    format!(
+                        r#"{{"Id": "{id}", "Names": ["/{name}"], "State": "running", "Labels": {LABELS}}}"#
+                    )
+                };
+                (
+                    "200 OK",
+                    format!("[{}, {}]", of("good", "web-1"), of("bad", "web-1")),
+                )
+            } else if line.contains("/containers/good/json") {
+                let config = format!(r#"{{"Labels": {LABELS}}}"#);
+                let state = r#"{"Status": "running", "Pid": 7}"#;
+                (
+                    "200 OK",
+                    format!(r#"{{"Name": "/web-1", "Config": {config}, "State": {state}}}"#),
+                )
+            } else {
+                (
+                    "500 Internal Server Error",
+                    r#"{"message": "its layer is lost"}"#.to_owned(),
+                )
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            stream.write_all((head + &body).as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_inspected_hides_no_other() {
+        let dir = crate::testing::TempDir::new();
+        let socket = dir.path().join("engine");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let mut tasks = crate::task::Tasks::new();
+        tasks.spawn("engine", engine(listener));
+        let version = bollard::API_DEFAULT_VERSION;
+        let docker = Docker::connect_with_unix(socket.to_str().unwrap(), 10, version).unwrap();
+        let mut observer = Observer::new(docker);
+        let doubts = Doubts::default();
+        observer.look(&doubts).await.unwrap();
+        let states: Vec<_> = observer
+            .last()
+            .into_iter()
+            .map(|c| (c.id, c.state))
+            .collect();
+        let left_alone = State::Restarting { exit_code: 0 };
+        let up = State::Running { pid: 7 };
+        assert_eq!(
+            states,
+            [("bad".to_owned(), left_alone), ("good".to_owned(), up)]
+        );
+        assert_eq!(doubts.take().some, BTreeSet::from(["bad".to_owned()]));
+        drop(tasks);
     }
 
     #[tokio::test]
