@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::{Duration, sleep};
 use tracing::{error, info, warn};
 
@@ -139,13 +140,40 @@ async fn keep(
         // What a removed node knew is forgotten when nothing of it is left.
         if !newest.removed {
             let (store, newest) = (store.clone(), newest.clone());
-            let saved = tokio::task::spawn_blocking(move || store.save_directory(&newest)).await;
-            match saved {
-                Ok(Ok(())) => {}
-                Ok(Err(err)) => error!(%err, "what the Master said is not written down"),
-                Err(err) => error!(%err, "what the Master said is not written down"),
+            let kept = spawn_blocking(move || save_or_forget(&store, &newest)).await;
+            if let Err(err) = kept {
+                error!(%err, "what the Master said is not written down");
             }
         }
         directory.send_replace(newest);
+    }
+}
+
+/// A successor of this agent had better know nothing than something old.
+fn save_or_forget(store: &Store, directory: &Directory) {
+    if let Err(err) = store.save_directory(directory) {
+        error!(%err, "what the Master said is not written down");
+        if let Err(err) = store.forget_directory() {
+            error!(%err, "what the Master said before is not forgotten");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::directory;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn what_cannot_be_written_down_leaves_nothing_old() {
+        let dir = TempDir::new();
+        let store = Store::open(dir.path()).unwrap();
+        save_or_forget(&store, &directory());
+        assert!(store.directory().is_some());
+        // In the way of the file that is written beside.
+        std::fs::create_dir(dir.path().join("directory.new")).unwrap();
+        save_or_forget(&store, &directory());
+        assert!(store.directory().is_none());
     }
 }

@@ -3,7 +3,8 @@
 //! `node-token` (mode 600), `directory.json`, `commands.json`, and `bin/w`, the
 //! program that containers mount. Each is replaced whole: written beside, synced,
 //! renamed, the directory synced. A file that cannot be read counts as absent and
-//! is said so: what was in it comes again from the Master.
+//! is said so: what was in it comes again from the Master. Only the journal does
+//! not come again, so its loss is told apart from its absence.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -31,6 +32,10 @@ pub struct StoreError {
     source: io::Error,
 }
 
+/// A file of the state directory is there and cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
 const TOKEN: &str = "node-token";
 const DIRECTORY: &str = "directory.json";
 const COMMANDS: &str = "commands.json";
@@ -50,7 +55,7 @@ impl Store {
 
     /// The node's own token.
     pub fn node_token(&self) -> Option<Secret> {
-        let text = self.read(TOKEN)?;
+        let text = self.read(TOKEN).ok()??;
         let text = String::from_utf8(text).ok()?.trim().to_owned();
         (!text.is_empty()).then(|| Secret::new(text))
     }
@@ -62,7 +67,7 @@ impl Store {
 
     /// What was last known of the grid.
     pub fn directory(&self) -> Option<Directory> {
-        self.json(DIRECTORY)
+        self.json(DIRECTORY).ok()?
     }
 
     /// Keeps what is known of the grid.
@@ -70,8 +75,14 @@ impl Store {
         self.save(DIRECTORY, directory)
     }
 
-    /// The journal of commands.
-    pub fn commands<T: DeserializeOwned>(&self) -> Option<T> {
+    /// Forgets what was known of the grid, so that a successor does not act on
+    /// what is old.
+    pub fn forget_directory(&self) -> Result<(), StoreError> {
+        self.unlink(DIRECTORY)
+    }
+
+    /// The journal of commands; none if there never was one.
+    pub fn commands<T: DeserializeOwned>(&self) -> Result<Option<T>, Unreadable> {
         self.json(COMMANDS)
     }
 
@@ -82,16 +93,19 @@ impl Store {
 
     /// Forgets the grid: a node that was removed from it keeps nothing.
     pub fn forget(&self) -> Result<(), StoreError> {
-        for name in [TOKEN, DIRECTORY, COMMANDS] {
-            let path = self.dir.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StoreError { path, source });
-                }
-                _ => {}
+        [TOKEN, DIRECTORY, COMMANDS]
+            .into_iter()
+            .try_for_each(|name| self.unlink(name))
+    }
+
+    fn unlink(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError { path, source })
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The directory that containers mount.
@@ -113,20 +127,23 @@ impl Store {
         write_atomically(&path, &program, 0o755).map_err(|source| StoreError { path, source })
     }
 
-    fn json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        let bytes = self.read(name)?;
-        serde_json::from_slice(&bytes)
-            .map_err(|err| warn!(file = name, %err, "unreadable; starting without it"))
-            .ok()
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Unreadable> {
+        let Some(bytes) = self.read(name)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|err| {
+            warn!(file = name, %err, "unreadable; starting without it");
+            Unreadable
+        })
     }
 
-    fn read(&self, name: &str) -> Option<Vec<u8>> {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Unreadable> {
         match fs::read(self.dir.join(name)) {
-            Ok(bytes) => Some(bytes),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(err) => {
                 warn!(file = name, %err, "unreadable; starting without it");
-                None
+                Err(Unreadable)
             }
         }
     }
@@ -194,6 +211,9 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         fs::write(dir.path().join(DIRECTORY), b"{\"me\":").unwrap();
         assert!(store.directory().is_none());
+        assert_eq!(store.commands::<u8>(), Ok(None));
+        fs::write(dir.path().join(COMMANDS), b"{").unwrap();
+        assert_eq!(store.commands::<u8>(), Err(Unreadable));
     }
 
     #[test]

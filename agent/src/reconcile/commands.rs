@@ -45,6 +45,15 @@ impl Journal {
         self
     }
 
+    /// The journal of an agent that ended and whose own cannot be read: any
+    /// command that it knew of may have been begun.
+    pub fn lost(directory: &Directory) -> Self {
+        let mut journal = Self::default();
+        journal.enter(directory);
+        journal.started_up_to = directory.commands.keys().next_back().copied();
+        journal
+    }
+
     /// Starts anew where ids count anew.
     pub fn enter(&mut self, directory: &Directory) {
         let (Some(me), Some(reached)) = (&directory.me, &directory.reached) else {
@@ -167,6 +176,20 @@ mod tests {
         let reports = resumed.reports(&directory);
         assert_eq!(reports[&CommandId(3)].state, CommandState::Done);
         assert_eq!(reports[&CommandId(4)].state, CommandState::Interrupted);
+    }
+
+    #[test]
+    fn without_its_journal_no_known_command_is_repeated() {
+        let mut directory = with_commands(&[3, 4]);
+        let mut journal = Journal::lost(&directory);
+        journal.enter(&directory);
+        assert_eq!(journal.next(&directory), None);
+        for id in [3, 4] {
+            let report = &journal.reports(&directory)[&CommandId(id)];
+            assert_eq!(report.state, CommandState::Interrupted);
+        }
+        directory = with_commands(&[3, 4, 5]);
+        assert_eq!(journal.next(&directory).unwrap().id, CommandId(5));
     }
 
     #[test]

@@ -81,7 +81,10 @@ pub struct Reconciler {
 impl Reconciler {
     /// A loop over the given slots.
     pub fn new(slots: Slots, store: Store, docker: Docker, overlay: Overlay, tools: Tools) -> Self {
-        let journal = store.commands::<Journal>().unwrap_or_default().resumed();
+        let journal = match store.commands::<Journal>() {
+            Ok(journal) => journal.unwrap_or_default().resumed(),
+            Err(_) => Journal::lost(&slots.directory.borrow()),
+        };
         let works = Works::new(tools, slots.directory.clone());
         Self {
             slots,
