@@ -78,6 +78,8 @@ async fn inspect(docker: &Docker, image: &str) -> Result<Option<ImageInspect>, I
 }
 
 async fn pull(docker: &Docker, image: &str) -> Result<(), bollard::errors::Error> {
+    // The engine answers only when the registry did, which may take its time.
+    let docker = docker.clone().with_timeout(PULL_WITHIN);
     let options = CreateImageOptionsBuilder::default()
         .from_image(image)
         .build();
