@@ -32,6 +32,17 @@ pub enum OverlayError {
     },
 }
 
+impl OverlayError {
+    /// Whether it says something about the container, rather than that it could
+    /// not be looked at.
+    pub(crate) fn is_lasting(&self) -> bool {
+        let (Self::Observe { cause, .. } | Self::Step { cause, .. }) = self else {
+            return false;
+        };
+        matches!(cause, Cause::SharedNamespace(_))
+    }
+}
+
 /// Why something failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {

@@ -3,8 +3,9 @@
 //!
 //! [`OverlayIntent`] says what is to be, `observe` reads what the kernel has,
 //! `plan` is the pure difference of the two, and `apply` executes one step of
-//! it. Nothing is remembered between two passes, so a restarted agent adopts
-//! what is right and changes only what differs.
+//! it. Nothing that a pass does depends on an earlier one, so a restarted agent
+//! adopts what is right and changes only what differs. Only what is told of a
+//! container that cannot be seen now is what was last seen of it.
 //!
 //! Invariants: no frame leaves for a peer that is not fast; the packet filter
 //! is there before the tunnel is and goes after it; what has no reason in the
@@ -54,8 +55,9 @@ pub const CONTAINER_INTERFACE: &str = "ethwe";
 pub struct Overlay {
     netlink: Netlink,
     namespace: Namespace,
-    /// Two passes at once would each undo what the other does.
-    one_pass: Mutex<()>,
+    /// What the last pass left attached. Two passes at once would each undo what
+    /// the other does.
+    one_pass: Mutex<BTreeMap<PlacementId, Attachment>>,
 }
 
 /// What one pass did.
@@ -87,14 +89,14 @@ impl Overlay {
         Ok(Self {
             netlink,
             namespace,
-            one_pass: Mutex::new(()),
+            one_pass: Mutex::new(BTreeMap::new()),
         })
     }
 
     /// Makes the host agree with `intent`. It goes on after an error and tells
     /// all of them. If the host's state cannot be read, it changes nothing.
     pub async fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
-        let _one_pass = self.one_pass.lock().await;
+        let mut before = self.one_pass.lock().await;
         let mut report = OverlayReport {
             peers: intent.peer_reports(),
             ..Default::default()
@@ -104,25 +106,37 @@ impl Overlay {
             Ok(seen) => seen,
             Err(error) => {
                 let why = error.to_string();
-                let placements = intent.attachments.keys();
-                report.attached = placements.map(|&id| (id, Err(why.clone()))).collect();
+                let told = |(&id, now): (&PlacementId, &Attachment)| match before.get(&id) {
+                    Some(before) if is_still(before, now) => (id, Ok(())),
+                    _ => (id, Err(why.clone())),
+                };
+                report.attached = intent.attachments.iter().map(told).collect();
                 report.errors.push(error);
                 return report;
             }
         };
         report.attached = intent.attachments.keys().map(|&id| (id, Ok(()))).collect();
         for unseen in unseen {
-            report.failed(unseen.placement, unseen.error);
+            let id = unseen.placement;
+            let before = id.and_then(|id| before.get(&id));
+            let now = id.and_then(|id| intent.attachments.get(&id));
+            let same = before.zip(now).is_some_and(|(old, new)| is_still(old, new));
+            let keeps = same && !unseen.error.is_lasting();
+            report.failed(id.filter(|_| !keeps), unseen.error);
         }
         self.apply(&plan::plan(intent, &observed), &mut report)
             .await;
+        let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
+        *before = intent.attachments.clone();
+        before.retain(|id, _| attached(id));
         report
     }
 
     /// Leaves the grid: removes every interface, entry and filter of ours. It
     /// goes on after an error and tells all of them.
     pub async fn remove_all(&self) -> Vec<OverlayError> {
-        let _one_pass = self.one_pass.lock().await;
+        let mut before = self.one_pass.lock().await;
+        before.clear();
         let mut report = OverlayReport::default();
         match observe(&self.netlink, &self.namespace, &BTreeMap::new()).await {
             Ok((observed, unseen)) => {
@@ -167,6 +181,12 @@ impl Overlay {
     }
 }
 
+/// Whether a container that was attached and cannot be seen now is the same and
+/// lives.
+fn is_still(before: &Attachment, now: &Attachment) -> bool {
+    before == now && Namespace::of(now.pid).is_ok()
+}
+
 /// Which later steps must not be tried, because an earlier one failed.
 #[derive(Default)]
 struct Failures {
@@ -201,5 +221,33 @@ impl OverlayReport {
             *attached = Err(error.to_string());
         }
         self.errors.push(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kontena_schema::ids::LeaseNumber;
+    use kontena_schema::mac::Mac;
+
+    use super::*;
+
+    #[test]
+    fn only_the_same_living_container_counts_as_still_attached() {
+        let address = [10, 81, 1, 1].into();
+        let of = |pid| Attachment {
+            pid,
+            container_id: "c".to_owned(),
+            address,
+            mac: Mac::of_lease(address, LeaseNumber(1)),
+        };
+        let here = i32::try_from(std::process::id()).unwrap();
+        let other = Attachment {
+            container_id: "d".to_owned(),
+            ..of(here)
+        };
+        assert!(is_still(&of(here), &of(here)));
+        assert!(!is_still(&of(here), &other));
+        // No process has this number: it is above the kernel's bound.
+        assert!(!is_still(&of(i32::MAX), &of(i32::MAX)));
     }
 }
