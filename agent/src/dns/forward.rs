@@ -25,7 +25,7 @@ const PORT: u16 = 53;
 
 /// The host's resolvers.
 pub struct Forwarder {
-    resolv_conf: PathBuf,
+    resolv_confs: Vec<PathBuf>,
     /// This server itself: asking it would go round in circles.
     own: Ipv4Addr,
     port: u16,
@@ -33,10 +33,11 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Forwards to the resolvers of a file like `/etc/resolv.conf`.
-    pub fn new(resolv_conf: PathBuf, own: Ipv4Addr) -> Self {
+    /// Forwards to the resolvers of the first file like `/etc/resolv.conf` that
+    /// names any.
+    pub fn new(resolv_confs: Vec<PathBuf>, own: Ipv4Addr) -> Self {
         Self {
-            resolv_conf,
+            resolv_confs,
             own,
             port: PORT,
             read: Mutex::new(None),
@@ -72,9 +73,15 @@ impl Forwarder {
         match &*read {
             Some((at, resolvers)) if at.elapsed() < READ_EVERY => resolvers.clone(),
             _ => {
-                let text = std::fs::read_to_string(&self.resolv_conf).unwrap_or_default();
-                let resolvers = nameservers(&text, self.own)
+                let named = |file| {
+                    let text = std::fs::read_to_string(file).unwrap_or_default();
+                    nameservers(&text, self.own)
+                };
+                let mut files = self.resolv_confs.iter().map(named);
+                let found = files.find(|resolvers| !resolvers.is_empty());
+                let resolvers = found
                     .into_iter()
+                    .flatten()
                     .map(|ip| SocketAddr::new(ip, self.port))
                     .collect::<Vec<_>>();
                 *read = Some((Instant::now(), resolvers.clone()));
@@ -131,6 +138,23 @@ fn answers(query: &[u8], answer: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn the_first_file_that_names_a_resolver_counts() {
+        let dir = TempDir::new();
+        let files = ["missing", "own", "good", "unused"].map(|name| dir.path().join(name));
+        let own = Ipv4Addr::new(172, 17, 0, 1);
+        for (file, text) in files
+            .iter()
+            .zip(["", "172.17.0.1", "192.0.2.1", "192.0.2.2"])
+            .skip(1)
+        {
+            std::fs::write(file, format!("nameserver {text}\n")).unwrap();
+        }
+        let forwarder = Forwarder::new(files.to_vec(), own);
+        assert_eq!(forwarder.resolvers(), ["192.0.2.1:53".parse().unwrap()]);
+    }
 
     #[test]
     fn the_server_never_asks_itself() {

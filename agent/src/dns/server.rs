@@ -32,6 +32,9 @@ const QUERY_BYTES_MAX: usize = 4096;
 /// How soon a failed bind is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 const PORT: u16 = 53;
+/// The host's own file, seen through its first process; a container's file, which
+/// is what this agent itself has, was copied when the agent was created.
+const RESOLV_CONFS: [&str; 2] = ["/proc/1/root/etc/resolv.conf", "/etc/resolv.conf"];
 
 /// Where the names are to be seen.
 pub type ZoneSlot = watch::Receiver<Arc<Zone>>;
@@ -44,7 +47,7 @@ pub async fn run(mut bridge: BridgeSlot, zone: ZoneSlot) {
             let _ = bridge.changed().await;
             continue;
         };
-        let forwarder = Forwarder::new(PathBuf::from("/etc/resolv.conf"), address);
+        let forwarder = Forwarder::new(RESOLV_CONFS.map(PathBuf::from).to_vec(), address);
         let served = async {
             let server = Server::bind(address, PORT, zone.clone(), forwarder).await?;
             info!(%address, "names are served");

@@ -33,7 +33,7 @@ async fn bed(resolver: u16) -> Bed {
     let dir = TempDir::new();
     let conf = dir.path().join("resolv.conf");
     std::fs::write(&conf, "nameserver 127.0.0.1\n").unwrap();
-    let forwarder = Forwarder::new(conf, Ipv4Addr::new(172, 17, 0, 1)).with_port(resolver);
+    let forwarder = Forwarder::new(vec![conf], Ipv4Addr::new(172, 17, 0, 1)).with_port(resolver);
     let (zone, slot) = watch::channel(Arc::new(Zone::build(&directory(), [])));
     let server = Server::bind(Ipv4Addr::LOCALHOST, 0, slot, forwarder)
         .await
