@@ -223,7 +223,6 @@ fn overlay_takes_no_clear_packet_that_a_container_sends() {
     ));
     a.place.run("ip link set vdocker master docker0 up");
     container.run("ip addr add 172.17.0.2/16 dev eth0");
-    container.run("ip addr add 198.51.100.2/32 dev eth0");
     container.run("ip link set eth0 up");
     container.run("ip route add default via 172.17.0.1");
     a.place.run("sysctl -qw net.ipv4.ip_forward=1");
@@ -253,9 +252,11 @@ fn overlay_takes_no_clear_packet_that_a_container_sends() {
     assert_eq!(counted(&b.place), 0);
 
     count(&a.containers[0].place, "ethwe", MARKER);
+    container.run("ip addr add 198.51.100.2/32 dev eth0");
     send(underlay(2), underlay(1), VXLAN_PORT);
     wait_for("dropped_in");
     assert_eq!(counted(container), 0);
+    container.run("ip addr del 198.51.100.2/32 dev eth0");
 
     // Without the filter the peer would have got it.
     a.place.run("nft delete table inet kontena");
