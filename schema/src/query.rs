@@ -59,7 +59,6 @@ queries! {
     LEDGER_LEASED = "ledger_leased",
     LEDGER_RELEASED = "ledger_released",
     NODE_BY_ENGINE = "node_by_engine",
-    NODE_BY_ID = "node_by_id",
     NODE_BY_NAME = "node_by_name",
     NODE_CANDIDATES = "node_candidates",
     NODE_DELETE = "node_delete",

@@ -29,6 +29,8 @@ fn nothing_is_of_one_machine() {
     let mut found = Vec::new();
     for file in texts("").iter().filter(|file| !file.is("Cargo.lock")) {
         for (line, number) in file.text.lines().zip(1..) {
+            // The init process's view of its root is the same on every machine.
+            let line = line.replace("/proc/1/root", "");
             if words.iter().any(|word| line.contains(word)) {
                 found.push(format!("{}:{number}: {line}", file.path));
             }
