@@ -24,6 +24,7 @@ pub async fn until<T>(
             begin.elapsed() < within,
             "not within {within:?}: {what}; the last state:\n{last}"
         );
+        // Between two looks at a state, which have a bound.
         tokio::time::sleep(PAUSE).await;
     }
 }

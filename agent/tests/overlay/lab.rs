@@ -29,6 +29,7 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) ->
         match look() {
             Ok(found) => return found,
             Err(last) if start.elapsed() > BOUND => panic!("{what}: not within {BOUND:?}: {last}"),
+            // Between two looks at a state, which have a bound.
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }

@@ -16,6 +16,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < BOUND, "{what}: not within {BOUND:?}");
+        // Between two looks at a state, which have a bound.
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -124,6 +124,7 @@ pub async fn poll<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
             return value;
         }
         assert!(tokio::time::Instant::now() < end, "in vain: {what}");
+        // Between two looks at a state, which have a bound.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

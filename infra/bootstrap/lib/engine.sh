@@ -6,6 +6,7 @@ engine_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1
 # An engine that this user may not ask is not one to start.
 engine_permitted() {
   local error
+  # Its failure is looked at below, by what it says.
   error=$(docker version --format '{{.Server.Version}}' 2>&1 >/dev/null) || true
   [[ ${error,,} != *"permission denied"* ]] || die "$error"
 }

@@ -83,6 +83,7 @@ root_image_slim() {
 # How this machine's apt reaches its packages holds inside a build too.
 apt_settings() {
   have apt-config || return 0
+  # No such setting is a good answer too.
   apt-config dump | grep -E '^Acquire::(Check-|https?::Proxy|Retries)' || true
 }
 
@@ -159,6 +160,7 @@ images_remove() {
   local ids
   mapfile -t ids < <(docker images --filter "label=$INPUTS_LABEL" --format '{{.Repository}}:{{.Tag}}')
   ids+=("$ROOT_IMAGE")
+  # An image that is gone already, or still in use, is no reason to stop.
   docker rmi --force "${ids[@]}" || true
   docker image prune --force --filter "label=$INPUTS_LABEL"
   rm -rf "$ROOT"/.kontena/bin-*

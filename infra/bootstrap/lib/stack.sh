@@ -48,6 +48,7 @@ stack_nodes() {
 
 stack_start() {
   local nodes
+  # read fails at the end of its input, which is where it is to stop.
   read -rd '' -a nodes < <(stack_nodes) || true
   compose up -d --remove-orphans postgres redis registry migrate api-1 api-2 edge "${nodes[@]}"
 }
