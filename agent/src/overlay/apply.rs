@@ -24,7 +24,7 @@ use super::intent::Attachment;
 use super::netlink::{MULTICAST, Namespace, Netlink, Put};
 use super::state::{BridgeSettings, PortSettings};
 use super::step::{Link, Step};
-use super::{filter, forwarding};
+use super::{filter, forwarding, guard};
 
 /// Executes the steps of one pass.
 pub(crate) struct Hands<'a> {
@@ -48,6 +48,9 @@ impl<'a> Hands<'a> {
             Step::AllowPeers(peers) => filter::allow(peers).await,
             Step::ForbidPeers(peers) => filter::forbid(peers).await,
             Step::RemoveFilter => filter::remove().await,
+            Step::InstallGuard(holders) => guard::install(holders).await,
+            Step::ChangeGuard { old, new } => guard::change(old, new).await,
+            Step::RemoveGuard => guard::remove().await,
             Step::AllowForwarding(place) => forwarding::allow(*place).await,
             Step::ForgetForwarding(place) => forwarding::forget(*place).await,
             Step::CreateBridge { mac, mtu } => self.create_bridge(*mac, *mtu).await,
@@ -196,6 +199,7 @@ impl<'a> Hands<'a> {
         links.set(join).execute().await?;
         let flags = LinkBridgePort::new(index)
             .learning(port.learning)
+            .flood(port.flood)
             .isolated(port.isolated)
             .neigh_suppress(port.neigh_suppress)
             .build();

@@ -7,9 +7,10 @@
 //! adopts what is right and changes only what differs. Only what is told of a
 //! container that cannot be seen now is what was last seen of it.
 //!
-//! Invariants: no frame leaves for a peer that is not fast; the packet filter
-//! is there before the tunnel is and goes after it; what has no reason in the
-//! intent has no veth, FDB entry or neighbour.
+//! Invariants: no frame leaves for a peer that is not fast, and none comes from
+//! whom the directory does not have; the packet filter is there before the tunnel
+//! is, and the tunnel's guard before it is up, and both go after it; what has no
+//! reason in the intent has no veth, FDB entry or neighbour.
 //!
 //! Absent on purpose: learning from frames (the directory is the authority),
 //! and the sealed path.
@@ -26,8 +27,10 @@ mod error;
 mod fdb;
 mod filter;
 mod forwarding;
+mod guard;
 mod intent;
 mod netlink;
+mod nft;
 mod observe;
 mod plan;
 mod program;

@@ -20,7 +20,7 @@ use super::state::{
     Bridge, BridgeSettings, ContainerEnd, HostEnd, Observed, PortSettings, Tunnel, TunnelIdentity,
 };
 use super::step::Link;
-use super::{CONTAINER_INTERFACE, filter, forwarding};
+use super::{CONTAINER_INTERFACE, filter, forwarding, guard};
 
 /// Reads everything that a plan for these attachments depends on. What hinders
 /// only a part of it is told beside the rest.
@@ -30,19 +30,23 @@ pub(crate) async fn observe(
     attachments: &BTreeMap<PlacementId, Attachment>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
-    let filter = filter::observe()
-        .await
-        .map_err(failed("the packet filter"))?;
-    let forwarding = forwarding::observe().await.map_err(|cause| {
+    // In a large grid each takes its time.
+    let (filter, guard, forwarding, links) = tokio::join!(
+        filter::observe(),
+        guard::observe(),
+        forwarding::observe(),
+        Links::read(netlink),
+    );
+    let filter = filter.map_err(failed("the packet filter"))?;
+    let guard = guard.map_err(failed("the tunnel's guard"))?;
+    let forwarding = forwarding.map_err(|cause| {
         let error = failed("the forwarding rules")(cause);
         unseen.push(Unseen {
             placement: None,
             error,
         });
     });
-    let links = Links::read(netlink)
-        .await
-        .map_err(failed("the interfaces"))?;
+    let links = links.map_err(failed("the interfaces"))?;
     let (bridge, tunnel) = links
         .devices(netlink)
         .await
@@ -53,6 +57,7 @@ pub(crate) async fn observe(
     Ok((
         Observed {
             filter,
+            guard,
             forwarding,
             bridge,
             tunnel,
@@ -163,12 +168,14 @@ impl Links {
             up: is_up(link),
             on_bridge: bridge.is_some() && controller == bridge,
             learning: true,
+            flood: true,
             isolated: false,
             neigh_suppress: false,
         };
         for info in port_infos(link) {
             match info {
                 InfoBridgePort::Learning(on) => port.learning = *on,
+                InfoBridgePort::UnicastFlood(on) => port.flood = *on,
                 InfoBridgePort::Isolated(on) => port.isolated = *on,
                 InfoBridgePort::NeighSupress(on) => port.neigh_suppress = *on,
                 _ => {}

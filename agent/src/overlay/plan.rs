@@ -1,6 +1,7 @@
 //! The difference between what is to be and what is, as ordered steps.
 //!
-//! The order is the point. The filter comes before the tunnel; what is wrong is
+//! The order is the point. The filter comes before the tunnel, the guard
+//! before the tunnel is up; what is wrong is
 //! removed before anything new uses the same address or MAC; a path gets its
 //! new target before it loses the old one; a peer that is no longer fast loses
 //! its entries before the filter closes behind it; containers come last, when
@@ -16,8 +17,8 @@ use kontena_schema::mac::Mac;
 
 use super::intent::{Attachment, OverlayIntent, Reach};
 use super::state::{
-    Bridge, BridgeSettings, ContainerEnd, FilterState, Forwarding, HostEnd, Observed, PortSettings,
-    Tunnel, TunnelIdentity,
+    Bridge, BridgeSettings, ContainerEnd, FilterState, Forwarding, GuardState, HostEnd, Observed,
+    PortSettings, Tunnel, TunnelIdentity,
 };
 use super::step::{Link, Step};
 
@@ -27,6 +28,8 @@ struct Entries {
     fast: BTreeSet<Ipv4Addr>,
     /// Where frames for a MAC go; fast peers and what is on them.
     remote: BTreeMap<Mac, Ipv4Addr>,
+    /// Whose frames come in; the same.
+    holders: BTreeMap<Ipv4Addr, Mac>,
     /// Who has an overlay address: the above, and the containers of this host.
     neighbours: BTreeMap<Ipv4Addr, Mac>,
 }
@@ -51,14 +54,12 @@ impl Entries {
         });
         let remote: Vec<_> = nodes.chain(endpoints).collect();
         let local = intent.attachments.values().map(|to| (to.address, to.mac));
+        let holders: BTreeMap<_, _> = remote.iter().map(|&(ip, mac, _)| (ip, mac)).collect();
         Self {
             fast: fast_nodes.values().map(|&(_, to)| to).collect(),
             remote: remote.iter().map(|&(_, mac, to)| (mac, to)).collect(),
-            neighbours: remote
-                .iter()
-                .map(|&(ip, mac, _)| (ip, mac))
-                .chain(local)
-                .collect(),
+            neighbours: holders.clone().into_iter().chain(local).collect(),
+            holders,
         }
     }
 }
@@ -79,6 +80,8 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     detach(intent, observed, &mut steps);
     remove_entries(&entries, observed.bridge.as_ref(), tunnel, &mut steps);
     set_bridge(intent, observed.bridge.as_ref(), &mut steps);
+    create_tunnel(intent, tunnel, &mut steps);
+    guard_tunnel(&entries.holders, tunnel, &observed.guard, &mut steps);
     set_tunnel(intent, tunnel, &mut steps);
     // With another MAC the bridge forgets its neighbours.
     let kept = observed
@@ -93,7 +96,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     steps
 }
 
-/// The steps that leave nothing of ours on the host, the filter last.
+/// The steps that leave nothing of ours on the host, the filters last.
 pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     let ends = observed
         .host_ends
@@ -105,6 +108,9 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     let mut steps: Vec<Step> = links.map(Step::DeleteLink).collect();
     for (&place, &count) in observed.forwarding.iter().flat_map(|f| &f.present) {
         steps.extend(std::iter::repeat_n(Step::ForgetForwarding(place), count));
+    }
+    if observed.guard != GuardState::Missing {
+        steps.push(Step::RemoveGuard);
     }
     if observed.filter != FilterState::Missing {
         steps.push(Step::RemoveFilter);
@@ -228,21 +234,47 @@ fn tunnel_identity(intent: &OverlayIntent) -> TunnelIdentity {
     }
 }
 
-fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
-    let wanted = PortSettings {
-        mtu: intent.mtu,
-        up: true,
-        on_bridge: true,
-        learning: false,
-        isolated: true,
-        neigh_suppress: true,
-    };
+fn create_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
     if tunnel.is_none() {
         steps.push(Step::CreateTunnel {
             vni: intent.vni,
             mtu: intent.mtu,
         });
     }
+}
+
+/// A guard belongs to its device: a new one needs it anew.
+fn guard_tunnel(
+    holders: &BTreeMap<Ipv4Addr, Mac>,
+    tunnel: Option<&Tunnel>,
+    guard: &GuardState,
+    steps: &mut Vec<Step>,
+) {
+    let (Some(_), GuardState::Sound(present)) = (tunnel, guard) else {
+        return steps.push(Step::InstallGuard(holders.clone()));
+    };
+    let without = |a: &BTreeMap<Ipv4Addr, Mac>, b: &BTreeMap<Ipv4Addr, Mac>| {
+        let only = a.iter().filter(|(ip, mac)| b.get(ip) != Some(mac));
+        only.map(|(&ip, &mac)| (ip, mac))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let (old, new) = (without(present, holders), without(holders, present));
+    if !old.is_empty() || !new.is_empty() {
+        steps.push(Step::ChangeGuard { old, new });
+    }
+}
+
+fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
+    let wanted = PortSettings {
+        mtu: intent.mtu,
+        up: true,
+        on_bridge: true,
+        learning: false,
+        // What is for a MAC that nobody has any more must not reach who had it.
+        flood: false,
+        isolated: true,
+        neigh_suppress: true,
+    };
     if tunnel.is_none_or(|t| t.port != wanted) {
         steps.push(Step::SetTunnel(wanted));
     }
@@ -336,6 +368,7 @@ fn attach_one(
         up: true,
         on_bridge: true,
         learning: false,
+        flood: true,
         isolated: false,
         neigh_suppress: false,
     };

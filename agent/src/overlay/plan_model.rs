@@ -12,6 +12,7 @@ pub(super) const DOCKER_USER: ForwardPlace = ForwardPlace {
 pub(super) fn bare(intent: &OverlayIntent) -> Observed {
     Observed {
         filter: FilterState::Missing,
+        guard: GuardState::Missing,
         forwarding: Some(Forwarding {
             place: DOCKER_USER,
             present: BTreeMap::new(),
@@ -30,6 +31,24 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         Step::AllowPeers(peers) => allowed(model).extend(peers),
         Step::ForbidPeers(peers) => allowed(model).retain(|peer| !peers.contains(peer)),
         Step::RemoveFilter => model.filter = FilterState::Missing,
+        Step::InstallGuard(holders) => {
+            // It is hooked to the device.
+            if model.tunnel.is_some() {
+                model.guard = GuardState::Sound(holders.clone());
+            }
+        }
+        Step::ChangeGuard { old, new } => {
+            let GuardState::Sound(holders) = &mut model.guard else {
+                panic!("no guard")
+            };
+            for (ip, mac) in old {
+                assert_eq!(holders.remove(ip), Some(*mac));
+            }
+            for (ip, mac) in new {
+                assert_eq!(holders.insert(*ip, *mac), None);
+            }
+        }
+        Step::RemoveGuard => model.guard = GuardState::Missing,
         Step::AllowForwarding(place) => *forward(model).entry(*place).or_default() += 1,
         Step::ForgetForwarding(place) => {
             let count = forward(model).get_mut(place).expect("there is such a rule");
@@ -68,6 +87,11 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
                 bridge_entries: BTreeMap::new(),
             });
         }
+        Step::SetTunnel(port) => {
+            let guarded = matches!(model.guard, GuardState::Sound(_));
+            assert!(guarded, "the guard comes before the tunnel is up");
+            model.tunnel.as_mut().expect("a tunnel").port = *port;
+        }
         entry => apply_to_tunnel(model.tunnel.as_mut().expect("a tunnel"), entry),
     }
 }
@@ -89,6 +113,7 @@ fn fresh_port(mtu: u32) -> PortSettings {
         up: false,
         on_bridge: false,
         learning: true,
+        flood: true,
         isolated: false,
         neigh_suppress: false,
     }
@@ -132,7 +157,13 @@ fn apply_to_bridge(bridge: &mut Option<Bridge>, step: &Step) {
 fn delete_link(model: &mut Observed, link: Link) {
     match link {
         Link::Bridge => drop(model.bridge.take().expect("a bridge")),
-        Link::Tunnel => drop(model.tunnel.take().expect("a tunnel")),
+        Link::Tunnel => {
+            model.tunnel.take().expect("a tunnel");
+            // Older kernels drop the chain with its device.
+            if matches!(model.guard, GuardState::Sound(_)) {
+                model.guard = GuardState::Broken;
+            }
+        }
         Link::HostEnd(id) => {
             model.host_ends.remove(&id).expect("a host end");
             // A pair goes as a whole.
@@ -145,7 +176,6 @@ fn delete_link(model: &mut Observed, link: Link) {
 
 fn apply_to_tunnel(tunnel: &mut Tunnel, step: &Step) {
     match step {
-        Step::SetTunnel(port) => tunnel.port = *port,
         Step::SetTunnelEntry(mac, to) => {
             let targets = tunnel.entries.entry(*mac).or_default();
             assert!(

@@ -103,6 +103,9 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
             .values_mut()
             .for_each(|end| end.port.learning = true);
     }
+    if damage & 16 != 0 {
+        model.guard = GuardState::Broken;
+    }
     model
 }
 
@@ -117,7 +120,7 @@ fn fast(intent: &OverlayIntent) -> BTreeSet<Ipv4Addr> {
 proptest! {
     #[test]
     fn overlay_plan_leads_where_nothing_is_left_to_do(
-        first in any_intent(), second in any_intent(), damage in 0_u8..16,
+        first in any_intent(), second in any_intent(), damage in 0_u8..32,
     ) {
         let mut model = host_after(&first, &second, damage);
         for step in plan(&second, &model.clone()) {
@@ -130,13 +133,14 @@ proptest! {
         }
         prop_assert!(matches!(steps.last(), Some(Step::RemoveFilter)));
         prop_assert_eq!(plan_removal(&model), vec![]);
+        prop_assert_eq!(&model.guard, &GuardState::Missing);
         let nothing = model.host_ends.is_empty() && model.bridge.is_none() && model.tunnel.is_none();
         prop_assert!(nothing);
     }
 
     #[test]
     fn overlay_plan_gives_entries_to_fast_peers_only_and_never_ahead_of_the_filter(
-        first in any_intent(), second in any_intent(), damage in 0_u8..16,
+        first in any_intent(), second in any_intent(), damage in 0_u8..32,
     ) {
         let mut model = host_after(&first, &second, damage);
         let fast = fast(&second);
@@ -157,8 +161,27 @@ proptest! {
     }
 
     #[test]
+    fn overlay_plan_lets_in_whom_the_directory_has_and_no_former_holder_beside_a_new_one(
+        first in any_intent(), second in any_intent(), damage in 0_u8..32,
+    ) {
+        let mut model = host_after(&first, &second, damage);
+        for step in plan(&second, &model.clone()) {
+            apply(&mut model, &step);
+            if let Step::SetNeighbour(ip, mac) = step {
+                let GuardState::Sound(holders) = &model.guard else { panic!("no guard") };
+                let other = holders.get(&ip).filter(|holder| **holder != mac);
+                prop_assert_eq!(other, None);
+            }
+        }
+        prop_assert_eq!(&model.guard, &GuardState::Sound(Entries::of(&second).holders));
+        let entries = &model.tunnel.as_ref().expect("a tunnel").entries;
+        let senders: BTreeSet<_> = Entries::of(&second).holders.into_values().collect();
+        prop_assert_eq!(senders, entries.keys().copied().collect::<BTreeSet<_>>());
+    }
+
+    #[test]
     fn overlay_plan_opens_no_path_once_a_guard_has_failed(
-        first in any_intent(), second in any_intent(), damage in 0_u8..16, failing in 0_usize..6,
+        first in any_intent(), second in any_intent(), damage in 0_u8..32, failing in 0_usize..6,
     ) {
         let mut model = host_after(&first, &second, damage);
         let before = model.tunnel.clone();
@@ -181,7 +204,7 @@ proptest! {
 
     #[test]
     fn overlay_plan_removes_before_it_adds_and_makes_before_it_breaks(
-        first in any_intent(), second in any_intent(), damage in 0_u8..16,
+        first in any_intent(), second in any_intent(), damage in 0_u8..32,
     ) {
         let steps = plan(&second, &host_after(&first, &second, damage));
         let last = |wanted: fn(&Step) -> bool| steps.iter().rposition(wanted);

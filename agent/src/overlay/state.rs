@@ -14,6 +14,7 @@ use kontena_schema::mac::Mac;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Observed {
     pub(crate) filter: FilterState,
+    pub(crate) guard: GuardState,
     /// None if the forwarding rules could not be read.
     pub(crate) forwarding: Option<Forwarding>,
     pub(crate) bridge: Option<Bridge>,
@@ -25,15 +26,23 @@ pub(crate) struct Observed {
     pub(crate) containers: BTreeMap<PlacementId, Option<ContainerEnd>>,
 }
 
-/// Our table of the packet filter.
+/// A table of ours in the packet filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FilterState {
+pub(crate) enum TableState<T> {
     Missing,
     /// It is there, and not as we would write it.
     Broken,
-    /// Clear packets pass to and from these addresses only.
-    Sound(BTreeSet<Ipv4Addr>),
+    /// It is as we would write it for these.
+    Sound(T),
 }
+
+/// The filter of the tunnel's packets: clear ones pass to and from these
+/// addresses only.
+pub(crate) type FilterState = TableState<BTreeSet<Ipv4Addr>>;
+
+/// The guard of the tunnel's device: frames of these holders of addresses come
+/// in, and no others.
+pub(crate) type GuardState = TableState<BTreeMap<Ipv4Addr, Mac>>;
 
 /// Where rules of iptables that concern us are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +124,8 @@ pub(crate) struct PortSettings {
     pub(crate) up: bool,
     pub(crate) on_bridge: bool,
     pub(crate) learning: bool,
+    /// Frames for MACs that the bridge does not know are sent here too.
+    pub(crate) flood: bool,
     /// No frame passes between two isolated ports.
     pub(crate) isolated: bool,
     /// The bridge itself answers ARP for its permanent neighbours behind this

@@ -20,6 +20,15 @@ pub(crate) enum Step {
     AllowPeers(BTreeSet<Ipv4Addr>),
     ForbidPeers(BTreeSet<Ipv4Addr>),
     RemoveFilter,
+    /// Write our whole table at the tunnel's device, in one transaction. The
+    /// device must exist.
+    InstallGuard(BTreeMap<Ipv4Addr, Mac>),
+    /// Let frames of others come out of the tunnel, in one transaction.
+    ChangeGuard {
+        old: BTreeMap<Ipv4Addr, Mac>,
+        new: BTreeMap<Ipv4Addr, Mac>,
+    },
+    RemoveGuard,
     AllowForwarding(ForwardPlace),
     ForgetForwarding(ForwardPlace),
     CreateBridge {
@@ -100,6 +109,8 @@ impl Step {
             self,
             Step::InstallFilter(_)
                 | Step::AllowPeers(_)
+                | Step::InstallGuard(_)
+                | Step::ChangeGuard { .. }
                 | Step::CreateBridge { .. }
                 | Step::DeleteLink(Link::Tunnel)
                 | Step::CreateTunnel { .. }
@@ -183,6 +194,16 @@ impl fmt::Display for Step {
             Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
             Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
             Step::RemoveFilter => write!(f, "remove the packet filter"),
+            Step::InstallGuard(holders) => {
+                write!(f, "guard {TUNNEL} for {} holders", holders.len())
+            }
+            Step::ChangeGuard { old, new } => {
+                write!(
+                    f,
+                    "let nothing of {old:?} in through {TUNNEL}, but of {new:?}"
+                )
+            }
+            Step::RemoveGuard => write!(f, "remove the guard of {TUNNEL}"),
             Step::AllowForwarding(place) => write!(f, "allow forwarding in {place}"),
             Step::ForgetForwarding(place) => write!(f, "forget the forwarding rule in {place}"),
             Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),

@@ -5,21 +5,9 @@ use std::net::{Ipv4Addr, UdpSocket};
 use kontena_schema::limits::VXLAN_PORT;
 
 use crate::lab::{
-    Host, Place, Switch, eventually, grid, intent, settle, trusting, underlay, world,
+    Host, Switch, count, counted, dropped, eventually, grid, intent, settle, trusting, underlay,
+    world,
 };
-
-/// Counts what arrives at a device, before any filter.
-fn count(place: &Place, device: &str, what: &str) {
-    place.run("nft add table netdev probe");
-    place.run(&format!(
-        "nft add chain netdev probe in {{ type filter hook ingress device {device} priority -500 ; }}"
-    ));
-    place.run(&format!("nft add rule netdev probe in {what} counter"));
-}
-
-fn counted(place: &Place) -> u64 {
-    packets(&place.run("nft -j list chain netdev probe in"))
-}
 
 const CLEAR: &str = "udp dport 6784";
 /// A frame of [`forged`] in clear, told by its inner sender: the overlay itself may
@@ -28,28 +16,6 @@ const CLEAR: &str = "udp dport 6784";
 const FORGED: &str = "udp dport 6784 @th,176,48 0x020000000066";
 /// A type of frame for local experiments (IEEE 802).
 const MARKER: &str = "ether type 0x88b5";
-
-/// How many packets our own filter dropped.
-fn dropped(host: &Host, counter: &str) -> u64 {
-    packets(
-        &host
-            .place
-            .run(&format!("nft -j list counter inet kontena {counter}")),
-    )
-}
-
-fn packets(listing: &str) -> u64 {
-    fn find(value: &serde_json::Value) -> Option<u64> {
-        let counted = value["packets"].as_u64();
-        let fields = value
-            .as_object()
-            .into_iter()
-            .flat_map(|fields| fields.values());
-        let items = value.as_array().into_iter().flatten();
-        counted.or_else(|| fields.chain(items).find_map(find))
-    }
-    find(&serde_json::from_str(listing).unwrap()).expect("there is a counter")
-}
 
 /// A frame from a MAC that no directory knows, to everybody, as a stranger
 /// would put it on the tunnel's port.
@@ -124,11 +90,22 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
     });
     assert_eq!(counted(from), 0, "not one frame came in");
 
-    // Without the filter all of them would have: the counter can see them.
+    // Without the filter the guard drops it, as it is from nobody.
+    let send = || socket.send_to(&forged(7), (underlay(1), VXLAN_PORT));
     a.place.run("nft delete table inet kontena");
-    socket
-        .send_to(&forged(7), (underlay(1), VXLAN_PORT))
-        .unwrap();
+    let before = dropped(a, "dropped_sender");
+    send().unwrap();
+    eventually("the drop is counted", || {
+        match dropped(a, "dropped_sender") - before {
+            1 => Ok(()),
+            count => Err(count.to_string()),
+        }
+    });
+    assert_eq!(counted(from), 0, "not one frame came in");
+
+    // Without either it would have come in: the counter can see it.
+    a.place.run("nft delete table netdev kontena");
+    send().unwrap();
     eventually("the marker is seen", || match counted(from) {
         0 => Err("not seen".to_owned()),
         _ => Ok(()),

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -18,6 +19,7 @@ use kontena_schema::ids::{GridId, LeaseNumber, NodeId, NodeNumber, PlacementId};
 use kontena_schema::mac::Mac;
 use kontena_schema::path::Site;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// How long anything may take to become so.
 pub const BOUND: Duration = Duration::from_secs(10);
@@ -321,6 +323,71 @@ impl Host {
 
 pub fn underlay(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, number)
+}
+
+/// Counts what arrives at a device, before any filter.
+pub fn count(place: &Place, device: &str, what: &str) {
+    place.run("nft add table netdev probe");
+    place.run(&format!(
+        "nft add chain netdev probe in {{ type filter hook ingress device {device} priority -500 ; }}"
+    ));
+    place.run(&format!("nft add rule netdev probe in {what} counter"));
+}
+
+/// How much of it arrived.
+pub fn counted(place: &Place) -> u64 {
+    packets(&place.run("nft -j list chain netdev probe in"))
+}
+
+/// Sends a frame as it is from a device.
+pub fn send(place: &Place, device: &str, frame: &[u8]) {
+    let device = std::ffi::CString::new(device).unwrap();
+    let sent = place.inside(|| {
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        // SAFETY: a `sockaddr_ll` of zeroes is one, and every pointer is valid for
+        // the length beside it during its call.
+        unsafe {
+            let mut to: libc::sockaddr_ll = std::mem::zeroed();
+            to.sll_family = libc::AF_PACKET as u16;
+            to.sll_ifindex = libc::if_nametoindex(device.as_ptr()).cast_signed();
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                std::ptr::from_ref(&to).cast(),
+                size_of_val(&to) as libc::socklen_t,
+            )
+        }
+    });
+    assert_eq!(sent, frame.len().cast_signed());
+}
+
+/// How many packets or frames one of our own tables dropped.
+pub fn dropped(host: &Host, counter: &str) -> u64 {
+    let of_guard = ["dropped_sender", "dropped_arp"].contains(&counter);
+    let family = if of_guard { "netdev" } else { "inet" };
+    let list = format!("nft -j list counter {family} kontena {counter}");
+    packets(&host.place.run(&list))
+}
+
+fn packets(listing: &str) -> u64 {
+    fn find(value: &serde_json::Value) -> Option<u64> {
+        let counted = value["packets"].as_u64();
+        let fields = value
+            .as_object()
+            .into_iter()
+            .flat_map(|fields| fields.values());
+        let items = value.as_array().into_iter().flatten();
+        counted.or_else(|| fields.chain(items).find_map(find))
+    }
+    find(&serde_json::from_str(listing).unwrap()).expect("there is a counter")
 }
 
 /// A grid that trusts these subnets.

@@ -6,5 +6,6 @@
 
 mod isolation;
 mod lab;
+mod lease;
 mod life;
 mod reach;

@@ -1,0 +1,317 @@
+//! What becomes of a container whose lease ended while its host was cut off from
+//! the Master, but not from its peers.
+
+use std::net::Ipv4Addr;
+
+use kontena_schema::ids::LeaseNumber;
+use kontena_schema::mac::Mac;
+
+use crate::lab::{
+    BOUND, Container, Host, Place, count, counted, dropped, eventually, intent, send, settle,
+    trusting, world,
+};
+
+/// What is sent to the contested address, and no multicast.
+const TO_IT: &str = "ip daddr 10.81.1.3";
+const REQUEST: u8 = 1;
+const REPLY: u8 = 2;
+const EVERYBODY: Mac = Mac([0xff; 6]);
+
+/// The address that the tests are about.
+const CONTESTED: Ipv4Addr = Ipv4Addr::new(10, 81, 1, 3);
+
+/// One pass on the hosts that hear of changes; all of them are in the directory.
+fn settle_connected(hosts: &[Host], connected: usize) {
+    let all: Vec<&Host> = hosts.iter().collect();
+    for host in &hosts[..connected] {
+        host.must_reconcile(&intent(&trusting(), host, &all));
+    }
+}
+
+/// Three hosts with a container each, who know each other; the third host then
+/// hears no more of the Master, and its container loses its lease.
+fn cut_off() -> (crate::lab::Switch, Vec<Host>, Container) {
+    let (switch, mut hosts) = world(3, &trusting());
+    let lost = hosts[2].containers.remove(0);
+    assert_eq!(lost.address, CONTESTED);
+    for host in &hosts[..2] {
+        let place = &host.containers[0].place;
+        lost.place.must_reach(host.containers[0].address);
+        place.must_reach(CONTESTED);
+    }
+    (switch, hosts, lost)
+}
+
+/// The contested address goes to a new container of this host.
+fn give_to(host: &mut Host) {
+    let mut heir = Container::start(13, CONTESTED);
+    heir.lease = LeaseNumber(99);
+    host.containers.push(heir);
+}
+
+fn mac(container: &Container) -> Mac {
+    container.attachment().mac
+}
+
+/// What the caches of a container say of an address.
+fn cached(place: &Place, address: Ipv4Addr) -> String {
+    place.run(&format!("ip neigh show {address} dev ethwe"))
+}
+
+/// An ARP message that tells `of` as the sender's addresses, in a frame.
+fn arp(from: Mac, to: Mac, kind: u8, of: (Mac, Ipv4Addr), about: Ipv4Addr) -> Vec<u8> {
+    let mut frame = [to.0, from.0].concat();
+    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, kind]);
+    frame.extend(of.0.0);
+    frame.extend(of.1.octets());
+    frame.extend(if kind == REPLY { to.0 } else { [0; 6] });
+    frame.extend(about.octets());
+    frame
+}
+
+#[test]
+fn overlay_lets_nobody_answer_a_container_that_lost_its_lease() {
+    let (_switch, mut hosts, lost) = cut_off();
+    give_to(&mut hosts[1]);
+    settle_connected(&hosts, 2);
+    let [a, b, _] = &hosts[..] else {
+        unreachable!()
+    };
+    let [other, heir] = &b.containers[..] else {
+        unreachable!()
+    };
+    let witness = &a.containers[0];
+    let from_lost = format!("ether saddr {}", mac(&lost));
+    let receivers = [witness, other, heir];
+    for receiver in receivers {
+        count(&receiver.place, "ethwe", &from_lost);
+    }
+    count(&lost.place, "ethwe", TO_IT);
+
+    // It goes on as before: with what it remembers, and asking anew.
+    let others = [
+        witness.address,
+        other.address,
+        a.node.address,
+        b.node.address,
+    ];
+    std::thread::scope(|scope| {
+        for to in others {
+            let lost = &lost;
+            scope.spawn(move || assert!(lost.place.ping(to).is_err(), "{to} answers"));
+        }
+    });
+    lost.place.run("ip neigh flush dev ethwe");
+    let stranger = Ipv4Addr::new(10, 81, 99, 9);
+    let told = (mac(&lost), CONTESTED);
+    for to in [EVERYBODY, mac(witness), mac(other), mac(heir)] {
+        for kind in [REQUEST, REPLY] {
+            for about in [stranger, CONTESTED, witness.address] {
+                send(
+                    &lost.place,
+                    "ethwe",
+                    &arp(mac(&lost), to, kind, told, about),
+                );
+            }
+        }
+    }
+    assert!(lost.place.ping(witness.address).is_err());
+    for receiver in receivers {
+        assert_eq!(counted(&receiver.place), 0, "a frame came in");
+    }
+    assert_eq!(counted(&lost.place), 0, "an answer came");
+    for host in [a, b] {
+        assert!(dropped(host, "dropped_sender") > 0);
+    }
+
+    // Who has the address now is not disturbed.
+    for (from, to) in [
+        (witness, heir),
+        (heir, witness),
+        (other, heir),
+        (heir, other),
+    ] {
+        from.place.must_reach(to.address);
+    }
+    for knows in [witness, other] {
+        let cached = cached(&knows.place, CONTESTED);
+        assert!(cached.contains(&mac(heir).to_string()), "{cached}");
+    }
+    assert_eq!(counted(&lost.place), 0);
+
+    // The guard alone does it: the counter can see what would come in.
+    a.place.run("nft delete table netdev kontena");
+    let _ = lost.place.ping(witness.address);
+    eventually("the frame is seen", || match counted(&witness.place) {
+        0 => Err("not seen".to_owned()),
+        _ => Ok(()),
+    });
+}
+
+#[test]
+fn overlay_lets_a_container_talk_again_whose_lease_is_restored() {
+    let (_switch, mut hosts, lost) = cut_off();
+    give_to(&mut hosts[1]);
+    settle_connected(&hosts, 2);
+    assert!(lost.place.ping(hosts[0].containers[0].address).is_err());
+
+    // Its host is back, and the older lease wins.
+    let heir = hosts[1].containers.pop();
+    hosts[2].containers.push(lost);
+    let all: Vec<&Host> = hosts.iter().collect();
+    settle(&trusting(), &all);
+    let [a, b, c] = &hosts[..] else {
+        unreachable!()
+    };
+    for host in [a, b] {
+        let before = [
+            dropped(host, "dropped_sender"),
+            dropped(host, "dropped_arp"),
+        ];
+        host.containers[0].place.must_reach(CONTESTED);
+        c.containers[0].place.must_reach(host.containers[0].address);
+        c.containers[0].place.must_reach(host.node.address);
+        let after = [
+            dropped(host, "dropped_sender"),
+            dropped(host, "dropped_arp"),
+        ];
+        assert_eq!(before, after, "nothing of it is dropped");
+    }
+    assert_eq!(settle(&trusting(), &all), 0);
+    drop(heir);
+}
+
+#[test]
+fn overlay_leads_those_who_knew_the_old_holder_to_the_new_one() {
+    let (_switch, mut hosts, lost) = cut_off();
+    count(&lost.place, "ethwe", TO_IT);
+    give_to(&mut hosts[1]);
+    settle_connected(&hosts, 2);
+    let [a, b, _] = &hosts[..] else {
+        unreachable!()
+    };
+    let heir = &b.containers[1];
+    // One on the new holder's own host and one on another.
+    for knew in [&a.containers[0], &b.containers[0]] {
+        eventually("the cache is right", || {
+            let cached = cached(&knew.place, CONTESTED);
+            let right = cached.contains(&mac(heir).to_string());
+            right.then_some(()).ok_or(cached)
+        });
+        let answered = knew.place.ping(CONTESTED);
+        assert!(answered.is_ok(), "the first one is answered: {answered:?}");
+    }
+    assert_eq!(counted(&lost.place), 0, "nothing went to the old holder");
+}
+
+#[test]
+fn overlay_sends_nothing_to_who_lost_an_address_that_nobody_has() {
+    let (_switch, hosts, lost) = cut_off();
+    count(&lost.place, "ethwe", TO_IT);
+    let knew = &hosts[0].containers[0].place;
+    let before = cached(knew, CONTESTED);
+    assert!(before.contains(&mac(&lost).to_string()), "{before}");
+    // A reservation took it: it is nobody's endpoint.
+    settle_connected(&hosts, 2);
+    assert!(knew.ping(CONTESTED).is_err());
+    assert_eq!(counted(&lost.place), 0);
+}
+
+#[test]
+fn overlay_drops_arp_that_contradicts_the_directory() {
+    let (_switch, hosts) = world(3, &trusting());
+    let [a, b, c] = &hosts[..] else {
+        unreachable!()
+    };
+    let (liar, victim, listener) = (&b.containers[0], &c.containers[0], &a.containers[0]);
+    listener.place.must_reach(victim.address);
+    listener.place.must_reach(liar.address);
+    let stranger = Ipv4Addr::new(10, 81, 99, 9);
+    let lies = [
+        (EVERYBODY, REQUEST, victim.address, stranger),
+        (mac(listener), REPLY, victim.address, listener.address),
+        (mac(listener), REQUEST, victim.address, listener.address),
+        (mac(listener), REPLY, c.node.address, listener.address),
+        (mac(listener), REPLY, stranger, listener.address),
+        (
+            Mac::of_node(a.node.address),
+            REPLY,
+            stranger,
+            a.node.address,
+        ),
+    ];
+    let tell = |(to, kind, lie, about): (Mac, u8, Ipv4Addr, Ipv4Addr)| {
+        let told = (mac(liar), lie);
+        send(&liar.place, "ethwe", &arp(mac(liar), to, kind, told, about));
+    };
+    let start = dropped(a, "dropped_arp");
+    for (count, lie) in lies.into_iter().enumerate() {
+        tell(lie);
+        eventually("the drop is counted", || {
+            let dropped = dropped(a, "dropped_arp") - start;
+            (dropped == count as u64 + 1)
+                .then_some(())
+                .ok_or(dropped.to_string())
+        });
+    }
+    assert_eq!(dropped(a, "dropped_sender"), 0);
+    let knows = cached(&listener.place, victim.address);
+    assert!(knows.contains(&mac(victim).to_string()), "{knows}");
+    assert!(!a.place.run("ip neigh").contains("10.81.99.9"));
+    listener.place.must_reach(victim.address);
+
+    // The truth passes, also where the bridge does not answer by itself.
+    let told = (mac(liar), liar.address);
+    for kind in [REQUEST, REPLY] {
+        let truth = arp(mac(liar), mac(listener), kind, told, listener.address);
+        send(&liar.place, "ethwe", &truth);
+    }
+    listener.place.must_reach(liar.address);
+    assert_eq!(dropped(a, "dropped_arp") - start, lies.len() as u64);
+
+    // Without the guard a lie is believed: the test can tell.
+    a.place.run("nft delete table netdev kontena");
+    let start = std::time::Instant::now();
+    while start.elapsed() < BOUND {
+        // The kernel lets an entry rest for a second before it takes another MAC.
+        tell(lies[1]);
+        let knows = cached(&listener.place, victim.address);
+        if knows.contains(&mac(liar).to_string()) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the lie is not believed, so this test shows nothing");
+}
+
+#[test]
+fn overlay_forgets_that_it_dropped_frames_of_a_container_before_it_knew_it() {
+    let (_switch, mut hosts) = world(2, &trusting());
+    hosts[1].add_container(12);
+    let all: Vec<&Host> = hosts.iter().collect();
+    let [a, b] = &hosts[..] else { unreachable!() };
+    // The new container's own host hears of it first.
+    b.must_reconcile(&intent(&trusting(), b, &all));
+    let (new, old) = (&b.containers[1], &a.containers[0]);
+    assert!(new.place.ping(old.address).is_err());
+    assert!(dropped(a, "dropped_sender") > 0);
+    a.must_reconcile(&intent(&trusting(), a, &all));
+    let answered = new.place.ping(old.address);
+    assert!(answered.is_ok(), "{answered:?}");
+    let answered = old.place.ping(new.address);
+    assert!(answered.is_ok(), "{answered:?}");
+}
+
+#[test]
+fn overlay_guards_the_tunnel_without_an_agent() {
+    let (_switch, mut hosts, lost) = cut_off();
+    give_to(&mut hosts[1]);
+    // Each pass is an agent's that then ends.
+    settle_connected(&hosts, 2);
+    let before = dropped(&hosts[0], "dropped_sender");
+    assert!(lost.place.ping(hosts[0].containers[0].address).is_err());
+    assert!(dropped(&hosts[0], "dropped_sender") > before);
+    // Whoever empties the chain opens nothing.
+    hosts[0].place.run("nft flush chain netdev kontena ingress");
+    assert!(lost.place.ping(hosts[0].containers[0].address).is_err());
+}
