@@ -162,6 +162,18 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
         .collect()
 }
 
+/// Why a step takes a container away whose lease its placement has no more, in
+/// the Master's words.
+pub fn lease_reason<'a>(step: &Step, on: &Situation<'a>) -> Option<&'a str> {
+    let (Subject::Placement(id), Action::Remove(container)) = (&step.subject, &step.action) else {
+        return None;
+    };
+    let placement = on.placements.get(id)?;
+    let container = on.containers.iter().find(|c| c.id == *container)?;
+    let other = container.origin.as_ref()?.lease != placement.lease;
+    placement.lease_reason.as_deref().filter(|_| other)
+}
+
 fn step(placement: &Placement, mine: &[&Container], on: &Situation<'_>) -> Option<Action> {
     let remove = |container: &&Container| Action::Remove(container.id.clone());
     if placement.desired == Desired::Removed {

@@ -56,14 +56,18 @@ impl Host {
         }
     }
 
-    fn plan(&self) -> Vec<Step> {
-        plan(&Situation {
+    fn situation(&self) -> Situation<'_> {
+        Situation {
             node: NODE,
             placements: &self.placements,
             containers: &self.containers,
             prepared: &self.prepared,
             held: &self.held,
-        })
+        }
+    }
+
+    fn plan(&self) -> Vec<Step> {
+        plan(&self.situation())
     }
 
     /// Carries plans out until there is nothing to do.
@@ -159,6 +163,33 @@ fn a_container_without_its_lease_goes_at_once() {
     let mut host = Host::new([new]);
     host.containers.push(old);
     assert_eq!(host.settle(), ["remove"]);
+}
+
+#[test]
+fn why_the_lease_is_another_is_told_when_the_container_goes_for_it() {
+    let mut new = placement(11, 1);
+    let mut host = Host::new([]);
+    host.containers.push(container_of(&new, running(1)));
+    let why = "10.81.1.1 was given away while the node was lost";
+    new.lease_reason = Some(why.to_owned());
+    new.service_revision = ServiceRevision(2);
+    host.prepared.insert(new.id, new.service_revision);
+    for (lease, told) in [(LeaseNumber(11), None), (LeaseNumber(99), Some(why))] {
+        new.lease = Some(lease);
+        host.placements.insert(new.id, new.clone());
+        let steps = host.plan();
+        assert!(matches!(
+            steps[..],
+            [Step {
+                action: Action::Remove(_),
+                ..
+            }]
+        ));
+        assert_eq!(lease_reason(&steps[0], &host.situation()), told);
+    }
+    host.containers.clear();
+    let steps = host.plan();
+    assert_eq!(lease_reason(&steps[0], &host.situation()), None);
 }
 
 #[test]

@@ -123,6 +123,7 @@ fn placement(id: PlacementId, instance: u8, image: &str) -> Placement {
         service_revision: ServiceRevision(1),
         address: Some([10, 81, 1, instance].into()),
         lease: Some(LeaseNumber(id.0)),
+        lease_reason: None,
         spec: ServiceSpec {
             image: image.to_owned(),
             cmd: Some(["sh", "-c", command].map(str::to_owned).to_vec()),

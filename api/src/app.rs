@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kontena_schema::ids::ReplicaId;
+use tokio::sync::Notify;
 
 use crate::agents::Hub;
+use crate::config::Timers;
+use crate::control::lane::Lanes;
 use crate::db::Db;
 use crate::notify::Bell;
 use crate::token::Signer;
@@ -24,15 +27,21 @@ pub struct App {
     pub bell: Bell,
     /// Signs and checks tokens.
     pub signer: Signer,
+    /// How long things last.
+    pub timers: Timers,
+    /// Requests for addresses, by grid.
+    pub lanes: Lanes,
+    /// Wakes who declares nodes lost: a session ended.
+    pub losses: Notify,
     /// Set when the replica is about to stop.
     draining: AtomicBool,
-    /// Since when every renewal of this replica's row succeeded.
-    steady: Mutex<Option<Instant>>,
+    /// Since when every renewal of this replica's row succeeded, and the last one.
+    steady: Mutex<Option<(Instant, Instant)>>,
 }
 
 impl App {
     /// A replica of these parts.
-    pub fn new(db: Db, hub: Arc<Hub>, bell: Bell, signer: Signer) -> Self {
+    pub fn new(db: Db, hub: Arc<Hub>, bell: Bell, signer: Signer, timers: Timers) -> Self {
         let replica = ReplicaId(uuid::Uuid::new_v4());
         Self {
             replica,
@@ -40,6 +49,9 @@ impl App {
             hub,
             bell,
             signer,
+            timers,
+            lanes: Lanes::default(),
+            losses: Notify::new(),
             draining: AtomicBool::new(false),
             steady: Mutex::new(None),
         }
@@ -47,7 +59,9 @@ impl App {
 
     /// This replica's row was renewed.
     pub fn renewed(&self) {
-        self.lock_steady().get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        let since = now - self.steady_for();
+        *self.lock_steady() = Some((since, now));
     }
 
     /// This replica's row could not be renewed.
@@ -55,13 +69,16 @@ impl App {
         *self.lock_steady() = None;
     }
 
-    /// For how long every renewal succeeded.
+    /// For how long every renewal succeeded; nothing after a time without any, in
+    /// which the process may have been frozen.
     pub fn steady_for(&self) -> Duration {
-        self.lock_steady()
-            .map_or(Duration::ZERO, |since| since.elapsed())
+        match *self.lock_steady() {
+            Some((since, last)) if last.elapsed() < self.timers.replica_ttl => since.elapsed(),
+            _ => Duration::ZERO,
+        }
     }
 
-    fn lock_steady(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn lock_steady(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
         self.steady.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::agents::Hub;
 use crate::app::App;
 use crate::config::ServeConfig;
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, Param};
 use crate::http;
 use crate::notify::Bell;
 use crate::tasks::{self, Tasks};
@@ -57,7 +57,7 @@ impl Replica {
         let redis = config.redis_url.expose();
         let (bell, exchange) = Bell::new(redis, &config.redis_prefix, Arc::clone(&hub))?;
         let signer = Signer::new(&config.secret, &config.admin_token);
-        let app = Arc::new(App::new(db, Arc::clone(&hub), bell, signer));
+        let app = Arc::new(App::new(db, Arc::clone(&hub), bell, signer, config.timers));
         let listener = TcpListener::bind(config.listen).await?;
         // Before the first agent: a session of a replica without a row counts as lost.
         if let Err(error) = app.db.execute(&query::REPLICA_RENEW, &[&app.replica]).await {
@@ -69,6 +69,7 @@ impl Replica {
         tasks.spawn("tick", tasks::tick(Arc::clone(&app)));
         tasks.spawn("renew", tasks::renew(Arc::clone(&app)));
         tasks.spawn("forget", tasks::forget(Arc::clone(&app)));
+        tasks.spawn("lose", tasks::lose(Arc::clone(&app)));
         Ok(Self {
             app,
             listener,
@@ -116,11 +117,9 @@ impl Replica {
         if tokio::time::timeout(FINISH, &mut server).await.is_err() {
             tracing::warn!("requests under way were cut off");
         }
-        if let Err(error) = app
-            .db
-            .execute(&query::REPLICA_REMOVE, &[&app.replica])
-            .await
-        {
+        let at_least_ms = app.timers.replica_loss_ms();
+        let params: [Param; 2] = [&app.replica, &at_least_ms];
+        if let Err(error) = app.db.execute(&query::REPLICA_REMOVE, &params).await {
             tracing::warn!(%error, "this replica's row stays until it is swept");
         }
         tracing::info!("stopped");

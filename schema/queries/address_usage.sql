@@ -3,18 +3,19 @@
 select jsonb_build_object(
     'size', (2 ^ (32 - masklen(g.subnet)))::bigint - 2,
     'nodes', (select count(*) from nodes where grid_id = g.id),
-    'leased', (select count(*) from addresses where grid_id = g.id and lease is not null),
+    'leased', g.held - (select count(*) from nodes where grid_id = g.id),
     'biggest_holders', (
-        select coalesce(jsonb_agg(jsonb_build_object('service', label, 'addresses', held) order by held desc, label), '[]')
+        select coalesce(jsonb_agg(jsonb_build_object('kind', kind, 'holder', holder, 'addresses', held)
+            order by held desc, holder), '[]')
         from (
-            select s.label, count(*) as held
-            from placements p
-            join services s on s.id = p.service_id
-            where p.grid_id = g.id and p.lease is not null
-            group by s.label
-            order by held desc, s.label
+            select kind, case kind when 'placement' then regexp_replace(holder, '-[0-9]+$', '') else holder end as holder,
+                count(*) as held
+            from addresses
+            where grid_id = g.id and lease is not null and kind <> 'node'
+            group by 1, 2
+            order by 3 desc, 2
             limit 5
-        ) holder
+        ) most
     )
 )
-from grids g where g.id = $1
+from grids g where g.name = $1

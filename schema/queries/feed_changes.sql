@@ -2,7 +2,7 @@
 -- What changed in grid $1 after revision $2 of timeline $3, in one snapshot:
 -- `shared` for every agent, `own` by node. An agent that is behind the horizon,
 -- ahead of the grid or from another timeline is answered from 0.
-with at as (
+with at as materialized (
     select g.*, timeline() as timeline,
         case when $2 < g.horizon or $2 > g.revision or $3 <> timeline() then 0 else $2 end as since
     from grids g where g.id = $1
@@ -23,12 +23,13 @@ select
             select coalesce(jsonb_agg(jsonb_build_object(
                 'placement', p.id, 'node', p.node_id, 'address', host(p.ip), 'lease', p.lease,
                 'stack', k.name, 'service', s.name, 'instance', p.instance,
-                'ready', p.desired = 'running' and p.state = 'running' and p.health <> 'unhealthy') order by p.id), '[]')
+                'ready', p.lease_state = 'held' and p.desired = 'running' and p.state = 'running'
+                    and p.health <> 'unhealthy') order by p.id), '[]')
             from placements p
             join services s on s.id = p.service_id
             left join stacks k on k.id = s.stack_id
             where p.grid_id = at.id and p.endpoint_revision > at.since
-                and p.ip is not null and p.node_id is not null),
+                and p.lease_state in ('held', 'lost')),
         'gone_nodes', (
             select coalesce(jsonb_agg(t.id order by t.revision), '[]') from tombstones t
             where t.grid_id = at.id and t.kind = 'node' and at.since > 0 and t.revision > at.since),
@@ -47,7 +48,9 @@ select
                 select p.node_id, 'placement' as kind, p.id, jsonb_build_object(
                     'id', p.id, 'desired', p.desired, 'stack', k.name, 'service', s.name,
                     'instance', p.instance, 'service_revision', p.service_revision,
-                    'address', host(p.ip), 'lease', p.lease, 'spec', s.deployed_spec,
+                    'address', case p.lease_state when 'held' then host(p.ip) end,
+                    'lease', case p.lease_state when 'held' then p.lease end, 'lease_reason', p.lease_reason,
+                    'spec', s.deployed_spec,
                     'platform_env', jsonb_build_object(
                         'KONTENA_SERVICE_ID', at.name || '/' || coalesce(k.name, 'null') || '/' || s.name,
                         'KONTENA_SERVICE_NAME', s.name, 'KONTENA_GRID_NAME', at.name,

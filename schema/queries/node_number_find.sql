@@ -1,13 +1,10 @@
 -- node_number_find
--- The lowest number that no node has and whose address is not lent out.
-select free.number::smallint
-from grids g, generate_series(1, 254) as free (number)
-where g.id = $1
-    and not exists (select from nodes n where n.grid_id = g.id and n.number = free.number)
-    and not exists (
-        select from addresses a
-        where a.grid_id = g.id and a.lease is not null
-            and a.ip = set_masklen(network(g.subnet)::inet, 32) + free.number
-    )
-order by free.number
+-- The lowest number that no node has and whose address nobody holds; if there is
+-- none, the lowest that a node can have back from an instance, and which.
+select n.number::smallint, a.placement_id
+from grids g
+cross join generate_series(1, 254) as n (number)
+left join addresses a on a.grid_id = g.id and a.ip = grid_base(g.subnet) + n.number and a.lease is not null
+where g.id = $1 and (a.lease is null or a.kind = 'placement')
+order by a.lease is not null, n.number
 limit 1

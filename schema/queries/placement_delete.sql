@@ -1,2 +1,2 @@
 -- placement_delete
-delete from placements where id = $1
+delete from placements where id = any($1)

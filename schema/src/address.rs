@@ -99,6 +99,17 @@ impl Plan {
     }
 }
 
+/// In which order an address of the subnet is given to containers: 1 outside the
+/// node range and not ending in .0 or .255, 2 the others outside it, 3 inside.
+pub fn class(subnet: Ipv4Network, address: Ipv4Addr) -> i16 {
+    let host = address.to_bits() - subnet.network().to_bits();
+    match host {
+        1..=254 => 3,
+        _ if matches!(host % 256, 0 | 255) => 2,
+        _ => 1,
+    }
+}
+
 fn is_private(network: Ipv4Network) -> bool {
     RFC1918.iter().any(|&(base, prefix)| {
         Ipv4Network::new(base, prefix).is_ok_and(|private| network.is_subnet_of(private))
@@ -136,6 +147,18 @@ mod tests {
             // A /20 does hold half of a /19 but not all of it.
             assert_eq!(got.unwrap_err().field, field, "{subnet} in {supernet}");
         }
+    }
+
+    #[test]
+    fn the_classes_of_the_default_subnet_have_7874_62_and_254_addresses() {
+        let subnet: Ipv4Network = DEFAULT_SUBNET.parse().unwrap();
+        let count = |wanted| {
+            let usable = subnet.iter().skip(1).take(8190);
+            usable.filter(|ip| class(subnet, *ip) == wanted).count()
+        };
+        assert_eq!([1, 2, 3].map(count), [7874, 62, 254]);
+        assert_eq!(class(subnet, Ipv4Addr::new(10, 81, 1, 1)), 1);
+        assert_eq!(class(subnet, Ipv4Addr::new(10, 81, 0, 255)), 2);
     }
 
     #[test]

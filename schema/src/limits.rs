@@ -21,6 +21,15 @@ pub const SPEC_BYTES_MAX: usize = 64 << 10;
 /// Most trusted subnets of a grid: each is looked at for each pair of nodes.
 pub const TRUSTED_SUBNETS_MAX: usize = 256;
 
+/// Most addresses that one request takes: the default subnet has no more.
+pub const ADDRESSES_MAX: u32 = 8190;
+
+/// Longest name of a reservation.
+pub const RESERVATION_BYTES_MAX: usize = 255;
+
+/// Most rows of one page of a list.
+pub const PAGE_MAX: u32 = 1000;
+
 /// Largest body of an HTTP request: a stack file of many services fits.
 pub const HTTP_BODY_BYTES_MAX: usize = 1 << 20;
 
@@ -40,6 +49,10 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(9);
 
 /// How long an unrenewed replica's row counts as alive.
 pub const REPLICA_TTL: Duration = Duration::from_secs(10);
+
+/// The least time that an agent has to find another replica when its own ends,
+/// whatever the grid's grace: its first retries come within a second.
+pub const REPLICA_LOSS: Duration = Duration::from_secs(5);
 
 /// How often a replica looks for what no bell told it.
 pub const TICK: Duration = Duration::from_secs(1);

@@ -68,6 +68,7 @@ pub(crate) fn placement(id: i64, last: u8) -> Placement {
         service_revision: ServiceRevision(1),
         address: Some([10, 81, 1, last].into()),
         lease: Some(LeaseNumber(id)),
+        lease_reason: None,
         spec: ServiceSpec {
             image: "kontena/toolbox".to_owned(),
             ..ServiceSpec::default()

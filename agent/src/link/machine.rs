@@ -172,7 +172,7 @@ impl Machine {
                 self.phase = Phase::Stopped;
                 return;
             }
-            End::Closed(close::SUPERSEDED | close::GRID_FULL_NODES | close::VERSION, _) => {
+            End::Closed(close::NODE_DUPLICATE | close::GRID_FULL_NODES | close::VERSION, _) => {
                 between(REFUSED_RETRY_MAX / 2, REFUSED_RETRY_MAX, roll)
             }
             End::Closed(close::BAD_TOKEN, _) | End::Status(401 | 403) => self.bad_token(roll),
@@ -328,11 +328,17 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_node_stops_and_a_superseded_one_waits_long() {
+    fn a_removed_node_stops_a_duplicate_one_waits_long_and_a_superseded_one_asks_at_once() {
         let now = Instant::now();
         let mut machine = Machine::new(now, true);
         machine.welcomed(now, false);
-        assert!(pause(&mut machine, now, &closed(close::SUPERSEDED), 0.0) > RETRY_MAX);
+        assert!(pause(&mut machine, now, &closed(close::NODE_DUPLICATE), 0.0) > RETRY_MAX);
+        let until = now + REFUSED_RETRY_MAX;
+        assert_eq!(machine.next(until), Next::Connect(Credential::Node));
+        // It may have been the end of a dead connection; the Master tells if it was a copy.
+        machine.welcomed(until, false);
+        let good = until + GOOD_AFTER;
+        assert!(pause(&mut machine, good, &closed(close::SUPERSEDED), 0.0) < RETRY_MAX);
         machine.ended(now, &closed(close::NODE_REMOVED), 0.0);
         assert_eq!(machine.next(now + DEAD_AFTER * 100), Next::Stop);
     }

@@ -19,9 +19,11 @@ mod socket;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kontena_schema::agent::close;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::config::{Config, Secret};
 use crate::directory::{Directory, Store};
@@ -38,12 +40,17 @@ pub struct Link {
     host: HostSlot,
     facts: FactsSlot,
     machine: Machine,
+    /// Tells this run of the agent from any other that shows the same engine id.
+    instance: Uuid,
+    /// Connections that this run began.
+    connections: u32,
     /// The next `hello` names no position.
     ask_everything: bool,
 }
 
 impl Link {
-    /// A link that publishes what it receives in `directory`.
+    /// A link that publishes what it receives in `directory`. A run of the agent
+    /// has one.
     pub fn new(
         config: Arc<Config>,
         store: Store,
@@ -59,6 +66,8 @@ impl Link {
             host,
             facts,
             machine,
+            instance: Uuid::new_v4(),
+            connections: 0,
             ask_everything: false,
         }
     }
@@ -87,6 +96,11 @@ impl Link {
         let Err(end) = self.session(&token).await;
         match &end {
             End::Failed(_) | End::Status(_) | End::Silent => warn!(%end, "not connected"),
+            End::Closed(close::NODE_DUPLICATE, _) => error!(
+                %end,
+                "another host with the same Docker engine id is connected; everything here stays \
+                 as it is, but this host learns nothing new until one of the two gets another id"
+            ),
             End::Closed(..) => info!(%end, "not connected"),
             End::Protocol(_) => {
                 error!(%end, "not connected");

@@ -38,6 +38,7 @@ impl Link {
         };
         let socket = timeout_at(deadline.into(), socket::connect(&self.config, token)).await;
         let socket = socket.map_err(|_| End::Silent)??;
+        self.connections += 1;
         let mut session = Session {
             socket,
             node: None,
@@ -82,6 +83,8 @@ impl Link {
             protocol: PROTOCOL,
             engine_id: facts.engine_id.clone(),
             boot_id: facts.boot_id.clone(),
+            instance: Some(self.instance),
+            connection: self.connections,
             position: position.filter(|_| !self.ask_everything),
             facts: facts.facts.clone(),
             inventory: host.inventory.clone(),

@@ -213,7 +213,8 @@ async fn it_joins_keeps_its_token_and_comes_back_from_where_it_was() {
     let mut bed = bed(Directory::default(), None).await;
     let mut peer = bed.accept().await;
     assert_eq!(peer.token, "Bearer join");
-    assert_eq!(peer.hello().await.position, None);
+    let first = peer.hello().await;
+    assert_eq!(first.position, None);
     let token = Some("node".to_owned());
     peer.send(&ToAgent::Welcome(Box::new(Welcome {
         node_token: token,
@@ -229,7 +230,30 @@ async fn it_joins_keeps_its_token_and_comes_back_from_where_it_was() {
 
     let mut peer = bed.accept().await;
     assert_eq!(peer.token, "Bearer node");
-    assert_eq!(peer.hello().await.position.unwrap().revision, Revision(8));
+    let second = peer.hello().await;
+    assert_eq!(second.position.unwrap().revision, Revision(8));
+    assert!(first.instance.is_some());
+    assert_eq!(first.instance, second.instance, "it is the same run");
+    assert_eq!((first.connection, second.connection), (1, 2));
+}
+
+#[tokio::test]
+async fn another_run_of_the_agent_is_another_instance() {
+    let runs = [bed(directory(), None).await, bed(directory(), None).await];
+    let [one, other] = &runs;
+    let (one, other) = (one.welcomed().await.1, other.welcomed().await.1);
+    assert_ne!(one.instance, other.instance);
+}
+
+#[tokio::test]
+async fn a_duplicate_keeps_what_it_knows_and_is_quiet() {
+    let bed = bed(directory(), Some("node")).await;
+    let (peer, _) = bed.welcomed().await;
+    peer.close(close::NODE_DUPLICATE).await;
+    let quiet = timeout(Duration::from_secs(1), bed.listener.accept()).await;
+    assert!(quiet.is_err(), "it calls again at once");
+    let known = bed.directory.borrow();
+    assert!(!known.removed && known.placements == directory().placements);
 }
 
 #[tokio::test]

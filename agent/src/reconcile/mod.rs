@@ -33,7 +33,7 @@ use crate::dns::zone::{Local, Zone};
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
 use crate::overlay::{Overlay, OverlayIntent};
-use crate::plan::{Situation, Subject, by_placement, plan};
+use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
 use rightful::{attachments, locals};
@@ -162,13 +162,19 @@ impl Reconciler {
         if !known || self.engine_away {
             return;
         }
-        let steps = plan(&Situation {
+        let situation = Situation {
             node: node(directory).unwrap_or(NodeId(0)),
             placements: &directory.placements,
             containers,
             prepared: &self.works.prepared,
             held: &self.works.held(Instant::now()),
-        });
+        };
+        let steps = plan(&situation);
+        for step in &steps {
+            if let Some(reason) = lease_reason(step, &situation) {
+                info!(subject = ?step.subject, reason, "the container lost its lease");
+            }
+        }
         for step in steps {
             self.works.start(step, directory);
         }

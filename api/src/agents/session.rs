@@ -12,7 +12,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use kontena_schema::agent::{FromAgent, Hello, PROTOCOL, Position, ToAgent, close};
 use kontena_schema::ids::Revision;
 use kontena_schema::limits::{DEAD_AFTER, HELLO_WITHIN, PING_EVERY};
-use tokio::time::{Instant, Interval, timeout};
+use tokio::time::{Instant, Interval, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::{Feed, GridWatch, Live, Wake};
@@ -20,9 +20,6 @@ use crate::app::App;
 use crate::control::session::{self, SessionKey};
 use crate::control::{ControlError, report};
 use crate::token::TokenRow;
-
-/// How long a frame may take to leave: a peer that reads this slowly is gone.
-const SEND_WITHIN: Duration = DEAD_AFTER;
 
 /// Why a session ends: a close code and a sentence.
 type End = (u16, String);
@@ -101,10 +98,14 @@ fn refuse(error: ControlError) -> End {
         ControlError::BadToken => close::BAD_TOKEN,
         ControlError::StaleSession => close::SUPERSEDED,
         ControlError::GridFullNodes { .. } => close::GRID_FULL_NODES,
+        ControlError::NodeDuplicate { .. } => close::NODE_DUPLICATE,
         ControlError::NotFound { .. } => close::NODE_REMOVED,
         ControlError::Invalid(_)
         | ControlError::Conflict { .. }
         | ControlError::GridFullAddresses { .. }
+        | ControlError::Busy { .. }
+        | ControlError::ReplicaLost
+        | ControlError::Unavailable
         | ControlError::Db(_) => close::TRY_LATER,
     };
     match error {
@@ -129,6 +130,8 @@ struct Session<'a> {
     live: Live,
     /// Nothing was sent yet: the first answer says where the agent is.
     first: bool,
+    /// It ends because the replica does.
+    replica_ends: bool,
 }
 
 async fn run(
@@ -172,12 +175,15 @@ async fn run(
         heard_from: Instant::now(),
         live: app.hub.live(key.node, key.epoch),
         first: true,
+        replica_ends: false,
     };
     let end = match session.send(&ToAgent::Welcome(Box::new(welcome))).await {
         Ok(()) => session.run(&mut watch).await,
         Err(end) => end,
     };
-    if let Err(error) = session::session_close(app, key).await {
+    // Whatever the Master's own trouble is, the agent is not to pay for it.
+    let replica_ends = session.replica_ends || end.0 == close::TRY_LATER;
+    if let Err(error) = session::session_close(app, key, replica_ends).await {
         tracing::warn!(%error, node = %key.node, "the end of a session is not written; its replica's end will be");
     }
     end
@@ -211,6 +217,7 @@ impl Session<'_> {
             wake = watch.next(self.seen) => match wake {
                 Wake::Moved => self.catch_up().await.map(ControlFlow::Continue),
                 Wake::Close => {
+                    self.replica_ends = true;
                     // Agents of one replica do not all arrive at the next one at once.
                     let spread = u64::from(Uuid::new_v4().as_bytes()[0]) * 4;
                     tokio::time::sleep(Duration::from_millis(spread)).await;
@@ -219,18 +226,25 @@ impl Session<'_> {
             },
             () = self.live.doubted() => self.catch_up().await.map(ControlFlow::Continue),
             _ = ping.tick() => self.pulse().await.map(ControlFlow::Continue),
+            () = tokio::time::sleep_until(self.heard_from + DEAD_AFTER) => {
+                Ok(ControlFlow::Break((close::GOING_AWAY, "the agent was silent".to_owned())))
+            }
         }
     }
 
     async fn pulse(&mut self) -> Result<(), End> {
-        if self.heard_from.elapsed() > DEAD_AFTER {
-            return Err((close::GOING_AWAY, "the agent was silent".to_owned()));
-        }
         self.transmit(Message::Ping(Vec::new().into())).await
     }
 
     async fn take(&mut self, message: Message) -> Result<ControlFlow<End>, End> {
         self.heard_from = Instant::now();
+        let taken = self.act_on(message).await;
+        // How long that took is not the agent's silence.
+        self.heard_from = Instant::now();
+        taken
+    }
+
+    async fn act_on(&mut self, message: Message) -> Result<ControlFlow<End>, End> {
         let app = &self.connection.app;
         match message {
             Message::Text(text) => {
@@ -241,7 +255,11 @@ impl Session<'_> {
                         return Err((close::BAD_FRAME, "a second hello".to_owned()));
                     }
                 };
-                taken.map_err(refuse)?;
+                match taken {
+                    Ok(()) => {}
+                    Err(ControlError::StaleSession) => return Err(superseded(app, self.key).await),
+                    Err(error) => return Err(refuse(error)),
+                }
             }
             Message::Binary(_) => return Err((close::BAD_FRAME, "a binary frame".to_owned())),
             Message::Close(_) => {
@@ -288,7 +306,8 @@ impl Session<'_> {
     }
 
     async fn transmit(&mut self, message: Message) -> Result<(), End> {
-        match timeout(SEND_WITHIN, self.socket.send(message)).await {
+        // Nobody hears the agent meanwhile, and it may be silent already.
+        match timeout_at(self.heard_from + DEAD_AFTER, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err((close::GOING_AWAY, format!("the agent left: {error}"))),
             Err(_) => Err((close::GOING_AWAY, "the agent does not read".to_owned())),

@@ -4,14 +4,17 @@
 //! which address it has, which placements end. What is left is the agents' work;
 //! their reports end the deploy, or its deadline does.
 
+use std::collections::BTreeMap;
+
 use kontena_schema::http::services::{Deploy, ServiceScale};
-use kontena_schema::ids::{DeployId, NodeId, PlacementId};
+use kontena_schema::ids::{DeployId, LeaseNumber, NodeId, PlacementId};
 use kontena_schema::limits::INSTANCES_MAX;
 use kontena_schema::query;
 
+use super::lease::{self, Holder, Step};
 use super::schedule::{self, Candidate, Placed};
 use super::service::{self, ServiceRow};
-use super::{Call, ControlError, LockedGrid, change, lease, placement, show};
+use super::{Call, ControlError, LockedGrid, change, placement, reservation, show};
 use crate::app::App;
 use crate::db::{DbError, Param};
 
@@ -130,7 +133,7 @@ pub async fn converge(
         &placed,
     );
 
-    placement::remove(grid, &decision.remove).await?;
+    placement::remove(grid, &decision.remove, reason).await?;
     let behind =
         |p: &Placed| p.service_revision != service.revision && !decision.remove.contains(&p.id);
     if placed.iter().any(behind) {
@@ -138,25 +141,71 @@ pub async fn converge(
         let keep: [Param; 3] = [&service.id, &service.revision, &revision];
         tx.execute(&query::PLACEMENT_KEEP, &keep).await?;
     }
-    if !decision.place.is_empty() {
-        let revision = grid.stamp().await?;
-        let (instances, on): (Vec<i32>, Vec<NodeId>) = decision.place.iter().copied().unzip();
-        let insert: [Param; 6] = [
-            &grid.row.id,
-            &service.id,
-            &service.revision,
-            &revision,
-            &instances,
-            &on,
-        ];
-        let placements = tx
-            .values::<PlacementId>(&query::PLACEMENT_INSERT, &insert)
-            .await?;
-        lease::take(grid, &placements, reason).await?;
-    }
+    place(grid, service, &nodes, &decision.place, reason).await?;
     let unplaced = decision
         .unplaced
         .iter()
         .map(|(instance, why)| format!("{instance}: {why}"));
     Ok(unplaced.collect::<Vec<_>>().join("; "))
+}
+
+/// Adds placements, each with its address; all or none.
+async fn place(
+    grid: &LockedGrid<'_, '_>,
+    service: &ServiceRow,
+    nodes: &[Candidate],
+    wanted: &[(i32, NodeId)],
+    reason: &str,
+) -> Result<(), ControlError> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let tx = grid.tx;
+    let Some(leases) = lease::pick(grid, wanted.len()).await? else {
+        return Err(reservation::full(tx, &grid.row.name, wanted.len()).await?);
+    };
+    let revision = grid.stamp().await?;
+    let (instances, on): (Vec<i32>, Vec<NodeId>) = wanted.iter().copied().unzip();
+    let ips: Vec<String> = leases.iter().map(|lease| lease.ip.to_string()).collect();
+    let numbers: Vec<LeaseNumber> = leases.iter().map(|lease| lease.number).collect();
+    let insert: [Param; 8] = [
+        &grid.row.id,
+        &service.id,
+        &service.revision,
+        &revision,
+        &instances,
+        &on,
+        &ips,
+        &numbers,
+    ];
+    let placements = tx
+        .values::<PlacementId>(&query::PLACEMENT_INSERT, &insert)
+        .await?;
+    let stack = service
+        .stack
+        .as_ref()
+        .map_or(String::new(), |stack| format!("{stack}/"));
+    let names: Vec<String> = instances
+        .iter()
+        .map(|instance| format!("{stack}{}-{instance}", service.name))
+        .collect();
+    let node_names: BTreeMap<NodeId, &str> = nodes
+        .iter()
+        .map(|node| (node.id, node.name.as_str()))
+        .collect();
+    let holders: Vec<Holder<'_>> = (names.iter().zip(&on).zip(&placements))
+        .map(|((name, node), placement)| Holder {
+            name,
+            node: node_names.get(node).copied(),
+            placement: Some(*placement),
+            node_id: None,
+        })
+        .collect();
+    lease::hold(
+        grid,
+        &Step::placed(lease::MASTER, reason),
+        &leases,
+        &holders,
+    )
+    .await
 }

@@ -42,6 +42,24 @@ pub enum ControlError {
         /// Its size, its use and its biggest holders.
         usage: serde_json::Value,
     },
+    /// Too many requests for one grid wait already.
+    #[error("too many requests for grid {grid:?} are waiting")]
+    Busy {
+        /// The grid.
+        grid: String,
+    },
+    /// Another host with the same engine id is connected.
+    #[error("another host with the engine id of node {node:?} is connected")]
+    NodeDuplicate {
+        /// The node.
+        node: String,
+    },
+    /// What was asked for may or may not have happened.
+    #[error("the outcome is not known")]
+    Unavailable,
+    /// The others take this replica for dead.
+    #[error("this replica lost its place among the others")]
+    ReplicaLost,
     /// The caller's session is over: a newer one took its place.
     #[error("the session is not the node's latest")]
     StaleSession,
@@ -57,6 +75,11 @@ impl ControlError {
     /// One field and its reason.
     pub fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Invalid(BTreeMap::from([(field.into(), reason.into())]))
+    }
+
+    /// Whether the database, not the request, is at fault for now.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Db(error) if error.is_unavailable())
     }
 
     /// Something that is not there.

@@ -205,6 +205,7 @@ pub async fn grid_remove(app: &App, call: &Call, name: &str) -> Result<Empty, Co
         Box::pin(async move {
             let grid = LockedGrid::by_name(tx, name).await?;
             let shown: Grid = tx.one(&query::GRID_LIST, &[&name]).await?;
+            let held: Option<i64> = tx.value(&query::GRID_HELD, &[&grid.row.id]).await?;
             let stacks: Vec<serde_json::Value> = tx
                 .all(&query::STACK_LIST, &[&name, &None::<String>])
                 .await?;
@@ -212,6 +213,7 @@ pub async fn grid_remove(app: &App, call: &Call, name: &str) -> Result<Empty, Co
                 ("services", shown.service_count),
                 ("nodes", shown.node_count),
                 ("stacks", i64::try_from(stacks.len()).unwrap_or(i64::MAX)),
+                ("reserved addresses", held.unwrap_or_default()),
             ] {
                 if count > 0 {
                     let message = format!("grid {name:?} still has {what}: remove them first");

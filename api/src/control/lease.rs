@@ -1,74 +1,314 @@
-//! Leases of overlay addresses.
+//! Leases of overlay addresses: who holds which (`infra/adr/0004-leases.md`).
 //!
-//! A lease belongs to a placement. It is taken under the grid's lock, gets the
-//! grid's next lease number, and each step of its life is a row of the ledger.
+//! All of it happens under the grid's lock. An address is chosen with the next
+//! lease number, then held; each step is a row of the ledger, written by the same
+//! statement. What frees addresses serves those that wait before it ends.
 
 use std::net::Ipv4Addr;
 
-use kontena_schema::ids::{LeaseNumber, PlacementId};
+use kontena_schema::http::addresses::HolderKind;
+use kontena_schema::ids::{LeaseNumber, NodeId, PlacementId, Revision};
 use kontena_schema::query;
+use serde::Deserialize;
 
 use super::{ControlError, LockedGrid};
 use crate::db::{DbError, Param};
 
-/// Leases an address to each placement, or none to any.
-pub async fn take(
+/// Who did it, where it was nobody from outside.
+pub const MASTER: &str = "master";
+
+/// An address with the number of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// In which order it is given out.
+    pub class: i16,
+    /// The number.
+    pub number: LeaseNumber,
+}
+
+/// A placement, as leases know it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Tenant {
+    /// The placement.
+    pub id: PlacementId,
+    /// `stack/service-n`.
+    pub holder: String,
+    /// Its node.
+    pub node_id: NodeId,
+    /// Its node's name.
+    pub node: String,
+    /// The address that it has, or had.
+    pub ip: Option<Ipv4Addr>,
+    /// The lease that it has, or had.
+    pub lease: Option<LeaseNumber>,
+    /// `running`, `stopped` or `removed`.
+    pub desired: String,
+}
+
+/// What is known of an address.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AddressRow {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// In which order it is given out.
+    pub class: i16,
+    /// Its lease; none while it is free.
+    pub lease: Option<LeaseNumber>,
+    /// What holds it.
+    pub kind: Option<HolderKind>,
+    /// Who holds it.
+    pub holder: Option<String>,
+    /// On which node.
+    pub node: Option<String>,
+    /// The placement that holds it.
+    pub placement_id: Option<PlacementId>,
+}
+
+/// One step of several leases with the same story.
+pub struct Step<'a> {
+    /// `leased` or `restored`.
+    pub event: &'a str,
+    /// What kind of holder.
+    pub kind: HolderKind,
+    /// Who did it.
+    pub actor: &'a str,
+    /// Why.
+    pub reason: &'a str,
+}
+
+impl<'a> Step<'a> {
+    /// New leases of placements.
+    pub fn placed(actor: &'a str, reason: &'a str) -> Self {
+        let kind = HolderKind::Placement;
+        Self {
+            event: "leased",
+            kind,
+            actor,
+            reason,
+        }
+    }
+}
+
+/// Who is to hold an address.
+pub struct Holder<'a> {
+    /// As the ledger names it.
+    pub name: &'a str,
+    /// On which node.
+    pub node: Option<&'a str>,
+    /// The placement.
+    pub placement: Option<PlacementId>,
+    /// The node, for the address of its number.
+    pub node_id: Option<NodeId>,
+}
+
+impl<'a> From<&'a Tenant> for Holder<'a> {
+    fn from(tenant: &'a Tenant) -> Self {
+        Self {
+            name: &tenant.holder,
+            node: Some(&tenant.node),
+            placement: Some(tenant.id),
+            node_id: None,
+        }
+    }
+}
+
+/// Chooses the next free addresses; all or none.
+pub async fn pick(
+    grid: &LockedGrid<'_, '_>,
+    wanted: usize,
+) -> Result<Option<Vec<Lease>>, ControlError> {
+    let count = i64::try_from(wanted).expect("what is asked for fits in memory");
+    let params: [Param; 2] = [&grid.row.id, &count];
+    let rows = grid.tx.rows(&query::ADDRESS_PICK, &params).await?;
+    if rows.len() < wanted {
+        return Ok(None);
+    }
+    let lease = |row: &tokio_postgres::Row| Lease {
+        ip: parse(row.get(0)),
+        class: row.get(1),
+        number: row.get(2),
+    };
+    Ok(Some(rows.iter().map(lease).collect()))
+}
+
+fn parse(text: &str) -> Ipv4Addr {
+    text.parse().expect("Postgres's host() writes an address")
+}
+
+/// Gives chosen addresses to their holders.
+pub async fn hold(
+    grid: &LockedGrid<'_, '_>,
+    step: &Step<'_>,
+    leases: &[Lease],
+    holders: &[Holder<'_>],
+) -> Result<(), ControlError> {
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let revision = grid.revision();
+    let kind = step.kind.as_str();
+    let ips: Vec<String> = leases.iter().map(|lease| lease.ip.to_string()).collect();
+    let classes: Vec<i16> = leases.iter().map(|lease| lease.class).collect();
+    let numbers: Vec<LeaseNumber> = leases.iter().map(|lease| lease.number).collect();
+    let names: Vec<&str> = holders.iter().map(|holder| holder.name).collect();
+    let nodes: Vec<Option<&str>> = holders.iter().map(|holder| holder.node).collect();
+    let placements: Vec<_> = holders.iter().map(|holder| holder.placement).collect();
+    let node_ids: Vec<_> = holders.iter().map(|holder| holder.node_id).collect();
+    let params: [Param; 13] = [
+        &grid.row.id,
+        &revision,
+        &step.event,
+        &step.actor,
+        &step.reason,
+        &kind,
+        &ips,
+        &classes,
+        &numbers,
+        &names,
+        &nodes,
+        &placements,
+        &node_ids,
+    ];
+    let robbed: Option<Vec<PlacementId>> = grid.tx.value(&query::ADDRESS_HOLD, &params).await?;
+    let robbed = robbed.ok_or(DbError::NoRow(query::ADDRESS_HOLD.name))?;
+    forget_endpoints(grid, &robbed).await
+}
+
+/// The number of the next lease, which nobody has had.
+pub async fn next_number(grid: &LockedGrid<'_, '_>) -> Result<LeaseNumber, ControlError> {
+    let params: [Param; 1] = [&grid.row.id];
+    let next = grid.tx.value(&query::ADDRESS_NEXT_LEASE, &params).await?;
+    Ok(next.ok_or(DbError::NoRow(query::ADDRESS_NEXT_LEASE.name))?)
+}
+
+/// Takes placements whose address is another's now out of every directory.
+pub async fn forget_endpoints(
     grid: &LockedGrid<'_, '_>,
     placements: &[PlacementId],
-    reason: &str,
 ) -> Result<(), ControlError> {
     if placements.is_empty() {
         return Ok(());
     }
-    let (tx, id) = (grid.tx, grid.row.id);
-    let wanted = i64::try_from(placements.len()).expect("placements fit in memory");
-    let found = tx.rows(&query::ADDRESS_FIND, &[&id, &wanted]).await?;
-    if found.len() < placements.len() {
-        let usage = tx.one(&query::ADDRESS_USAGE, &[&id]).await?;
-        let grid = grid.row.name.clone();
-        return Err(ControlError::GridFullAddresses {
-            grid,
-            wanted,
-            usage,
-        });
-    }
-    let last = tx
-        .value::<i64>(&query::LEASE_NUMBERS, &[&id, &wanted])
-        .await?;
-    let last = last.ok_or(DbError::NoRow(query::LEASE_NUMBERS.name))?;
-    let leases: Vec<LeaseNumber> = (last - wanted + 1..=last).map(LeaseNumber).collect();
-    let addresses: Vec<String> = found.iter().map(|row| row.get(0)).collect();
-    let classes: Vec<i16> = found.iter().map(|row| row.get(1)).collect();
-
-    let count = placements.len();
-    let take: [Param; 5] = [&id, &addresses, &classes, &leases, &placements];
-    tx.execute_exactly(count, &query::ADDRESS_TAKE, &take)
-        .await?;
-    let lent: [Param; 3] = [&placements, &addresses, &leases];
-    tx.execute_exactly(count, &query::PLACEMENT_LEASE, &lent)
-        .await?;
     let revision = grid.stamp().await?;
-    tx.execute(&query::LEDGER_LEASED, &[&placements, &reason, &revision])
+    let gone: [Param; 4] = [&grid.row.id, &"endpoint", &placements, &revision];
+    grid.tx
+        .execute(&query::TOMBSTONE_INSERT_MANY, &gone)
         .await?;
     Ok(())
 }
 
-/// Ends the lease of a placement, if it holds one.
-pub async fn release(
+/// Ends the leases of addresses, all of which are held.
+pub async fn free(
     grid: &LockedGrid<'_, '_>,
-    placement: PlacementId,
-    address: Option<Ipv4Addr>,
+    actor: &str,
     reason: &str,
+    ips: &[Ipv4Addr],
 ) -> Result<(), ControlError> {
-    if address.is_none() {
+    if ips.is_empty() {
+        return Ok(());
+    }
+    let text: Vec<String> = ips.iter().map(ToString::to_string).collect();
+    let revision = grid.revision();
+    let params: [Param; 5] = [&grid.row.id, &revision, &actor, &reason, &text];
+    grid.tx.rows(&query::ADDRESS_FREE, &params).await?;
+    Ok(())
+}
+
+/// What is known of addresses, by address; none of those that were never used.
+pub async fn rows(
+    grid: &LockedGrid<'_, '_>,
+    ips: &[Ipv4Addr],
+) -> Result<Vec<AddressRow>, ControlError> {
+    let text: Vec<String> = ips.iter().map(ToString::to_string).collect();
+    Ok(grid
+        .tx
+        .all(&query::ADDRESS_ROWS, &[&grid.row.id, &text])
+        .await?)
+}
+
+/// How many placements wait, and how many addresses are free.
+struct Room {
+    waiting: i64,
+    free: i64,
+}
+
+async fn room(grid: &LockedGrid<'_, '_>, served: i64) -> Result<Room, ControlError> {
+    let params: [Param; 2] = [&grid.row.id, &served];
+    let rows = grid.tx.rows(&query::PLACEMENT_SERVED, &params).await?;
+    let row = rows
+        .first()
+        .ok_or(DbError::NoRow(query::PLACEMENT_SERVED.name))?;
+    Ok(Room {
+        waiting: row.get(0),
+        free: row.get(1),
+    })
+}
+
+/// Gives placements that hold nothing another address; those for which there is
+/// none wait. Both are told why.
+pub async fn give(
+    grid: &LockedGrid<'_, '_>,
+    tenants: &[(Tenant, String)],
+) -> Result<(), ControlError> {
+    if tenants.is_empty() {
+        return Ok(());
+    }
+    let free = usize::try_from(room(grid, 0).await?.free).unwrap_or(0);
+    let revision = grid.stamp().await?;
+    let (served, late) = tenants.split_at(free.min(tenants.len()));
+    let picked = pick(grid, served.len()).await?;
+    let picked = picked.ok_or(DbError::NoRow(query::ADDRESS_PICK.name))?;
+    for ((tenant, reason), lease) in served.iter().zip(&picked) {
+        move_to(grid, tenant, Some(reason), *lease, revision).await?;
+    }
+    for (tenant, reason) in late {
+        let ids = [tenant.id];
+        let ids = ids.as_slice();
+        let wait: [Param; 4] = [&grid.row.id, &ids, reason, &revision];
+        grid.tx
+            .execute_exactly(1, &query::PLACEMENT_WAIT, &wait)
+            .await?;
+        forget_endpoints(grid, &[tenant.id]).await?;
+    }
+    Ok(())
+}
+
+async fn move_to(
+    grid: &LockedGrid<'_, '_>,
+    tenant: &Tenant,
+    reason: Option<&String>,
+    lease: Lease,
+    revision: Revision,
+) -> Result<(), ControlError> {
+    let (ids, ips, numbers) = ([tenant.id], [lease.ip.to_string()], [lease.number]);
+    let (ids, ips, numbers) = (ids.as_slice(), ips.as_slice(), numbers.as_slice());
+    let give: [Param; 5] = [&ids, &ips, &numbers, &reason, &revision];
+    grid.tx
+        .execute_exactly(1, &query::PLACEMENT_GIVE, &give)
+        .await?;
+    let why = reason.map_or("an address became free", String::as_str);
+    let step = Step::placed(MASTER, why);
+    hold(grid, &step, &[lease], &[tenant.into()]).await
+}
+
+/// Gives what is free to those that wait, the longest first. Whatever frees
+/// addresses ends with this.
+pub async fn serve(grid: &LockedGrid<'_, '_>) -> Result<(), ControlError> {
+    let Room { waiting, free } = room(grid, 0).await?;
+    let count = waiting.min(free);
+    if count <= 0 {
         return Ok(());
     }
     let revision = grid.stamp().await?;
-    grid.tx
-        .execute(&query::LEDGER_RELEASED, &[&placement, &reason, &revision])
-        .await?;
-    grid.tx
-        .execute_exactly(1, &query::ADDRESS_RELEASE, &[&placement, &revision])
-        .await?;
+    let params: [Param; 2] = [&grid.row.id, &count];
+    let tenants: Vec<Tenant> = grid.tx.all(&query::PLACEMENT_WAITING, &params).await?;
+    let picked = pick(grid, tenants.len()).await?;
+    let picked = picked.ok_or(DbError::NoRow(query::ADDRESS_PICK.name))?;
+    for (tenant, lease) in tenants.iter().zip(picked) {
+        move_to(grid, tenant, None, lease, revision).await?;
+    }
+    room(grid, count).await?;
     Ok(())
 }

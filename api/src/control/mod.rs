@@ -4,16 +4,22 @@
 //! agents must know with the grid's next revision. It knows no HTTP and no
 //! sockets. Names are the same everywhere: operation, function, transaction.
 
+pub mod address;
+mod batch;
 pub mod command;
 pub mod container;
 pub mod deploy;
 mod error;
 pub mod grid;
+pub mod lane;
 pub mod lease;
 mod links;
+pub mod loss;
 pub mod node;
 pub mod placement;
 pub mod report;
+pub mod reservation;
+mod returning;
 pub mod schedule;
 pub mod service;
 pub mod session;
@@ -83,6 +89,8 @@ pub struct GridRow {
     pub revision: Revision,
     /// Where the overlay may run in clear.
     pub trusted_subnets: Vec<Ipv4Network>,
+    /// Placements that waited for an address before this transaction.
+    pub waiting: i64,
 }
 
 /// A locked grid inside a transaction.
@@ -132,6 +140,11 @@ impl<'a, 'env> LockedGrid<'a, 'env> {
         let revision = revision.ok_or(DbError::NoRow(query::GRID_STAMP.name))?;
         self.stamp.store(revision, Ordering::Relaxed);
         Ok(Revision(revision))
+    }
+
+    /// A statement stamped rows with `revision`, unless it is 0.
+    pub fn stamped(&self, revision: i64) {
+        self.stamp.fetch_max(revision, Ordering::Relaxed);
     }
 
     /// The grid's revision with what this transaction stamped.
@@ -188,13 +201,23 @@ where
 
 /// Takes the call's key, or reads the answer that it was used for.
 async fn claim<T: DeserializeOwned>(tx: &Tx<'_>, call: &Call) -> Result<Option<T>, ControlError> {
-    let Some(IdempotencyKey { key, request_hash }) = &call.idempotency else {
+    let Some(used) = &call.idempotency else {
         return Ok(None);
     };
+    let IdempotencyKey { key, request_hash } = used;
     let claim = &query::IDEMPOTENCY_CLAIM;
     if tx.execute(claim, &[&call.actor, key, request_hash]).await? == 1 {
         return Ok(None);
     }
+    replay(tx, call, used).await.map(Some)
+}
+
+/// The answer that a key was used for.
+pub(crate) async fn replay<T: DeserializeOwned>(
+    tx: &Tx<'_>,
+    call: &Call,
+    IdempotencyKey { key, request_hash }: &IdempotencyKey,
+) -> Result<T, ControlError> {
     let rows = tx
         .rows(&query::IDEMPOTENCY_SHOW, &[&call.actor, key])
         .await?;
@@ -215,7 +238,7 @@ async fn claim<T: DeserializeOwned>(tx: &Tx<'_>, call: &Call) -> Result<Option<T
             "the answer stored under this Idempotency-Key is of another kind: {error}"
         ),
     })?;
-    Ok(Some(answer))
+    Ok(answer)
 }
 
 async fn store<T: Serialize>(tx: &Tx<'_>, call: &Call, answer: &T) -> Result<(), ControlError> {

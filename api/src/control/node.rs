@@ -1,16 +1,23 @@
 //! Nodes: joining and removal. What a node does is its session's and report's.
 
+use std::net::Ipv4Addr;
+
 use kontena_schema::agent::Hello;
+use kontena_schema::http::addresses::HolderKind;
 use kontena_schema::http::nodes::Node;
-use kontena_schema::ids::{NodeId, NodeNumber};
+use kontena_schema::ids::{NodeId, NodeNumber, PlacementId};
 use kontena_schema::query;
 use serde::Deserialize;
 
 use super::grid::Empty;
+use super::lease::{self, Holder, Lease, Step, Tenant};
 use super::placement::Ending;
-use super::{Call, ControlError, LockedGrid, change, placement, service, show};
+use super::{Call, ControlError, LockedGrid, change, placement, returning, show};
 use crate::app::App;
 use crate::db::{DbError, Param};
+
+/// The class of the addresses of node numbers.
+const NODE_RANGE_CLASS: i16 = 3;
 
 /// A node as the rules see it.
 #[derive(Clone, Debug, Deserialize)]
@@ -48,15 +55,63 @@ pub async fn by_engine(
         .await?)
 }
 
+/// The number for a node that joins: the lowest whose address nobody holds, else
+/// the lowest that an instance has to give back.
+async fn number(grid: &LockedGrid<'_, '_>) -> Result<(i16, Option<PlacementId>), ControlError> {
+    let rows = grid
+        .tx
+        .rows(&query::NODE_NUMBER_FIND, &[&grid.row.id])
+        .await?;
+    let row = rows.first().ok_or_else(|| ControlError::GridFullNodes {
+        grid: grid.row.name.clone(),
+    })?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Gives a node the address of its number; an instance that has it moves.
+async fn settle(
+    grid: &LockedGrid<'_, '_>,
+    node: &NodeRow,
+    lent_to: Option<PlacementId>,
+) -> Result<(), ControlError> {
+    let tx = grid.tx;
+    let number = i64::from(node.number.get());
+    let params: [Param; 2] = [&grid.row.id, &number];
+    let ip: Option<String> = tx.value(&query::NODE_NUMBER_ADDRESS, &params).await?;
+    let ip = ip.and_then(|ip| ip.parse().ok());
+    let ip = ip.ok_or(DbError::NoRow(query::NODE_NUMBER_ADDRESS.name))?;
+    let mut moving = Vec::new();
+    if let Some(lent_to) = lent_to {
+        let tenant: Tenant = tx.one(&query::PLACEMENT_BY_ID, &[&lent_to]).await?;
+        let reason = format!("{ip} is the address of node {} now", node.name);
+        lease::free(grid, lease::MASTER, &reason, &[ip]).await?;
+        returning::dispossess(grid, tenant, reason, &mut moving).await?;
+    }
+    let lease = Lease {
+        ip,
+        class: NODE_RANGE_CLASS,
+        number: lease::next_number(grid).await?,
+    };
+    let step = Step {
+        event: "leased",
+        kind: HolderKind::Node,
+        actor: &node.name,
+        reason: "node joined",
+    };
+    let holder = Holder {
+        name: &node.name,
+        node: Some(&node.name),
+        placement: None,
+        node_id: Some(node.id),
+    };
+    lease::hold(grid, &step, &[lease], &[holder]).await?;
+    lease::give(grid, &moving).await
+}
+
 /// Adds a node with the lowest free number to a locked grid.
 pub async fn join(grid: &LockedGrid<'_, '_>, hello: &Hello) -> Result<NodeRow, ControlError> {
     let (tx, id) = (grid.tx, grid.row.id);
-    let number: Option<i16> = tx.value(&query::NODE_NUMBER_FIND, &[&id]).await?;
-    let Some(number) = number else {
-        return Err(ControlError::GridFullNodes {
-            grid: grid.row.name.clone(),
-        });
-    };
+    let (number, lent_to) = number(grid).await?;
     let facts = &hello.facts;
     let proposed = if facts.hostname.is_empty() {
         "node"
@@ -85,11 +140,13 @@ pub async fn join(grid: &LockedGrid<'_, '_>, hello: &Hello) -> Result<NodeRow, C
     tx.value::<uuid::Uuid>(&query::TOKEN_INSERT, &[&"node", &id, &node])
         .await?;
     let number = NodeNumber::try_from(i64::from(number)).expect("the search is over 1..=254");
-    Ok(NodeRow {
+    let node = NodeRow {
         id: node,
         name,
         number,
-    })
+    };
+    settle(grid, &node, lent_to).await?;
+    Ok(node)
 }
 
 /// Removes a node: its placements end, and its number is free again.
@@ -115,24 +172,18 @@ pub async fn node_remove(
 
 async fn remove(grid: &LockedGrid<'_, '_>, node: &NodeRow) -> Result<(), ControlError> {
     let tx = grid.tx;
-    let placements: Vec<NodePlacement> = tx.all(&query::NODE_PLACEMENTS, &[&node.id]).await?;
-    for placed in &placements {
-        placement::end(grid, &placed.ending, "node removed").await?;
-        service::ended(grid, placed.service_id, placed.stack_id).await?;
-    }
+    let placements: Vec<Ending> = tx
+        .all(&query::NODE_PLACEMENTS, &[&[node.id].as_slice()])
+        .await?;
     let revision = grid.stamp().await?;
+    placement::end(grid, &placements, "node removed").await?;
+    let params: [Param; 2] = [&grid.row.id, &i64::from(node.number.get())];
+    let own: Option<String> = tx.value(&query::NODE_NUMBER_ADDRESS, &params).await?;
+    let own: Vec<Ipv4Addr> = own.iter().filter_map(|ip| ip.parse().ok()).collect();
+    lease::free(grid, lease::MASTER, "node removed", &own).await?;
     let tombstone: [Param; 5] = [&grid.row.id, &"node", &node.id, &None::<NodeId>, &revision];
     tx.execute(&query::TOMBSTONE_INSERT, &tombstone).await?;
     tx.execute_exactly(1, &query::NODE_DELETE, &[&node.id])
         .await?;
-    Ok(())
-}
-
-/// A placement of a node that goes.
-#[derive(Deserialize)]
-struct NodePlacement {
-    #[serde(flatten)]
-    ending: Ending,
-    service_id: kontena_schema::ids::ServiceId,
-    stack_id: Option<kontena_schema::ids::StackId>,
+    lease::serve(grid).await
 }

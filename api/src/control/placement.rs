@@ -1,29 +1,30 @@
 //! Placements: the instances of services on nodes, which hold the leases.
 //!
 //! A placement does not end when it is told to but when its node says that the
-//! container is gone, or is no more itself: until then its address stays its own.
+//! container is gone, or is lost or no more itself: until then its address stays
+//! its own.
 
-use kontena_schema::ids::{NodeId, PlacementId};
+use kontena_schema::ids::{NodeId, PlacementId, ServiceId, StackId};
 use kontena_schema::query;
 use serde::Deserialize;
 
-use super::{ControlError, LockedGrid, lease};
+use super::{ControlError, LockedGrid, lease, service};
 use crate::db::Param;
 
-/// Begins the end of placements: their nodes remove the containers, and the
-/// addresses are released when they have. What no node has ends at once.
-pub async fn remove(
-    grid: &LockedGrid<'_, '_>,
-    placements: &[PlacementId],
-) -> Result<(), ControlError> {
-    if placements.is_empty() {
-        return Ok(());
-    }
-    let revision = grid.stamp().await?;
-    grid.tx
-        .execute(&query::PLACEMENT_REMOVE, &[&placements, &revision])
-        .await?;
-    Ok(())
+/// What a placement has to do with its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseState {
+    /// It holds it.
+    Held,
+    /// Its node was lost; the address is free.
+    Lost,
+    /// Its node was lost; another has the address.
+    Taken,
+    /// There is none for it.
+    Waiting,
+    /// It has none and needs none now.
+    None,
 }
 
 /// What ends with a placement.
@@ -32,25 +33,75 @@ pub struct Ending {
     /// The placement.
     pub id: PlacementId,
     /// Its node.
-    pub node_id: Option<NodeId>,
+    pub node_id: NodeId,
     /// Its address.
     pub ip: Option<std::net::Ipv4Addr>,
+    /// What it has to do with it.
+    pub lease_state: LeaseState,
+    /// What is wanted of it.
+    pub desired: String,
+    /// Its service.
+    pub service_id: ServiceId,
+    /// Its stack.
+    pub stack_id: Option<StackId>,
 }
 
-/// Ends a placement whose container is gone: its lease, its endpoint, itself.
-pub async fn end(
+/// Begins the end of placements: their nodes remove the containers, and the
+/// addresses are released when they have. Those of lost nodes end at once.
+pub async fn remove(
     grid: &LockedGrid<'_, '_>,
-    placement: &Ending,
+    placements: &[PlacementId],
     reason: &str,
 ) -> Result<(), ControlError> {
-    let revision = grid.stamp().await?;
-    lease::release(grid, placement.id, placement.ip, reason).await?;
-    for (kind, node) in [("endpoint", None), ("placement", placement.node_id)] {
-        let params: [Param; 5] = [&grid.row.id, &kind, &placement.id, &node, &revision];
-        grid.tx.execute(&query::TOMBSTONE_INSERT, &params).await?;
+    if placements.is_empty() {
+        return Ok(());
     }
-    grid.tx
-        .execute_exactly(1, &query::PLACEMENT_DELETE, &[&placement.id])
+    let revision = grid.stamp().await?;
+    let tx = grid.tx;
+    tx.execute(&query::PLACEMENT_UNWAIT, &[&grid.row.id, &placements])
         .await?;
-    Ok(())
+    tx.execute(&query::PLACEMENT_REMOVE, &[&placements, &revision])
+        .await?;
+    let lost: Vec<Ending> = tx.all(&query::PLACEMENT_ON_LOST, &[&placements]).await?;
+    end(grid, &lost, reason).await
+}
+
+/// Ends placements whose containers are gone: their leases, their endpoints,
+/// themselves, and what was only there for them.
+pub async fn end(
+    grid: &LockedGrid<'_, '_>,
+    placements: &[Ending],
+    reason: &str,
+) -> Result<(), ControlError> {
+    if placements.is_empty() {
+        return Ok(());
+    }
+    let revision = grid.stamp().await?;
+    let tx = grid.tx;
+    let ids: Vec<PlacementId> = placements.iter().map(|placed| placed.id).collect();
+    let held = placements
+        .iter()
+        .filter(|placed| placed.lease_state == LeaseState::Held);
+    let ips: Vec<_> = held.filter_map(|placed| placed.ip).collect();
+    lease::free(grid, lease::MASTER, reason, &ips).await?;
+    tx.execute(&query::PLACEMENT_UNWAIT, &[&grid.row.id, &ids])
+        .await?;
+    lease::forget_endpoints(grid, &ids).await?;
+    for placed in placements {
+        let node = Some(placed.node_id);
+        let gone: [Param; 5] = [&grid.row.id, &"placement", &placed.id, &node, &revision];
+        tx.execute(&query::TOMBSTONE_INSERT, &gone).await?;
+    }
+    tx.execute_exactly(ids.len(), &query::PLACEMENT_DELETE, &[&ids])
+        .await?;
+    let mut services: Vec<(ServiceId, Option<StackId>)> = placements
+        .iter()
+        .map(|placed| (placed.service_id, placed.stack_id))
+        .collect();
+    services.sort_unstable();
+    services.dedup();
+    for (service, stack) in services {
+        service::ended(grid, service, stack).await?;
+    }
+    lease::serve(grid).await
 }

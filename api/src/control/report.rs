@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use kontena_schema::agent::{CommandReport, InstanceState, PeerReport, PlacementReport, Report};
-use kontena_schema::ids::{LeaseNumber, NodeId, ServiceId, StackId};
+use kontena_schema::ids::{LeaseNumber, NodeId};
 use kontena_schema::query;
 use serde::Deserialize;
 
-use super::placement::{self, Ending};
+use super::placement::{self, Ending, LeaseState};
 use super::session::{SessionKey, require_current};
-use super::{ControlError, LockedGrid, service};
+use super::{ControlError, LockedGrid};
 use crate::app::App;
 use crate::db::Param;
 
@@ -18,9 +18,6 @@ use crate::db::Param;
 struct Reported {
     #[serde(flatten)]
     ending: Ending,
-    service_id: ServiceId,
-    stack_id: Option<StackId>,
-    desired: String,
     state: String,
     health: String,
     lease: Option<LeaseNumber>,
@@ -68,14 +65,16 @@ async fn apply(
     let Some(placed) = found else {
         return Ok(());
     };
-    if placed.desired == "removed" {
+    let ending = placed.ending;
+    if ending.desired == "removed" {
         if report.state == InstanceState::Removed {
-            placement::end(grid, &placed.ending, "container removed").await?;
-            service::ended(grid, placed.service_id, placed.stack_id).await?;
+            placement::end(grid, &[ending], "container removed").await?;
         }
         return Ok(());
     }
-    if report.lease.is_some() && report.lease != placed.lease {
+    if ending.lease_state != LeaseState::Held
+        || report.lease.is_some() && report.lease != placed.lease
+    {
         // About a container of an earlier lease, which the agent replaces.
         return Ok(());
     }
@@ -100,7 +99,7 @@ async fn apply(
         .execute_exactly(1, &query::PLACEMENT_REPORT, &params)
         .await?;
     grid.tx
-        .execute(&query::DEPLOY_FINISH, &[&placed.service_id])
+        .execute(&query::DEPLOY_FINISH, &[&ending.service_id])
         .await?;
     Ok(())
 }

@@ -260,7 +260,7 @@ pub async fn remove(grid: &LockedGrid<'_, '_>, service: &ServiceRow) -> Result<(
         .await?;
     let placed: Vec<Placed> = grid.tx.all(&query::PLACEMENT_ROWS, &[&service.id]).await?;
     let ids: Vec<PlacementId> = placed.iter().map(|placement| placement.id).collect();
-    placement::remove(grid, &ids).await?;
+    placement::remove(grid, &ids, "service removed").await?;
     ended(grid, service.id, service.stack_id).await
 }
 

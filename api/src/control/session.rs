@@ -7,10 +7,11 @@
 use kontena_schema::agent::{Facts, Hello, PROTOCOL, Welcome};
 use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
 use kontena_schema::query;
+use serde::Deserialize;
 
 use super::node::{self, NodeRow};
 use super::service::ServiceRow;
-use super::{Changed, ControlError, LockedGrid, deploy};
+use super::{Changed, ControlError, LockedGrid, deploy, returning};
 use crate::app::App;
 use crate::db::{DbError, Param, Tx};
 use crate::token::{TokenKind, TokenRow};
@@ -68,18 +69,46 @@ struct Opened {
     joined: bool,
 }
 
+/// How a connection stands to the latest one of its node; unknown without a run.
+#[derive(Default, Deserialize)]
+struct Standing {
+    /// Another run took over from this one, and is connected.
+    duplicate: Option<bool>,
+    /// The agent gave it up: a later one of the same run opened before.
+    late: Option<bool>,
+}
+
 async fn open(
     app: &App,
     tx: &Tx<'_>,
     token: &TokenRow,
     hello: &Hello,
 ) -> Result<Opened, ControlError> {
+    // A session of a replica that is taken for dead would be swept, or never be.
+    if tx
+        .rows(&query::REPLICA_ALIVE, &[&app.replica])
+        .await?
+        .is_empty()
+    {
+        return Err(ControlError::ReplicaLost);
+    }
     let grid = LockedGrid::by_id(tx, token.grid_id).await?;
     let (node, joined) = node_of(&grid, token, hello).await?;
+    let connection = i64::from(hello.connection);
+    let run: [Param; 3] = [&node.id, &hello.instance, &connection];
+    let standing: Option<Standing> = tx.optional(&query::SESSION_STANDING, &run).await?;
+    let standing = standing.unwrap_or_default();
+    if standing.duplicate == Some(true) {
+        return Err(ControlError::NodeDuplicate { node: node.name });
+    }
+    if standing.late == Some(true) {
+        return Err(ControlError::StaleSession);
+    }
     update_facts(&grid, node.id, &hello.facts).await?;
-    let params: [Param; 2] = [&node.id, &app.replica];
+    let params: [Param; 4] = [&node.id, &app.replica, &hello.instance, &connection];
     let epoch = tx.value::<Epoch>(&query::SESSION_OPEN, &params).await?;
     let epoch = epoch.ok_or(DbError::NoRow(query::SESSION_OPEN.name))?;
+    returning::restore(&grid, node.id, &hello.inventory).await?;
     let own: TokenRow = tx.one(&query::TOKEN_OF, &[&grid.row.id, &node.id]).await?;
     let key = SessionKey {
         grid: grid.row.id,
@@ -218,11 +247,21 @@ pub async fn is_current(app: &App, key: SessionKey) -> Result<bool, ControlError
     Ok(rows.first().is_some_and(|row| row.get(0)))
 }
 
-/// Ends a session, unless a newer one took its place.
-pub async fn session_close(app: &App, key: SessionKey) -> Result<(), ControlError> {
-    app.db
-        .execute(&query::SESSION_CLOSE, &[&key.node, &key.epoch])
-        .await?;
+/// Ends a session, unless a newer one took its place. One that ends because its
+/// replica does gets time to find another, whatever the grid's grace.
+pub async fn session_close(
+    app: &App,
+    key: SessionKey,
+    replica_ends: bool,
+) -> Result<(), ControlError> {
+    let at_least_ms = if replica_ends {
+        app.timers.replica_loss_ms()
+    } else {
+        0
+    };
+    let params: [Param; 3] = [&key.node, &key.epoch, &at_least_ms];
+    app.db.execute(&query::SESSION_CLOSE, &params).await?;
+    app.losses.notify_one();
     Ok(())
 }
 

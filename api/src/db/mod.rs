@@ -3,8 +3,9 @@
 //! [`Db::tx`] opens a named transaction, runs its body and commits; the name
 //! shows in the log. It runs the body again only where that is certain
 //! to be right: after a serialisation failure, a deadlock or a connection that
-//! failed before COMMIT was sent. Single statements outside of
-//! it are for reading and for housekeeping.
+//! failed before COMMIT was sent. A single statement outside of it is a transaction
+//! of its own and never run again: whether it was done is open when its answer
+//! does not come.
 //!
 //! Statements come from `schema/queries`. Those that answer things answer one
 //! column of JSON, which becomes a type of `schema` or of the caller; those that
@@ -17,6 +18,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
@@ -59,7 +61,9 @@ impl Db {
             .application_name("kontena-api");
         config
             .connect_timeout(POOL_WAIT)
-            .keepalives_idle(Duration::from_secs(5));
+            .keepalives_idle(Duration::from_secs(5))
+            .keepalives_interval(Duration::from_secs(2))
+            .keepalives_retries(3);
         config.tcp_user_timeout(Duration::from_secs(10));
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
@@ -100,7 +104,7 @@ impl Db {
         E: From<DbError>,
         F: for<'a> Fn(&'a Tx<'env>) -> TxFuture<'a, T, E>,
     {
-        let tx = Tx::begin(self.pool.get().await.map_err(DbError::from)?).await?;
+        let tx = Tx::new(self.pool.get().await.map_err(DbError::from)?);
         match body(&tx).await {
             Ok(value) => {
                 tx.commit().await?;
@@ -158,23 +162,47 @@ impl Retryable for DbError {
 pub struct Tx<'env> {
     /// None once the transaction has ended.
     client: Option<Object>,
+    /// Whether BEGIN was sent.
+    begun: AtomicBool,
+    /// Whether COMMIT went through already.
+    committed: AtomicBool,
     /// Contravariant: a transaction with a shorter environment serves a body that
     /// may borrow for longer.
     env: PhantomData<fn(&'env ())>,
 }
 
 impl Tx<'_> {
-    async fn begin(client: Object) -> Result<Self, DbError> {
-        client.batch_execute("begin").await?;
-        Ok(Self {
+    fn new(client: Object) -> Self {
+        Self {
             client: Some(client),
+            begun: AtomicBool::new(false),
+            committed: AtomicBool::new(false),
             env: PhantomData,
-        })
+        }
+    }
+
+    /// Runs a statement. BEGIN travels with the first one: both are on their way
+    /// before either is answered.
+    async fn begun<T>(
+        &self,
+        statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DbError> {
+        if self.begun.swap(true, Ordering::Relaxed) {
+            return Ok(statement.await?);
+        }
+        let begin = self.client().batch_execute("begin");
+        let (begun, done) = futures_util::join!(begin, statement);
+        begun?;
+        Ok(done?)
     }
 
     /// A failure from here on leaves open whether the change was made; it is not
     /// tried again, and the client's idempotency key settles it.
     async fn commit(mut self) -> Result<(), DbError> {
+        if !self.begun.load(Ordering::Relaxed) || self.committed.load(Ordering::Relaxed) {
+            self.client = None;
+            return Ok(());
+        }
         self.client()
             .batch_execute("commit")
             .await
@@ -184,7 +212,9 @@ impl Tx<'_> {
     }
 
     async fn rollback(mut self) {
-        if self.client().batch_execute("rollback").await.is_ok() {
+        if !self.begun.load(Ordering::Relaxed)
+            || self.client().batch_execute("rollback").await.is_ok()
+        {
             self.client = None;
         }
     }
@@ -258,7 +288,29 @@ impl Tx<'_> {
     /// The raw rows of a statement.
     pub async fn rows(&self, query: &Query, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
         let statement = self.client().prepare_cached(query.sql).await?;
-        Ok(self.client().query(&statement, params).await?)
+        self.begun(self.client().query(&statement, params)).await
+    }
+
+    /// The raw rows of the transaction's last statement. COMMIT is on its way before
+    /// they are answered, so the body must not fail after it.
+    pub async fn rows_and_commit(
+        &self,
+        query: &Query,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, DbError> {
+        let statement = self.client().prepare_cached(query.sql).await?;
+        let last = self.begun(self.client().query(&statement, params));
+        let commit = self.client().batch_execute("commit");
+        let (rows, committed) = futures_util::join!(last, commit);
+        // Postgres turns the COMMIT of a failed transaction into a rollback; what it did not
+        // answer at all may have been done.
+        let rows = rows.map_err(|error| match error {
+            DbError::Statement(error) => DbError::commit(error),
+            other => other,
+        })?;
+        committed.map_err(DbError::commit)?;
+        self.committed.store(true, Ordering::Relaxed);
+        Ok(rows)
     }
 
     /// Runs a statement that must change exactly so many rows. Another count means
@@ -283,7 +335,7 @@ impl Tx<'_> {
     /// Runs a statement and counts the rows that it changed.
     pub async fn execute(&self, query: &Query, params: &[Param<'_>]) -> Result<u64, DbError> {
         let statement = self.client().prepare_cached(query.sql).await?;
-        Ok(self.client().execute(&statement, params).await?)
+        self.begun(self.client().execute(&statement, params)).await
     }
 }
 

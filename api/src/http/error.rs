@@ -83,6 +83,15 @@ impl From<ControlError> for HttpError {
                     ..full
                 }
             }
+            ControlError::Busy { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", sentence)
+            }
+            ControlError::NodeDuplicate { .. } => {
+                Self::new(StatusCode::CONFLICT, "node_duplicate", sentence)
+            }
+            ControlError::ReplicaLost | ControlError::Unavailable => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", sentence)
+            }
             ControlError::StaleSession => {
                 Self::new(StatusCode::CONFLICT, "stale_session", sentence)
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -29,9 +29,12 @@ impl Admin {
         &self,
         result: Result<T, E>,
     ) -> Result<axum::Json<T>, HttpError> {
-        result
-            .map(axum::Json)
-            .map_err(|error| error.into().of(&self.request_id))
+        self.accept(result).map(axum::Json)
+    }
+
+    /// Goes on with a part of the request that could be read.
+    pub fn accept<T, E: Into<HttpError>>(&self, result: Result<T, E>) -> Result<T, HttpError> {
+        result.map_err(|error| error.into().of(&self.request_id))
     }
 }
 
@@ -172,6 +175,26 @@ impl<T: DeserializeOwned + Send> FromRequestParts<State> for Segments<T> {
                 let error =
                     HttpError::new(StatusCode::NOT_FOUND, "not_found", rejection.body_text());
                 Err(error.of(&request_id(&parts.headers)))
+            }
+        }
+    }
+}
+
+/// The query of a URL.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<State> for Params<T> {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, HttpError> {
+        // Only who may ask is told what is wrong.
+        let admin = Admin::from_request_parts(parts, state).await?;
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(rejection) => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                let error = HttpError::new(status, "invalid", rejection.body_text());
+                Err(error.of(&admin.request_id))
             }
         }
     }

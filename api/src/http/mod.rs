@@ -3,6 +3,7 @@
 //! A handler authenticates and parses (extractors), calls one control function
 //! and answers. No SQL and no Redis here.
 
+mod addresses;
 mod agents;
 mod containers;
 mod error;
@@ -35,7 +36,7 @@ use self::extract::request_id;
 use crate::agents::Feed;
 use crate::app::App;
 
-/// No request takes longer: a statement ends before.
+/// No request takes longer. What still waits for its turn then is not begun.
 const REQUEST_WITHIN: Duration = Duration::from_secs(20);
 
 /// Names a request in logs, in its answer and in its errors.
@@ -64,6 +65,18 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         (
             "/v1/grids/{grid}",
             get(grids::show).put(grids::update).delete(grids::remove),
+        ),
+        (
+            "/v1/grids/{grid}/addresses",
+            get(addresses::list).post(addresses::take),
+        ),
+        (
+            "/v1/grids/{grid}/addresses/{address}",
+            get(addresses::show).delete(addresses::release),
+        ),
+        (
+            "/v1/grids/{grid}/addresses/{address}/history",
+            get(addresses::history),
         ),
         ("/v1/grids/{grid}/nodes", get(nodes::list)),
         (

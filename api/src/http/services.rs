@@ -1,14 +1,13 @@
 //! Services.
 
 use axum::Json;
-use axum::extract::Query;
 use axum::http::StatusCode;
 use kontena_schema::http::services::{Deploy, Service, ServiceCreate, ServiceScale, Services};
 use kontena_schema::ids::DeployId;
 use serde::Deserialize;
 
 use super::HttpError;
-use super::extract::{Admin, Body, Change, NoBody, Segments, stack};
+use super::extract::{Admin, Body, Change, NoBody, Params, Segments, stack};
 use crate::control::grid::Empty;
 use crate::control::{command, deploy, service};
 
@@ -24,7 +23,7 @@ pub struct Filter {
 /// `GET /v1/grids/{grid}/services`
 pub async fn list(
     Segments(grid): Segments<String>,
-    Query(filter): Query<Filter>,
+    Params(filter): Params<Filter>,
     admin: Admin,
 ) -> Result<Json<Services>, HttpError> {
     let services = service::service_list(&admin.app, &grid, filter.stack.as_deref()).await;

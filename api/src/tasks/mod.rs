@@ -6,7 +6,7 @@ use std::future::Future;
 
 use tokio::task::JoinSet;
 
-pub use self::housekeeping::{forget, renew, tick};
+pub use self::housekeeping::{forget, lose, renew, tick};
 
 /// The tasks of a replica. Dropping it ends them all.
 #[derive(Default)]

@@ -206,14 +206,14 @@ async fn scaling_keeps_what_runs_and_removal_leaves_nothing() {
     let sql = master.sql().await;
     let leased = sql
         .query_one(
-            "select count(*) from addresses where lease is not null",
+            "select count(*) from addresses where lease is not null and kind <> 'node'",
             &[],
         )
         .await;
     assert_eq!(leased.unwrap().get::<_, i64>(0), 0, "no lease is left");
     let ledger = sql
         .query(
-            "select event, count(*) from ledger group by event order by event",
+            "select event, count(*) from ledger where kind = 'placement' group by event order by event",
             &[],
         )
         .await
@@ -342,7 +342,7 @@ async fn a_full_grid_refuses_at_once_with_its_figures() {
     assert_eq!(answer["details"]["nodes"], 1);
     assert_eq!(
         answer["details"]["biggest_holders"][0],
-        json!({ "service": "web", "addresses": 509 })
+        json!({ "kind": "placement", "holder": "web", "addresses": 509 })
     );
     assert_eq!(
         master.get("/v1/services/demo/null/web").await["instances"],

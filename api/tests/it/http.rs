@@ -55,6 +55,13 @@ async fn errors_have_one_shape() {
     for (method, path, body, status, code) in [
         (Method::GET, "/v1/nothing", None, 404, "no_route"),
         (Method::PATCH, "/v1/grids", None, 405, "no_method"),
+        (
+            Method::GET,
+            "/v1/grids/none/addresses?kind=dog",
+            None,
+            422,
+            "invalid",
+        ),
         (Method::GET, "/v1/grids/none", None, 404, "not_found"),
         (Method::GET, "/v1/nodes/none/none", None, 404, "not_found"),
         (

@@ -2,9 +2,13 @@
 //! from a migrated template, and a Redis prefix per test.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod addresses;
 mod agents;
 mod deploys;
 mod grids;
 mod http;
+mod leases;
+mod ledger;
 mod queries;
+mod sessions;
 mod support;

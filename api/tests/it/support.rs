@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use kontena_api::config::{DatabaseConfig, ServeConfig};
+use kontena_api::config::{DatabaseConfig, ServeConfig, Timers};
 use kontena_api::db;
 use kontena_api::serve::Replica;
 use kontena_schema::agent::{
@@ -156,6 +156,7 @@ impl Drop for TestReplica {
 /// A Master with its own database and Redis prefix.
 pub struct Master {
     pub replicas: Vec<TestReplica>,
+    timers: Timers,
     pub redis_prefix: String,
     redis_url: String,
     client: reqwest::Client,
@@ -167,6 +168,21 @@ impl Master {
         Self::with_replicas(1, &setting("KONTENA_TEST_REDIS_URL")).await
     }
 
+    /// A Master that loses nodes and replicas within seconds: shorter, and a busy
+    /// machine makes a replica give up its sessions.
+    pub async fn quick(replicas: usize) -> Self {
+        let mut master = Self::with_replicas(0, &setting("KONTENA_TEST_REDIS_URL")).await;
+        master.timers = Timers {
+            replica_ttl: Duration::from_millis(2500),
+            tick: Duration::from_millis(50),
+            replica_loss: Duration::from_millis(1500),
+        };
+        for _ in 0..replicas {
+            master.add_replica().await;
+        }
+        master
+    }
+
     pub async fn with_replicas(count: usize, redis_url: &str) -> Self {
         let database = Database::create().await;
         let redis_prefix = format!("test-{}", Uuid::new_v4().simple());
@@ -174,6 +190,7 @@ impl Master {
         let redis_url = redis_url.to_owned();
         let mut master = Self {
             replicas: vec![],
+            timers: Timers::default(),
             redis_prefix,
             redis_url,
             client,
@@ -198,6 +215,7 @@ impl Master {
                 .into(),
             admin_token: ADMIN.to_owned().into(),
             listen: "127.0.0.1:0".parse().unwrap(),
+            timers: self.timers,
         };
         let replica = Replica::start(&config).await.unwrap();
         let address = replica.address().unwrap();
@@ -214,7 +232,16 @@ impl Master {
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let address = self.replicas[0].address;
+        self.request_to(&self.replicas[0], method, path)
+    }
+
+    pub fn request_to(
+        &self,
+        replica: &TestReplica,
+        method: Method,
+        path: &str,
+    ) -> reqwest::RequestBuilder {
+        let address = replica.address;
         self.client
             .request(method, format!("http://{address}{path}"))
             .bearer_auth(ADMIN)
@@ -292,6 +319,8 @@ pub fn hello(engine: &str, position: Option<Position>) -> Hello {
         protocol: PROTOCOL,
         engine_id: engine.to_owned(),
         boot_id: "boot".to_owned(),
+        instance: None,
+        connection: 0,
         position,
         facts: facts(engine),
         inventory: vec![],

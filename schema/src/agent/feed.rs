@@ -156,6 +156,10 @@ pub struct Placement {
     pub address: Option<Ipv4Addr>,
     /// The number of the address's lease; there with `address`.
     pub lease: Option<LeaseNumber>,
+    /// Why it has this address and not the one that it had before, in words for
+    /// the user.
+    #[serde(default)]
+    pub lease_reason: Option<String>,
     /// How to run it.
     pub spec: ServiceSpec,
     /// What the platform tells the container (`KONTENA_SERVICE_NAME` and such).

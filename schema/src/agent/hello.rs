@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::ids::{Epoch, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision};
 
@@ -15,6 +16,14 @@ pub struct Hello {
     pub engine_id: String,
     /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
+    /// This run of the agent. One that comes back after another took over is a
+    /// second host with the same engine id.
+    #[serde(default)]
+    pub instance: Option<Uuid>,
+    /// Which of this run's connections this is, counted from 1. One that the Master
+    /// learns of after a later one is given up already, and opens nothing.
+    #[serde(default)]
+    pub connection: u32,
     /// Up to where the agent knows the grid; none knows nothing.
     pub position: Option<Position>,
     /// The host's facts.

@@ -62,6 +62,8 @@ pub mod close {
     pub const TRY_LATER: u16 = 4020;
     /// A newer connection of the same node took over.
     pub const SUPERSEDED: u16 = 4041;
+    /// Another host has the same engine id and is connected.
+    pub const NODE_DUPLICATE: u16 = 4043;
     /// The grid has 254 nodes already.
     pub const GRID_FULL_NODES: u16 = 4042;
     /// The node was removed from its grid.

@@ -29,10 +29,14 @@ pub struct Container {
     pub state: InstanceState,
     /// Whether it does its work.
     pub health: Health,
-    /// Its address on the overlay.
+    /// Its address on the overlay; none while it holds none.
     pub ip_address: Option<Ipv4Addr>,
     /// The number of the address's lease.
     pub lease: Option<i64>,
+    /// Whether it holds an address: `held`, `lost` (its node is, and the address is
+    /// free), `taken` (and another has it), `waiting` (none is free) or `none`.
+    #[serde(default)]
+    pub lease_state: String,
     /// The version of the service that it was created from.
     pub service_rev: i64,
     /// Why it does not run.

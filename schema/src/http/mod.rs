@@ -4,6 +4,7 @@
 //! reads both. Unknown fields of a request are refused where a typing error
 //! would otherwise be lost silently.
 
+pub mod addresses;
 pub mod containers;
 pub mod error;
 pub mod grids;

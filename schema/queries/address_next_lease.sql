@@ -1,0 +1,3 @@
+-- address_next_lease
+-- The next lease number, for an address that was chosen by name.
+update grids set lease_last = lease_last + 1 where id = $1 returning lease_last

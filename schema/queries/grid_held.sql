@@ -1,0 +1,2 @@
+-- grid_held
+select held from grids where id = $1

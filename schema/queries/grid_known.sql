@@ -1,0 +1,2 @@
+-- grid_known
+select id from grids where name = $1

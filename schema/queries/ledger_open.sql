@@ -1,0 +1,2 @@
+-- ledger_open
+select ledger_open($1, clock_timestamp())

@@ -1,0 +1,2 @@
+-- now
+select iso(clock_timestamp())

@@ -1,0 +1,11 @@
+-- placement_unwait
+-- Those of these placements that wait do so no more; counts them.
+with gone as (
+    update placements set lease_state = 'none', waiting = null
+    where id = any($2) and lease_state = 'waiting'
+    returning id
+), counted as (
+    update grids set waiting = waiting - (select count(*) from gone)
+    where id = $1 and exists (select from gone)
+)
+select count(*) from gone

@@ -1,0 +1,12 @@
+-- placement_wait
+-- Placements that are to have an address and get none now; they are served in this order.
+with counted as (
+    update grids set waiting = waiting + cardinality($2::bigint[]), waiting_last = waiting_last + cardinality($2::bigint[])
+    where id = $1
+    returning waiting_last - cardinality($2::bigint[]) as last
+)
+update placements p
+set ip = null, lease = null, lease_state = 'waiting', waiting = counted.last + late.n, lease_reason = $3,
+    state = 'pending', revision = $4, endpoint_revision = $4
+from counted, unnest($2::bigint[]) with ordinality as late (placement, n)
+where p.id = late.placement
