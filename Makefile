@@ -5,7 +5,7 @@ NAME ?= up
 export PROJECT CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test bench
+.PHONY: help up down clean test soak bench
 
 help: ## shows this
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,8 +19,11 @@ down: ## removes all that `make up` made, except images, binaries and tools
 test: ## runs everything that must hold, on a stack of its own (KEEP=1 leaves that running)
 	@infra/bootstrap/test
 
+soak: ## proves by a million operations with all faults on that addresses are never wrong (an hour or more)
+	@infra/bootstrap/soak
+
 bench: ## runs a benchmark: make bench NAME=up
-	@cargo run --quiet --release -p kontena-load -- bench $(NAME)
+	@infra/bootstrap/bench $(NAME)
 
 clean: ## like down, for both stacks, and removes images and binaries too
 	@PROJECT=kontena-test infra/bootstrap/down
