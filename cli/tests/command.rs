@@ -60,6 +60,46 @@ fn refused(status: u16, code: &str, error: impl Into<Value>) -> (u16, Value) {
     )
 }
 
+fn address(n: u8) -> Value {
+    json!({
+        "address": format!("10.81.3.{n}"), "class": 1, "kind": "reservation", "holder": "printer",
+        "node": null, "lease": n, "leased_at": "2026-01-01T00:00:00.000Z",
+    })
+}
+
+/// Two pages of each list.
+fn addresses(method: &Method, path: &str) -> (u16, Value) {
+    let step = |event: &str| {
+        json!({
+            "address": "10.81.3.7", "event": event, "lease": 7, "kind": "reservation",
+            "holder": "printer", "node": null, "actor": "admin", "reason": "reserved",
+            "at": "2026-01-01T00:00:00.000Z", "revision": 1,
+        })
+    };
+    let below = path.trim_start_matches("/v1/grids/demo/addresses");
+    match (method.as_str(), below) {
+        ("GET", "?kind=reservation&holder=a%2Fb&limit=1000") => {
+            (200, json!({"addresses": [address(7)], "next": "10.81.3.7"}))
+        }
+        ("GET", "?kind=reservation&holder=a%2Fb&after=10.81.3.7&limit=1000") => {
+            (200, json!({"addresses": [address(8)]}))
+        }
+        ("GET", "/10.81.3.7") => (200, address(7)),
+        ("POST", "") => (201, json!({"addresses": [address(7), address(8)]})),
+        ("DELETE", "/10.81.3.7") => (200, json!({})),
+        ("GET", "/10.81.3.7/history?limit=1000") => {
+            (200, json!({"history": [step("released")], "next": 5}))
+        }
+        ("GET", "/10.81.3.7/history?before=5&limit=1000") => {
+            (200, json!({"history": [step("leased")]}))
+        }
+        ("GET", "/10.81.3.7/history?at=2026-01-31T12%3A01%3A00%2B01%3A00&limit=1000") => {
+            (200, json!({"history": [step("leased")]}))
+        }
+        other => refused(404, "not_found", format!("{other:?}")),
+    }
+}
+
 impl Master {
     fn answer(&self, method: &Method, path: &str) -> (u16, Value) {
         match (method.as_str(), path) {
@@ -110,6 +150,7 @@ impl Master {
                 (200, deploy("webservice", "success", true, None))
             }
             ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
+            _ if path.starts_with("/v1/grids/demo/addresses") => addresses(method, path),
             other => refused(404, "not_found", format!("{other:?}")),
         }
     }
@@ -132,10 +173,11 @@ impl Master {
 }
 
 async fn handle(State(master): State<Master>, method: Method, uri: Uri, body: String) -> Response {
-    let (status, answer) = master.answer(&method, uri.path());
+    let path = uri.path_and_query().unwrap().as_str();
+    let (status, answer) = master.answer(&method, path);
     if method != Method::GET {
         let body = serde_json::from_str(&body).unwrap_or_default();
-        let change = format!("{method} {}", uri.path());
+        let change = format!("{method} {path}");
         master.changes.lock().unwrap().push((change, body));
     }
     let status = StatusCode::from_u16(status).unwrap();
@@ -334,4 +376,50 @@ async fn a_grid_and_its_token_are_shown() {
     );
     assert!(!shown.out.contains("join-me"), "{}", shown.out);
     assert_eq!(place.run("version").await, well("kontena 0.1.0\n"));
+}
+
+#[tokio::test]
+async fn addresses_are_reserved_listed_and_released() {
+    let (place, master) = (Place::new("addresses"), Master::default());
+    let url = master.clone().serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+
+    let reserved = place.run("address reserve printer --count 2").await;
+    let want = "* reserving 2 addresses for printer .. done\n  10.81.3.7\n  10.81.3.8\n";
+    assert_eq!(reserved, well(want));
+    let json = place.run("address reserve printer -o json").await;
+    let both = json!({"addresses": [address(7), address(8)]});
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), both);
+
+    let ls = "address ls --kind reservation --holder a/b";
+    let json = place.run(&format!("{ls} -o json")).await;
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), both);
+    assert_eq!(place.run(ls).await.out.lines().count(), 3);
+    let shown = place.run("address show 10.81.3.7").await;
+    let begin = "10.81.3.7:\n  address: 10.81.3.7\n  class: 1\n  kind: reservation\n";
+    assert!(shown.out.starts_with(begin), "{}", shown.out);
+
+    let released = place.run("address release 10.81.3.7 10.81.3.9").await;
+    let want = "* releasing 10.81.3.7 .. done\n* releasing 10.81.3.9 .. failed\n";
+    assert_eq!((released.out.as_str(), released.code), (want, Some(1)));
+    assert!(released.err.contains("10.81.3.9"), "{}", released.err);
+    let changes = master.changes.lock().unwrap();
+    let bodies: Vec<_> = changes.iter().map(|(_, body)| &body["count"]).collect();
+    assert_eq!(bodies[..2], [&json!(2), &json!(null)]);
+}
+
+#[tokio::test]
+async fn the_history_of_an_address_is_shown_whole_or_at_a_moment() {
+    let place = Place::new("history");
+    let url = Master::default().serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+    let events = |out: &str| {
+        let lines = out.lines().skip(1);
+        let events = lines.map(|line| line.split_whitespace().nth(1).unwrap().to_owned());
+        events.collect::<Vec<_>>()
+    };
+    let all = place.run("address history 10.81.3.7").await;
+    assert_eq!(events(&all.out), ["released", "leased"]);
+    let then = "address history 10.81.3.7 --at 2026-01-31T12:01:00+01:00";
+    assert_eq!(events(&place.run(then).await.out), ["leased"]);
 }

@@ -39,6 +39,14 @@ pub fn service(name: &str, script: &str) -> ServiceCreate {
     }
 }
 
+/// A toolbox on each host, which echoes TCP connections.
+pub fn toolbox() -> ServiceCreate {
+    let listen = format!("exec socat TCP-LISTEN:{TOOLBOX_PORT},fork,reuseaddr PIPE");
+    let mut toolbox = service("toolbox", &listen);
+    toolbox.spec.strategy = Strategy::Daemon;
+    toolbox
+}
+
 impl Grid {
     /// The grid that the stack was brought up with: node-1 to node-3, the example
     /// and the toolboxes.
@@ -57,13 +65,13 @@ impl Grid {
         let settings = Settings::read();
         let grid = Self::new(settings, SECOND, &["node-4", "node-5"]);
         let _lock = grid.lock();
-        grid.join_hosts().await;
+        grid.second_join().await;
         grid.equip().await;
         grid
     }
 
     /// Held by one process at a time, until it is dropped.
-    fn lock(&self) -> File {
+    pub(crate) fn lock(&self) -> File {
         let path = self
             .settings
             .ca
@@ -73,7 +81,7 @@ impl Grid {
         file
     }
 
-    async fn join_hosts(&self) {
+    async fn second_join(&self) {
         let grids = self.client.grid_list().await.unwrap().grids;
         if !grids.iter().any(|grid| grid.name == self.name) {
             let create = GridCreate {
@@ -83,6 +91,11 @@ impl Grid {
             };
             self.client.grid_create(&create).await.unwrap();
         }
+        self.hosts_join().await;
+    }
+
+    /// Joins the hosts one after another, so that the first has the lowest number.
+    pub(crate) async fn hosts_join(&self) {
         let token = self.client.grid_show(&self.name).await.unwrap().token;
         let token = token.expect("a grid that is shown has its join token");
         for host in &self.hosts {
@@ -111,10 +124,7 @@ impl Grid {
         }
         let services = self.client.service_list(&self.name).await.unwrap().services;
         if !services.iter().any(|service| service.name == "toolbox") {
-            let listen = format!("exec socat TCP-LISTEN:{TOOLBOX_PORT},fork,reuseaddr PIPE");
-            let mut toolbox = service("toolbox", &listen);
-            toolbox.spec.strategy = Strategy::Daemon;
-            self.service_make(&toolbox).await;
+            self.service_make(&toolbox()).await;
         }
         self.running(Some("testapp"), "db", 1).await;
         self.running(Some("testapp"), "webservice", 2).await;

@@ -8,7 +8,7 @@
 //! Tests run in processes of their own, side by side. What they share (the grid,
 //! the example, a toolbox on each host) is made by whoever comes first, under a
 //! lock; what a test makes for itself bears its name and is removed before and
-//! after.
+//! after. Tests that break hosts have hosts of their own ([`OwnGrid`]).
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,14 +18,16 @@ mod fixtures;
 mod grid;
 mod host;
 mod master;
+mod own;
 mod settings;
 mod wait;
 
 pub use capture::Capture;
 pub use command::{Output, docker};
-pub use fixtures::{TOOLBOX_PORT, service};
+pub use fixtures::{TOOLBOX_PORT, service, toolbox};
 pub use grid::{Grid, Snapshot};
 pub use host::Host;
 pub use master::Master;
+pub use own::OwnGrid;
 pub use settings::Settings;
 pub use wait::until;

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use kontena_schema::http::addresses::{AddressUsage, HolderKind};
 use kontena_schema::http::error::{ErrorBody, ErrorText};
+use serde::Deserialize;
 use serde::de::Error as _;
 
 /// Why a call failed.
@@ -95,6 +97,11 @@ impl Error {
         self.api().is_some_and(|err| err.status == 404)
     }
 
+    /// The figures of `grid_full_addresses`: size, use and the biggest holders.
+    pub fn address_usage(&self) -> Option<AddressUsage> {
+        self.api()?.address_usage()
+    }
+
     /// The stable word of a refusal, such as `grid_full_nodes`.
     pub fn code(&self) -> Option<&str> {
         self.api().map(|err| err.body.code.as_str())
@@ -115,6 +122,12 @@ impl ApiError {
             status,
             body,
         }
+    }
+
+    fn address_usage(&self) -> Option<AddressUsage> {
+        (self.body.code == "grid_full_addresses")
+            .then(|| AddressUsage::deserialize(self.body.details.as_ref()?).ok())
+            .flatten()
     }
 
     /// Fields at fault with their reasons; empty if the error is about the whole
@@ -142,6 +155,9 @@ impl fmt::Display for ApiError {
                 }
             }
         }
+        if let Some(usage) = self.address_usage() {
+            write_usage(f, &usage)?;
+        }
         write!(f, "\ncode: {}", self.body.code)?;
         if !self.body.request_id.is_empty() {
             write!(f, "\nrequest: {}", self.body.request_id)?;
@@ -151,6 +167,30 @@ impl fmt::Display for ApiError {
 }
 
 impl std::error::Error for ApiError {}
+
+/// Where a grid's addresses are, and who may have some to spare.
+fn write_usage(f: &mut fmt::Formatter<'_>, usage: &AddressUsage) -> fmt::Result {
+    let AddressUsage {
+        size,
+        nodes,
+        leased,
+        biggest_holders,
+    } = usage;
+    let free = size - nodes - leased;
+    write!(
+        f,
+        "\naddresses: {size}, of nodes {nodes}, leased {leased}, free {free}"
+    )?;
+    for holder in biggest_holders {
+        let kind = match holder.kind {
+            HolderKind::Placement => "service",
+            HolderKind::Reservation => "reservation",
+            HolderKind::Node => "node",
+        };
+        write!(f, "\n{kind} {}: {}", holder.holder, holder.addresses)?;
+    }
+    Ok(())
+}
 
 /// A short text answer is worth showing, a page of HTML is not.
 fn sentence(status: u16, body: &[u8]) -> String {
@@ -214,6 +254,20 @@ mod tests {
             err.fields(),
             [("name", "is empty"), ("services.web.image", "is required")]
         );
+    }
+
+    #[test]
+    fn a_full_grid_tells_who_has_its_addresses() {
+        let body =
+            br#"{"error":"grid \"demo\" has no 2 addresses left","code":"grid_full_addresses",
+            "status":409,"request_id":"r1","details":{"size":510,"nodes":3,"leased":506,
+            "biggest_holders":[{"kind":"reservation","holder":"filler","addresses":500},
+            {"kind":"placement","holder":"testapp/db","addresses":6}]}}"#;
+        let err = ApiError::new("POST /v1/grids/demo/addresses".into(), 409, "", body);
+        let want = "409 : grid \"demo\" has no 2 addresses left (POST /v1/grids/demo/addresses)\n\
+            addresses: 510, of nodes 3, leased 506, free 1\nreservation filler: 500\n\
+            service testapp/db: 6\ncode: grid_full_addresses\nrequest: r1";
+        assert_eq!(err.to_string(), want);
     }
 
     #[test]

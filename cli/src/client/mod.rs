@@ -7,6 +7,7 @@
 //! `Idempotency-Key` that stays the same over all its tries, so it takes effect
 //! at most once. Refusals (4xx) come back at once and are never retried.
 
+mod addresses;
 mod error;
 mod retry;
 mod routes;
@@ -14,6 +15,7 @@ mod wait;
 
 use std::time::Duration;
 
+pub use addresses::{AddressFilter, HistoryFilter};
 pub use error::{ApiError, Error};
 use reqwest::Method;
 pub use retry::Retry;
@@ -48,10 +50,14 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// What one call is: the method, the path below `/v1`, and the body.
+/// What stands behind the question mark of a call's URL.
+type Query<'a> = &'a [(&'static str, String)];
+
+/// What one call is: the method, the path below `/v1`, the query and the body.
 pub(crate) struct Call<'a, B: ?Sized> {
     method: Method,
     path: &'a [&'a str],
+    query: Query<'a>,
     body: Option<&'a B>,
 }
 
@@ -123,9 +129,18 @@ impl Client {
     /// # Errors
     /// As every call: [`Error::Api`] for a refusal, else what went wrong.
     pub async fn get<A: DeserializeOwned>(&self, path: &[&str]) -> Result<A, Error> {
+        self.get_where(path, &[]).await
+    }
+
+    async fn get_where<A: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: Query<'_>,
+    ) -> Result<A, Error> {
         self.send::<(), A>(Call {
             method: Method::GET,
             path,
+            query,
             body: None,
         })
         .await
@@ -139,6 +154,7 @@ impl Client {
         self.send(Call {
             method: Method::POST,
             path,
+            query: &[],
             body,
         })
         .await
@@ -152,27 +168,36 @@ impl Client {
         self.send(Call {
             method: Method::PUT,
             path,
+            query: &[],
             body: Some(body),
         })
         .await
     }
 
     async fn delete(&self, path: &[&str]) -> Result<(), Error> {
+        self.delete_where(path, &[]).await
+    }
+
+    async fn delete_where(&self, path: &[&str], query: Query<'_>) -> Result<(), Error> {
         let call = Call::<()> {
             method: Method::DELETE,
             path,
+            query,
             body: None,
         };
         self.send::<_, serde::de::IgnoredAny>(call).await.map(drop)
     }
 
-    fn address(&self, path: &[&str]) -> Url {
+    fn address(&self, path: &[&str], query: Query<'_>) -> Url {
         let mut url = self.base.clone();
         url.path_segments_mut()
             .expect("parse_url accepts only URLs with a path")
             .pop_if_empty()
             .push("v1")
             .extend(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
         url
     }
 }
@@ -223,8 +248,12 @@ mod tests {
             ("https://x/sub/", "https://x/sub/v1/grids/a%2Fb"),
         ] {
             let client = Client::new(given, "t", None).unwrap();
-            assert_eq!(client.address(&["grids", "a/b"]).as_str(), want);
+            assert_eq!(client.address(&["grids", "a/b"], &[]).as_str(), want);
         }
+        let client = Client::new("x", "t", None).unwrap();
+        let at = [("at", "2026-01-31T12:01:00+01:00".to_owned())];
+        let want = "https://x/v1/ping?at=2026-01-31T12%3A01%3A00%2B01%3A00";
+        assert_eq!(client.address(&["ping"], &at).as_str(), want);
     }
 
     #[test]

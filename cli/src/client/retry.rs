@@ -74,7 +74,7 @@ impl Client {
         A: DeserializeOwned,
     {
         let begun = Instant::now();
-        let url = self.address(call.path);
+        let url = self.address(call.path, call.query);
         let request = format!("{} {}", call.method, url.path());
         let key = (call.method != Method::GET).then(|| self.key.unwrap_or_else(Uuid::new_v4));
         let mut tries = 0;

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{container, grid, master, node, service, stack};
+use crate::commands::{address, container, grid, master, node, service, stack};
 
 /// Manages the grids of a Kontena Master.
 #[derive(Debug, Parser)]
@@ -64,6 +64,9 @@ pub(crate) enum Command {
     /// Containers of services
     #[command(subcommand)]
     Container(container::Command),
+    /// Overlay addresses: who holds which, and who did
+    #[command(subcommand)]
+    Address(address::Command),
     /// Prints the version of this command
     Version,
 }
@@ -185,6 +188,15 @@ mod tests {
             "kontena service restart testapp/db",
             "kontena service rm testapp/db --force",
             "kontena container ls --master other",
+            "kontena address ls",
+            "kontena address ls --kind reservation --holder printer",
+            "kontena address ls --kind placement --holder testapp/db --node node-1",
+            "kontena address show 10.81.1.1",
+            "kontena address reserve printer",
+            "kontena address reserve printers --count 3",
+            "kontena address reserve printer --address 10.81.3.7",
+            "kontena address release 10.81.3.7 10.81.3.8",
+            "kontena address history 10.81.3.7 --at 2026-01-31T12:01:00Z",
             "kontena version",
         ] {
             if let Err(err) = parse(line) {
@@ -204,6 +216,10 @@ mod tests {
             "kontena service create web nginx -p 80",
             "kontena stack install kontena.yml -v A",
             "kontena node ls -o xml",
+            "kontena address ls --kind container",
+            "kontena address show node-1",
+            "kontena address reserve printer --count 2 --address 10.81.3.7",
+            "kontena address release",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

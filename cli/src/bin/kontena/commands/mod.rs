@@ -1,5 +1,6 @@
 //! One module per group of commands: what can be typed, and what it does.
 
+pub(crate) mod address;
 pub(crate) mod container;
 mod deploy;
 pub(crate) mod grid;
@@ -20,6 +21,7 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
         Command::Node(command) => node::run(command, session).await,
         Command::Stack(command) => stack::run(command, session).await,
         Command::Service(command) => service::run(command, session).await,
+        Command::Address(command) => address::run(command, session).await,
         Command::Container(command) => container::run(command, session).await,
         Command::Version => {
             print(concat!("kontena ", env!("CARGO_PKG_VERSION")));

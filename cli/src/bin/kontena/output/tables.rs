@@ -3,6 +3,7 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use kontena::config::Config;
+use kontena_schema::http::addresses::{Addresses, History};
 use kontena_schema::http::containers::{Container, Containers};
 use kontena_schema::http::grids::Grids;
 use kontena_schema::http::nodes::{Node, Nodes};
@@ -211,11 +212,52 @@ pub(crate) fn containers(containers: &Containers) -> String {
     )
 }
 
+/// How far it is; or, if it has lost its address, what became of that. What a
+/// node last said before it was lost says little.
 fn container_state(container: &Container) -> String {
+    let state = match container.lease_state.as_str() {
+        lost @ ("lost" | "taken" | "waiting") => lost.to_owned(),
+        _ => word(&container.state),
+    };
     match &container.error {
-        Some(error) => format!("{}: {error}", word(&container.state)),
-        None => word(&container.state),
+        Some(error) => format!("{state}: {}", error.trim_start_matches("pending: ")),
+        None => state,
     }
+}
+
+/// Held addresses.
+pub(crate) fn addresses(addresses: &Addresses) -> String {
+    table(
+        ["ADDRESS", "HOLDER", "KIND", "NODE", "LEASE", "SINCE"],
+        addresses.addresses.iter().map(|held| {
+            [
+                held.address.to_string(),
+                or_dash(held.holder.as_ref()),
+                or_dash(held.kind.as_ref().map(word)),
+                or_dash(held.node.as_ref()),
+                or_dash(held.lease),
+                or_dash(held.leased_at.as_ref()),
+            ]
+        }),
+    )
+}
+
+/// The steps of an address.
+pub(crate) fn history(history: &History) -> String {
+    table(
+        ["AT", "EVENT", "HOLDER", "NODE", "LEASE", "BY", "REASON"],
+        history.history.iter().map(|step| {
+            [
+                step.at.clone(),
+                word(&step.event),
+                step.holder.clone(),
+                or_dash(step.node.as_ref()),
+                step.lease.to_string(),
+                step.actor.clone(),
+                step.reason.clone(),
+            ]
+        }),
+    )
 }
 
 #[cfg(test)]

@@ -39,23 +39,68 @@ node-3   0.1.0    online 0s   3       10.81.0.3   local";
 
 #[test]
 fn containers_table() {
-    let container = |name: &str, address: Option<&str>, state: &str, error: Option<&str>| {
+    let container = |name: &str,
+                     address: Option<&str>,
+                     state: &str,
+                     lease: &str,
+                     error: Option<&str>| {
         json!({
             "id": format!("demo/node-1/{name}"), "name": name, "container_id": null,
             "node": address.map(|_| "node-1"), "stack": "testapp", "service": "db",
             "instance_number": 1, "image": "redis:latest", "state": state, "health": "unknown",
-            "ip_address": address, "lease": 1, "service_rev": 1, "error": error,
+            "ip_address": address, "lease": 1, "lease_state": lease, "service_rev": 1, "error": error,
         })
     };
     let containers = parsed(json!({"containers": [
-        container("testapp.db-1", Some("10.81.1.1"), "running", None),
-        container("testapp.db-2", None, "pending", Some("grid_full_addresses")),
+        container("testapp.db-1", Some("10.81.1.1"), "running", "held", None),
+        container("testapp.db-2", None, "pending", "none", Some("no node fits")),
+        container("testapp.db-3", None, "running", "lost", Some("node lost")),
+        container("testapp.db-4", None, "running", "taken", None),
+        container("testapp.db-5", None, "running", "waiting", Some("pending: grid_full_addresses (why)")),
     ]}));
     let want = "\
 NAME          NODE    SERVICE     OVERLAY-IP  STATE
 testapp.db-1  node-1  testapp/db  10.81.1.1   running
-testapp.db-2  -       testapp/db  -           pending: grid_full_addresses";
+testapp.db-2  -       testapp/db  -           pending: no node fits
+testapp.db-3  -       testapp/db  -           lost: node lost
+testapp.db-4  -       testapp/db  -           taken
+testapp.db-5  -       testapp/db  -           waiting: grid_full_addresses (why)";
     assert_eq!(super::containers(&containers), want);
+}
+
+#[test]
+fn addresses_and_history_tables() {
+    let addresses = parsed(json!({"addresses": [
+        {"address": "10.81.0.1", "class": 3, "kind": "node", "holder": "node-1", "node": "node-1",
+         "lease": 1, "leased_at": "2026-01-01T00:00:00.000Z"},
+        {"address": "10.81.1.1", "class": 1, "kind": "placement", "holder": "testapp/db-1",
+         "node": "node-1", "lease": 12, "leased_at": "2026-01-02T00:00:00.000Z"},
+        {"address": "10.81.1.2", "class": 1, "kind": "reservation", "holder": "printer",
+         "node": null, "lease": 3, "leased_at": "2026-01-03T00:00:00.000Z"},
+    ]}));
+    let want = "\
+ADDRESS    HOLDER        KIND         NODE    LEASE  SINCE
+10.81.0.1  node-1        node         node-1  1      2026-01-01T00:00:00.000Z
+10.81.1.1  testapp/db-1  placement    node-1  12     2026-01-02T00:00:00.000Z
+10.81.1.2  printer       reservation  -       3      2026-01-03T00:00:00.000Z";
+    assert_eq!(super::addresses(&addresses), want);
+
+    let step = |event: &str, at: &str, actor: &str, reason: &str| {
+        json!({
+            "address": "10.81.1.1", "event": event, "lease": 12, "kind": "placement",
+            "holder": "testapp/db-1", "node": "node-1", "actor": actor, "reason": reason,
+            "at": at, "revision": 7,
+        })
+    };
+    let history = parsed(json!({"history": [
+        step("released", "2026-01-03T00:00:00.000Z", "master", "node lost"),
+        step("leased", "2026-01-02T00:00:00.000Z", "admin", "deployed"),
+    ]}));
+    let want = "\
+AT                        EVENT     HOLDER        NODE    LEASE  BY      REASON
+2026-01-03T00:00:00.000Z  released  testapp/db-1  node-1  12     master  node lost
+2026-01-02T00:00:00.000Z  leased    testapp/db-1  node-1  12     admin   deployed";
+    assert_eq!(super::history(&history), want);
 }
 
 #[test]
