@@ -2,12 +2,16 @@
 //!
 //! A benchmark measures what users do, with what users run; it prints a table and
 //! leaves `load/results/x.json`, whose form is the same for all of them
-//! ([`results`]). A figure that is over its bound makes the run fail, after the
-//! result was written.
+//! ([`results`]). A figure that does not keep to its bound makes the run fail,
+//! after the result was written.
 
+mod agent;
 mod bench;
+mod client;
+mod cpu;
 mod machine;
 mod results;
+mod stack;
 mod tree;
 
 use std::process::ExitCode;
@@ -34,6 +38,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Leases and releases addresses over HTTP, beside pgbench on the same Postgres
+    Ipam(bench::ipam::Settings),
     /// Times `make up` with everything built and nothing running, and `make down`
     Up(bench::up::Settings),
 }
@@ -52,6 +58,7 @@ fn run(args: &Args) -> Result<(), BenchError> {
     let tree = Tree::find()?;
     let Command::Bench(bench) = &args.command;
     let result = match bench {
+        Bench::Ipam(settings) => bench::ipam::run(&tree, settings)?,
         Bench::Up(settings) => bench::up::run(&tree, settings)?,
     };
     let path = result.write(&tree.results())?;
@@ -72,7 +79,9 @@ mod tests {
 
     #[test]
     fn what_make_types_is_understood() {
-        assert!(Args::try_parse_from(["kontena-load", "bench", "up"]).is_ok());
+        for bench in ["up", "ipam"] {
+            assert!(Args::try_parse_from(["kontena-load", "bench", bench]).is_ok());
+        }
         assert!(Args::try_parse_from(["kontena-load", "bench", "nonsense"]).is_err());
     }
 }

@@ -31,15 +31,27 @@ BINARIES=(kontena-api kontena-agent weavewait kontena)
 # Each project its own: the demo stays as it is when the tests' stack is made of newer ones, and the other way round.
 binaries_dir() { say "$ROOT/.kontena/bin-$PROJECT"; }
 
-# The build cache is shared between clones, and so is the place where cargo puts a finished program: another clone's
-# would soon lie there. So they are taken away at once, and no other make builds meanwhile.
+# The build cache is shared between clones, but cargo tells their members apart by their files' times alone, and would
+# take what it made of the other. Locks the cache (fd 8) and throws that away.
+cache_claim() {
+  local clone=$CARGO_TARGET_DIR/.kontena-clone
+  mkdir -p "$CARGO_TARGET_DIR"
+  exec 8>"$CARGO_TARGET_DIR/.kontena-lock"
+  flock 8
+  if [[ -f $clone && $(<"$clone") != "$ROOT" ]]; then
+    cargo clean --release --workspace --target "$(rustc -vV | sed -n 's/^host: //p')"
+  fi
+  say "$ROOT" >"$clone"
+}
+
+# The place where cargo puts a finished program is shared too: another clone's would soon lie there. So they are taken
+# away at once, and no other make builds meanwhile.
 binaries_build() {
   local args=() binary built
   built=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
   for binary in "${BINARIES[@]}"; do args+=(--bin "$binary"); done
-  mkdir -p "$CARGO_TARGET_DIR" "$(binaries_dir)"
-  exec 8>"$CARGO_TARGET_DIR/.kontena-lock"
-  flock 8
+  mkdir -p "$(binaries_dir)"
+  cache_claim
   cargo build --release --workspace "${args[@]}" 8>&-
   for binary in "${BINARIES[@]}"; do
     # A running program cannot be written to, but replaced.

@@ -1,11 +1,14 @@
 //! The benchmarks, one module each: `Settings` is what can be typed, `run` answers
 //! a report.
 
+pub(crate) mod ipam;
 pub(crate) mod up;
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+
+use crate::client::ClientError;
 
 /// Why a benchmark has no result, or a bad one.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +32,16 @@ pub(crate) enum BenchError {
         /// What is wrong.
         reason: String,
     },
-    /// A figure that is over its bound.
-    #[error("{figure} is {}, must be at most {bound}", value.map_or("missing".to_owned(), |v| v.to_string()))]
-    Bound {
-        /// The figure.
-        figure: String,
-        /// What was measured.
-        value: Option<f64>,
-        /// The most that it may be.
-        bound: f64,
-    },
+    /// Figures that do not keep to their bounds.
+    #[error("{0}")]
+    Bounds(String),
+    /// A request to the Master.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A statement of the benchmark's own.
+    #[error("Postgres: {0}")]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Whatever else is not as it must be.
+    #[error("{0}")]
+    Failed(String),
 }

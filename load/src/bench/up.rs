@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, json};
 
 use super::BenchError;
-use crate::results::{Report, median};
+use crate::results::{Bound, Report, median};
 use crate::tree::Tree;
 
 /// The longest that a newcomer should wait once everything is built.
@@ -71,7 +71,7 @@ pub(crate) fn run(tree: &Tree, settings: &Settings) -> Result<Report, BenchError
         ("runs".to_owned(), json!(settings.runs)),
     ]);
     let mut report = Report::new("up", settings);
-    report.bounds.insert("up_warm_s".to_owned(), UP_WARM_S_MAX);
+    report.bound("up_warm_s", Bound::AtMost(UP_WARM_S_MAX));
     measured
         .into_iter()
         .for_each(|(figure, values)| report.figure(figure, median(values)));
