@@ -6,6 +6,7 @@
 
 mod change;
 mod log;
+mod lost;
 mod model;
 mod names;
 mod reach;
