@@ -184,10 +184,11 @@ async fn without_a_database_the_replica_says_so_and_comes_back() {
             .batch_execute(&format!("alter database {name} allow_connections {yes}"))
             .await
             .unwrap();
-        let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
-        admin.query(end, &[&name]).await.unwrap();
     };
     allow(false).await;
+    // Each is waited for, so that none dies later under a request that must go through.
+    let end = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = $1";
+    admin.query(end, &[&name]).await.unwrap();
     let response = master
         .request(Method::GET, "/v1/grids")
         .send()
