@@ -9,7 +9,13 @@ use clap::{Parser, Subcommand};
 use kontena_api::config::{DatabaseConfig, HealthConfig, ServeConfig};
 use kontena_api::db;
 use kontena_api::serve::{Replica, terminated};
+use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
+
+/// With the C library's, allocations take a fifth of a loaded replica's own time
+/// (load/README.md).
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A replica of the Kontena Master.
 #[derive(Parser)]

@@ -216,5 +216,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// The id that the layers gave to a request.
 pub fn request_id(headers: &HeaderMap) -> String {
     let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-    id.unwrap_or_default().chars().take(KEY_BYTES_MAX).collect()
+    let id = id.unwrap_or_default();
+    // `to_str` lets only ASCII pass.
+    id[..id.len().min(KEY_BYTES_MAX)].to_owned()
 }

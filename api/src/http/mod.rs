@@ -143,14 +143,14 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(root::no_route)
         .method_not_allowed_fallback(root::no_method)
-        .layer(DefaultBodyLimit::max(HTTP_BODY_BYTES_MAX))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::SERVICE_UNAVAILABLE,
-            REQUEST_WITHIN,
+        // Together, the outermost first: each call of `layer` costs every request a box.
+        .layer((
+            SetRequestIdLayer::new(REQUEST_ID, NewRequestId),
+            PropagateRequestIdLayer::new(REQUEST_ID),
+            trace,
+            TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_WITHIN),
+            DefaultBodyLimit::max(HTTP_BODY_BYTES_MAX),
         ))
-        .layer(trace)
-        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
         .with_state(state)
 }
 
