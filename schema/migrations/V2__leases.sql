@@ -18,27 +18,34 @@ alter table placements
         and (lease is null) = (lease_state in ('waiting', 'none'))
         and (waiting is null) = (lease_state <> 'waiting')
     );
-create index placements_lost on placements (grid_id, ip) where lease_state = 'lost';
 create index placements_waiting on placements (grid_id, waiting) where lease_state = 'waiting';
 
 -- Who holds an address: one placement, one reservation or one node. What changes
 -- them holds the grid's lock and has read the rows that it names, so foreign keys
--- would only check again, row by row.
+-- would only check again, row by row. Checks would be parsed again by every
+-- statement, which costs as much as the rest of it; only the functions below write
+-- here, and `address_faults` finds what a check would refuse.
 alter table addresses
     drop constraint addresses_grid_fkey,
     drop constraint addresses_placement_fkey,
     drop constraint addresses_holder_check,
+    drop constraint addresses_class_check,
     -- The grid's count makes lease numbers unique; an index on them would only
     -- mislead the planner.
     drop constraint addresses_lease_key,
-    add column kind text constraint addresses_kind_check check (kind in ('placement', 'reservation', 'node')),
+    -- placement, reservation or node.
+    add column kind text,
     -- `stack/service-n` of a placement, the name of a reservation or of a node.
     add column holder text,
     add column node text,
     add column node_id bigint,
     add column leased_at timestamptz,
     -- The order of the release that freed it: the longest free goes first.
-    add column released bigint;
+    add column released bigint,
+    -- The placement that had it before it was freed, and may still be lost and return.
+    add column former bigint;
+-- Nothing that a lease changes is indexed, but for placements and nodes: the new
+-- version of a row finds room beside the old one, and no index learns of it.
 drop index addresses_free;
 update addresses a
 set kind = 'placement', leased_at = clock_timestamp(), node = n.name,
@@ -57,51 +64,81 @@ where r.grid_id = a.grid_id and r.ip = a.ip;
 alter table addresses
     drop column released_revision,
     drop column reservation,
-    add constraint addresses_holder_check check (
-        num_nulls(lease, kind, holder, leased_at) in (0, 4)
-        and (lease is null) = (released is not null)
-        and (kind is not distinct from 'placement') = (placement_id is not null)
-        and (kind is not distinct from 'node') = (node_id is not null)
-    );
-create unique index addresses_free on addresses (grid_id, class, released) where lease is null;
+    set (fillfactor = 50);
 create unique index addresses_node_key on addresses (node_id) where node_id is not null;
--- Half empty pages: a lease and its release find room beside the row's old version.
-alter table addresses set (fillfactor = 50);
-alter table grids set (fillfactor = 50);
 
--- Where to look for free addresses, and how many there are.
-alter table grids
+-- Base of a grid's addresses, with which a host part makes an address.
+create function grid_base(subnet cidr) returns inet
+    language sql immutable parallel safe
+    return set_masklen(network(subnet)::inet, 32);
+
+-- Host parts that may be held, from 1 up: not the network's own address, nor the
+-- broadcast address.
+create function grid_hosts(subnet cidr) returns bigint
+    language sql immutable parallel safe
+    return (1::bigint << (32 - masklen(subnet))) - 2;
+
+-- A grid's addresses: where to look for free ones, and how many there are. Read and
+-- written under the lock of the grid's row, but a row of its own: it is narrow, and
+-- whoever waits for the lock finds the locked row as it was.
+create table pools (
+    grid_id bigint constraint pools_pkey primary key constraint pools_grid_fkey references grids on delete cascade,
+    -- Of the grid's subnet, which never changes.
+    base inet not null,
+    hosts bigint not null,
     -- By class, the host part that was never used and goes next; one beyond the
     -- last when all were.
-    add column fresh bigint[] not null default '{257, 255, 254}',
-    -- By class, the release order up to which the free were given out.
-    add column freed bigint[] not null default '{0, 0, 0}',
-    add column release_last bigint not null default 0,
+    fresh bigint[] not null default '{257, 255, 254}',
+    -- By class, the release order up to which the free were given out, and the
+    -- first of the queue's row where the search goes on.
+    freed bigint[] not null default '{0, 0, 0}',
+    heads bigint[] not null default '{0, 0, 0}',
+    lease_last bigint not null,
+    release_last bigint not null default 0,
     -- Addresses that are held, nodes' included.
-    add column held bigint not null default 0,
-    add column waiting_last bigint not null default 0,
+    held bigint not null default 0,
     -- Placements that wait for an address.
-    add column waiting bigint not null default 0,
+    waiting bigint not null default 0,
+    waiting_last bigint not null default 0,
     -- The month of the ledger that begins with this grid's leases.
-    add column ledger_opened timestamptz not null default '-infinity';
+    ledger_opened timestamptz not null default '-infinity'
+) with (fillfactor = 50);
+insert into pools (grid_id, base, hosts, lease_last)
+select id, grid_base(subnet), grid_hosts(subnet), lease_last from grids;
+alter table grids drop column lease_last;
+
+-- Free addresses in the order of their release, some in a row: the first address's
+-- order, and the others' are those that follow. What was leased again other than
+-- from here, and what was released again since, has another order by now, or none,
+-- and is passed over. Rows before a pool's head are done with. Without foreign key,
+-- as addresses.
+create table releases (
+    grid_id bigint not null,
+    class smallint not null,
+    first bigint not null,
+    ips inet[] not null,
+    constraint releases_pkey primary key (grid_id, class, first)
+);
 
 -- Nodes hold the addresses of their numbers.
 with numbered as (
-    select n.grid_id, n.id as node_id, n.name, set_masklen(network(g.subnet)::inet, 32) + n.number as ip,
+    select n.grid_id, n.id as node_id, n.name, g.base + n.number as ip,
         g.lease_last + row_number() over (partition by n.grid_id order by n.number) as lease
-    from nodes n join grids g on g.id = n.grid_id
+    from nodes n join pools g on g.grid_id = n.grid_id
 )
 insert into addresses (grid_id, ip, class, lease, kind, holder, node, node_id, leased_at)
 select grid_id, ip, 3, lease, 'node', name, name, node_id, clock_timestamp() from numbered
 on conflict (grid_id, ip) do update
 set lease = excluded.lease, kind = excluded.kind, holder = excluded.holder, node = excluded.node,
     node_id = excluded.node_id, leased_at = excluded.leased_at, released = null;
-update grids g set
-    lease_last = g.lease_last + (select count(*) from nodes n where n.grid_id = g.id),
-    release_last = coalesce((select max(a.released) from addresses a where a.grid_id = g.id), 0),
-    held = (select count(*) from addresses a where a.grid_id = g.id and a.lease is not null),
-    waiting = (select count(*) from placements p where p.grid_id = g.id and p.lease_state = 'waiting'),
-    waiting_last = coalesce((select max(p.waiting) from placements p where p.grid_id = g.id), 0);
+update pools g set
+    lease_last = g.lease_last + (select count(*) from nodes n where n.grid_id = g.grid_id),
+    release_last = coalesce((select max(a.released) from addresses a where a.grid_id = g.grid_id), 0),
+    held = (select count(*) from addresses a where a.grid_id = g.grid_id and a.lease is not null),
+    waiting = (select count(*) from placements p where p.grid_id = g.grid_id and p.lease_state = 'waiting'),
+    waiting_last = coalesce((select max(p.waiting) from placements p where p.grid_id = g.grid_id), 0);
+insert into releases (grid_id, class, first, ips)
+select grid_id, class, released, array[ip] from addresses where lease is null;
 
 -- When a node whose session ended is lost, and since when it is.
 alter table sessions
@@ -166,53 +203,31 @@ from ledger_v1 l left join nodes n on n.id = l.node_id
 order by l.id;
 drop table ledger_v1;
 
--- The functions below count in a grid's row, its pool of addresses: read once under
--- the grid's lock, written back once.
-create type pool_picked as (pool grids, ips inet[], classes smallint[], leases bigint[]);
-create type pool_held as (pool grids, robbed bigint[]);
+-- The functions below read a grid's pool once, count in it, and write it back once.
+create type pool_picked as (pool pools, ips inet[], classes smallint[], leases bigint[], former bigint[]);
+create type pool_held as (pool pools, robbed bigint[]);
 
-create function pool_read(g bigint) returns grids
+create function pool_read(g bigint) returns pools
     language plpgsql as $$
 declare
-    p grids;
+    p pools;
 begin
-    select * into strict p from grids where id = g;
+    select * into strict p from pools where grid_id = g;
     return p;
 end $$;
 
--- All of it null, if there is no such grid.
-create function pool_lock(grid_name text) returns grids
-    language plpgsql as $$
-declare
-    p grids;
-begin
-    select * into p from grids where name = grid_name for no key update;
-    return p;
-end $$;
-
-create function pool_write(p grids) returns void
+create function pool_write(p pools) returns void
     language plpgsql as $$
 begin
-    update grids
-    set fresh = p.fresh, freed = p.freed, lease_last = p.lease_last, release_last = p.release_last,
-        held = p.held, ledger_opened = p.ledger_opened
-    where id = p.id;
+    update pools
+    set fresh = p.fresh, freed = p.freed, heads = p.heads, lease_last = p.lease_last,
+        release_last = p.release_last, held = p.held, ledger_opened = p.ledger_opened
+    where grid_id = p.grid_id;
 end $$;
-
--- Base of a grid's addresses, with which a host part makes an address.
-create function grid_base(subnet cidr) returns inet
-    language sql immutable parallel safe
-    return set_masklen(network(subnet)::inet, 32);
-
--- Host parts that may be held, from 1 up: not the network's own address, nor the
--- broadcast address.
-create function grid_hosts(subnet cidr) returns bigint
-    language sql immutable parallel safe
-    return (1::bigint << (32 - masklen(subnet))) - 2;
 
 -- Begins the ledger's current month with the leases in force, before the first
 -- step of the month.
-create function pool_open_ledger(p grids, now timestamptz) returns grids
+create function pool_open_ledger(p pools, revision bigint, now timestamptz) returns pools
     language plpgsql as $$
 declare
     month timestamptz := ledger_month(now);
@@ -225,34 +240,35 @@ begin
     end if;
     insert into ledger (grid_id, ip, lease, kind, holder, node, event, actor, reason, revision, at)
     select a.grid_id, a.ip, a.lease, a.kind, a.holder, a.node, 'opened', 'master', 'held since ' || iso(a.leased_at),
-        p.revision, month
+        pool_open_ledger.revision, month
     from addresses a
-    where a.grid_id = p.id and a.lease is not null
+    where a.grid_id = p.grid_id and a.lease is not null
     order by a.ip;
     p.ledger_opened := month;
     return p;
 end $$;
 
 -- Chooses the next `wanted` free addresses and gives them the next lease numbers:
--- by class, within a class the never used before the longest free.
-create function pool_pick(p grids, wanted bigint) returns pool_picked
+-- by class, within a class the never used before the longest free. `former` are
+-- placements that had some of them and may be lost.
+create function pool_pick(p pools, wanted bigint) returns pool_picked
     language plpgsql as $$
 declare
-    base inet := grid_base(p.subnet);
-    hosts bigint := grid_hosts(p.subnet);
     ips inet[] := '{}';
     classes smallint[] := '{}';
-    leases bigint[] := '{}';
+    former bigint[] := '{}';
     n int := 0;
     host bigint;
     next_ip inet;
-    longest_free inet[];
-    last_released bigint;
+    found_ips inet[];
+    found_former bigint[];
+    last bigint;
+    head bigint;
 begin
     for c in 1..3 loop
         host := p.fresh[c];
-        while n < wanted and host between 1 and hosts loop
-            next_ip := base + host;
+        while n < wanted and host between 1 and p.hosts loop
+            next_ip := p.base + host;
             -- Class 1 steps over .0 and .255, class 2 from one to the other, class
             -- 3 goes down.
             host := host + case c
@@ -260,7 +276,7 @@ begin
                 when 2 then case when host % 256 = 255 then 1 else 255 end
                 else -1 end;
             -- One may have been asked for by name.
-            perform from addresses a where a.grid_id = p.id and a.ip = next_ip;
+            perform from addresses a where a.grid_id = p.grid_id and a.ip = next_ip;
             if not found then
                 n := n + 1;
                 ips[n] := next_ip;
@@ -269,70 +285,100 @@ begin
         end loop;
         p.fresh[c] := host;
         exit when n = wanted;
-        select array_agg(f.ip order by f.released), max(f.released) into longest_free, last_released
+        select array_agg(f.ip order by f.released), array_agg(f.former) filter (where f.former is not null),
+            max(f.released), max(f.first)
+        into found_ips, found_former, last, head
         from (
-            select a.ip, a.released from addresses a
-            where a.grid_id = p.id and a.class = c and a.lease is null and a.released > p.freed[c]
-            order by a.released
+            select a.ip, a.former, a.released, r.first
+            from releases r
+            cross join lateral unnest(r.ips) with ordinality as u (ip, i)
+            cross join lateral (
+                select * from addresses a
+                where a.grid_id = p.grid_id and a.ip = u.ip and a.lease is null and a.released = r.first + u.i - 1
+                offset 0
+            ) a
+            where r.grid_id = p.grid_id and r.class = c and r.first >= p.heads[c] and r.first + u.i - 1 > p.freed[c]
+            order by r.first, u.i
             limit wanted - n
         ) f;
-        if last_released is not null then
-            ips := ips || longest_free;
-            classes := classes || array_fill(c::smallint, array[cardinality(longest_free)]);
+        if last is not null then
+            ips := ips || found_ips;
+            classes := classes || array_fill(c::smallint, array[cardinality(found_ips)]);
+            former := former || found_former;
             n := cardinality(ips);
-            p.freed[c] := last_released;
         end if;
+        if n < wanted then
+            -- Whatever else was in the queue was passed over for good.
+            last := p.release_last;
+            head := p.release_last + 1;
+        end if;
+        -- What is done with is deleted in portions, each from a known place on: a search for
+        -- it would walk over what was deleted before.
+        if head / 256 > p.heads[c] / 256 then
+            delete from releases r
+            where r.grid_id = p.grid_id and r.class = c and r.first >= p.heads[c] / 256 * 256 and r.first < head;
+        end if;
+        p.freed[c] := last;
+        p.heads[c] := head;
         exit when n = wanted;
     end loop;
     if n < wanted then
-        raise exception 'grid % counts % held addresses, and of % free ones % were found', p.id, p.held, wanted, n;
+        raise exception 'grid % counts % held addresses, and of % free ones % were found', p.grid_id, p.held, wanted, n;
     end if;
-    for i in 1..n loop
-        leases[i] := p.lease_last + i;
-    end loop;
     p.lease_last := p.lease_last + n;
-    return row(p, ips, classes, leases)::pool_picked;
+    return row(p, ips, classes, array(select p.lease_last - n + i from generate_series(1, n) i), former)::pool_picked;
+end $$;
+
+-- Takes addresses from the lost placements that remember them, for good; answers
+-- which those were.
+create function placements_rob(g bigint, ips inet[], owners bigint[]) returns bigint[]
+    language plpgsql as $$
+declare
+    robbed bigint[];
+begin
+    with lost as (
+        update placements l set lease_state = 'taken'
+        where l.id in (select a.former from unnest(ips) as t (ip) join addresses a on a.grid_id = g and a.ip = t.ip)
+            and l.lease_state = 'lost' and l.ip = any(ips) and l.id <> all(owners)
+        returning l.id
+    )
+    select coalesce(array_agg(id order by id), '{}') into robbed from lost;
+    return robbed;
 end $$;
 
 -- Gives chosen addresses to their holders, and names the lost placements that
 -- remember one of the addresses and now lose it for good.
 create function pool_hold(
-    p grids, revision bigint, event text, actor text, reason text, kind text,
+    p pools, revision bigint, event text, actor text, reason text, kind text,
     ips inet[], classes smallint[], leases bigint[], holders text[], nodes text[], placements bigint[], node_ids bigint[]
 ) returns pool_held
     language plpgsql as $$
 declare
     now timestamptz := clock_timestamp();
     changed bigint;
-    robbed bigint[];
+    robbed bigint[] := placements_rob(p.grid_id, ips, array_remove(placements, null));
 begin
-    p := pool_open_ledger(p, now);
+    p := pool_open_ledger(p, revision, now);
     with given as materialized (
         select * from unnest(ips, classes, leases, holders, nodes, placements, node_ids)
             as t (ip, class, lease, holder, node, placement, node_id)
     ), written as (
         insert into ledger (grid_id, ip, lease, kind, holder, node, event, actor, reason, revision, at)
-        select p.id, t.ip, t.lease, pool_hold.kind, t.holder, t.node, pool_hold.event, pool_hold.actor,
+        select p.grid_id, t.ip, t.lease, pool_hold.kind, t.holder, t.node, pool_hold.event, pool_hold.actor,
             pool_hold.reason, pool_hold.revision, now
         from given t
-    ), lost as (
-        update placements l set lease_state = 'taken'
-        where l.grid_id = p.id and l.lease_state = 'lost' and l.ip = any(ips)
-            and l.id <> all(array_remove(coalesce(pool_hold.placements, '{}'), null))
-        returning l.id
     ), leased as (
         insert into addresses as a (grid_id, ip, class, lease, kind, holder, node, placement_id, node_id, leased_at)
-        select p.id, t.ip, t.class, t.lease, pool_hold.kind, t.holder, t.node, t.placement, t.node_id, now
+        select p.grid_id, t.ip, t.class, t.lease, pool_hold.kind, t.holder, t.node, t.placement, t.node_id, now
         from given t
         on conflict (grid_id, ip) do update
         set lease = excluded.lease, kind = excluded.kind, holder = excluded.holder, node = excluded.node,
             placement_id = excluded.placement_id, node_id = excluded.node_id, leased_at = excluded.leased_at,
-            released = null
+            released = null, former = null
         where a.lease is null
         returning 1
     )
-    select (select count(*) from leased), coalesce((select array_agg(id order by id) from lost), '{}')
-    into changed, robbed;
+    select count(*) into changed from leased;
     if changed <> cardinality(ips) then
         raise exception 'of % addresses, % were free', cardinality(ips), changed;
     end if;
@@ -341,33 +387,32 @@ begin
 end $$;
 
 -- Ends the leases of addresses, all of which are held.
-create function pool_free(p grids, revision bigint, actor text, reason text, ips inet[]) returns grids
+create function pool_free(p pools, revision bigint, actor text, reason text, ips inet[]) returns pools
     language plpgsql as $$
 declare
     now timestamptz := clock_timestamp();
+    ended inet[];
+    classes smallint[];
     changed bigint;
 begin
-    p := pool_open_ledger(p, now);
+    p := pool_open_ledger(p, revision, now);
     -- A subquery of its own, so that each address is one look into the key: a
     -- join's plan would depend on how full the table was when it was made.
     with ending as materialized (
-        select t.ip, a.lease, a.kind, a.holder, a.node, p.release_last + row_number() over (order by t.ip) as released
+        select t.ip, a.class, a.lease, a.kind, a.holder, a.node
         from unnest(ips) as t (ip)
-        cross join lateral (select * from addresses a where a.grid_id = p.id and a.ip = t.ip offset 0) a
+        cross join lateral (select * from addresses a where a.grid_id = p.grid_id and a.ip = t.ip offset 0) a
         where a.lease is not null
     ), written as (
         insert into ledger (grid_id, ip, lease, kind, holder, node, event, actor, reason, revision, at)
-        select p.id, e.ip, e.lease, e.kind, e.holder, e.node, 'released', pool_free.actor, pool_free.reason,
+        select p.grid_id, e.ip, e.lease, e.kind, e.holder, e.node, 'released', pool_free.actor, pool_free.reason,
             pool_free.revision, now
         from ending e
     )
-    update addresses a
-    set lease = null, kind = null, holder = null, node = null, placement_id = null, node_id = null,
-        leased_at = null, released = e.released
-    from ending e
-    where a.grid_id = p.id and a.ip = e.ip;
-    get diagnostics changed = row_count;
-    if changed <> cardinality(ips) then
+    select array_agg(e.ip order by e.class, e.ip), array_agg(e.class order by e.class, e.ip) into ended, classes
+    from ending e;
+    changed := addresses_end(p, ended, classes);
+    if changed is distinct from cardinality(ips)::bigint then
         raise exception 'of % addresses, % were held', cardinality(ips), changed;
     end if;
     p.held := p.held - changed;
@@ -375,12 +420,33 @@ begin
     return p;
 end $$;
 
+-- Frees held addresses, which are sorted by class, and puts them into the queue;
+-- answers how many it freed.
+create function addresses_end(p pools, ips inet[], classes smallint[]) returns bigint
+    language plpgsql as $$
+declare
+    changed bigint;
+begin
+    update addresses a
+    set lease = null, kind = null, holder = null, node = null, former = a.placement_id, placement_id = null,
+        node_id = null, leased_at = null, released = p.release_last + e.n
+    from unnest(ips) with ordinality as e (ip, n)
+    where a.grid_id = p.grid_id and a.ip = e.ip and a.lease is not null;
+    get diagnostics changed = row_count;
+    -- Rows of the queue are short, for each is unpacked whole.
+    insert into releases (grid_id, class, first, ips)
+    select p.grid_id, e.class, p.release_last + min(e.n), array_agg(e.ip order by e.n)
+    from unnest(ips, classes) with ordinality as e (ip, class, n)
+    group by e.class, e.n / 32;
+    return changed;
+end $$;
+
 -- What statements call, each of them under the grid's lock.
 
 create function ledger_open(g bigint, now timestamptz) returns void
     language plpgsql as $$
 begin
-    perform pool_write(pool_open_ledger(pool_read(g), now));
+    perform pool_write(pool_open_ledger(pool_read(g), (select revision from grids where id = g), now));
 end $$;
 
 -- Nothing, if there are fewer than `wanted`.
@@ -388,10 +454,10 @@ create function address_pick(g bigint, wanted bigint)
     returns table (ip inet, class smallint, lease bigint)
     language plpgsql as $$
 declare
-    p grids := pool_read(g);
+    p pools := pool_read(g);
     chosen pool_picked;
 begin
-    if grid_hosts(p.subnet) - p.held >= wanted then
+    if p.hosts - p.held >= wanted then
         chosen := pool_pick(p, wanted);
         perform pool_write(chosen.pool);
         return query select * from unnest(chosen.ips, chosen.classes, chosen.leases);
@@ -419,13 +485,18 @@ begin
 end $$;
 
 -- A batch of reservations, one call, which takes the grid's lock: the releases
--- first. `went` is false, and nothing is done, if placements wait for an address
--- and the caller is not one that serves them. A release may name the
--- lease that it means; `in_force` is the lease that was there, if any, and `kinds`
--- what held it: what is no reservation, or another lease, stays. Who takes gets
--- all that it asks for or none, which `fits` tells; the addresses are in the order
--- of the requests. `stamped` is the revision from which on lost placements whose
--- addresses were taken are out of every directory; 0 if there was none.
+-- first, of which each names another address. `went` is false, and nothing is done,
+-- if placements wait for an address and the caller is not one that serves them. A
+-- release may name the lease that it means; `in_force` is the lease that was there,
+-- if any, and `kinds` what held it: what is no reservation, or another lease, stays.
+-- Who takes gets all that it asks for or none, which `fits` tells; the addresses are
+-- in the order of the requests. `stamped` is the revision from which on lost
+-- placements whose addresses were taken are out of every directory; 0 if there was
+-- none.
+--
+-- This is the hot path: what one statement costs, whatever it does, is what several
+-- addresses cost. So what `pool_free` and `pool_hold` do for all kinds of holders
+-- stands here again for reservations alone, with one write to the ledger.
 create function reservation_batch(
     grid_name text, serves boolean, actor text,
     wanted inet[], wanted_leases bigint[], counts bigint[], names text[],
@@ -434,31 +505,58 @@ create function reservation_batch(
 )
     language plpgsql as $$
 declare
-    p grids := pool_lock(grid_name);
+    p pools;
+    at_revision bigint;
+    now timestamptz;
     ending inet[];
+    ending_classes smallint[];
+    ending_leases bigint[];
+    ending_holders text[];
     room bigint;
     holders text[] := '{}';
     chosen pool_picked;
-    done pool_held;
+    robbed bigint[];
+    changed bigint;
 begin
-    g := p.id;
-    went := serves or p.waiting = 0;
-    if went is not true then
+    select t.id, t.revision into g, at_revision from grids t where t.name = grid_name for no key update;
+    if g is null then
         return;
+    end if;
+    select * into p from pools t where t.grid_id = g;
+    went := serves or p.waiting = 0;
+    if not went then
+        return;
+    end if;
+    now := clock_timestamp();
+    if p.ledger_opened < ledger_month(now) then
+        p := pool_open_ledger(p, at_revision, now);
     end if;
     in_force := '{}';
     kinds := '{}';
     if wanted <> '{}' then
-        select array_agg(a.lease order by w.n), array_agg(a.kind order by w.n),
-            array_agg(distinct w.ip) filter (where a.kind = 'reservation' and coalesce(w.lease, a.lease) = a.lease)
-        into in_force, kinds, ending
-        from unnest(wanted, wanted_leases) with ordinality as w (ip, lease, n)
-        left join lateral (select * from addresses a where a.grid_id = g and a.ip = w.ip offset 0) a on true;
+        with found as materialized (
+            select w.n, a.ip, a.class, a.lease, a.kind, a.holder,
+                a.kind = 'reservation' and coalesce(w.lease, a.lease) = a.lease as ends
+            from unnest(wanted, wanted_leases) with ordinality as w (ip, lease, n)
+            left join lateral (select * from addresses a where a.grid_id = g and a.ip = w.ip offset 0) a on true
+        )
+        select array_agg(f.lease order by f.n), array_agg(f.kind order by f.n),
+            array_agg(f.ip order by f.class, f.ip) filter (where f.ends),
+            array_agg(f.class order by f.class, f.ip) filter (where f.ends),
+            array_agg(f.lease order by f.class, f.ip) filter (where f.ends),
+            array_agg(f.holder order by f.class, f.ip) filter (where f.ends)
+        into in_force, kinds, ending, ending_classes, ending_leases, ending_holders
+        from found f;
         if ending is not null then
-            p := pool_free(p, p.revision, actor, 'released by its holder', ending);
+            changed := addresses_end(p, ending, ending_classes);
+            if changed <> cardinality(ending) then
+                raise exception 'of % addresses, % were held', cardinality(ending), changed;
+            end if;
+            p.held := p.held - changed;
+            p.release_last := p.release_last + changed;
         end if;
     end if;
-    room := grid_hosts(p.subnet) - p.held;
+    room := p.hosts - p.held;
     fits := '{}';
     for r in 1..cardinality(counts) loop
         fits[r] := counts[r] <= room;
@@ -473,22 +571,73 @@ begin
     stamped := 0;
     if holders <> '{}' then
         chosen := pool_pick(p, cardinality(holders));
+        p := chosen.pool;
         classes := chosen.classes;
         leases := chosen.leases;
-        done := pool_hold(chosen.pool, p.revision, 'leased', actor, 'reserved', 'reservation',
-            chosen.ips, classes, leases, holders, null, null, null);
-        p := done.pool;
-        ips := array(select host(ip) from unnest(chosen.ips) as u (ip));
-        if done.robbed <> '{}' then
-            update grids set revision = revision + 1 where id = g returning revision into stamped;
+        if chosen.former <> '{}' then
+            robbed := placements_rob(g, chosen.ips, '{}');
+        end if;
+        insert into addresses as a (grid_id, ip, class, lease, kind, holder, leased_at)
+        select g, t.ip, t.class, t.lease, 'reservation', t.holder, now
+        from unnest(chosen.ips, classes, leases, holders) as t (ip, class, lease, holder)
+        on conflict (grid_id, ip) do update
+        set lease = excluded.lease, kind = excluded.kind, holder = excluded.holder, leased_at = excluded.leased_at,
+            released = null, former = null
+        where a.lease is null;
+        get diagnostics changed = row_count;
+        if changed <> cardinality(holders) then
+            raise exception 'of % addresses, % were free', cardinality(holders), changed;
+        end if;
+        p.held := p.held + changed;
+        ips := array(select host(t.ip) from unnest(chosen.ips) as t (ip));
+        if robbed <> '{}' then
+            update grids t set revision = t.revision + 1 where t.id = g returning t.revision into stamped;
             insert into tombstones (grid_id, kind, id, revision)
-            select g, 'endpoint', id, stamped from unnest(done.robbed) as gone (id)
+            select g, 'endpoint', id, stamped from unnest(robbed) as gone (id)
             on conflict do nothing;
         end if;
     end if;
+    insert into ledger (grid_id, ip, lease, kind, holder, event, actor, reason, revision, at)
+    select g, t.ip, t.lease, 'reservation', t.holder, 'released', reservation_batch.actor, 'released by its holder',
+        at_revision, now
+    from unnest(ending, ending_leases, ending_holders) as t (ip, lease, holder)
+    union all
+    select g, t.ip, t.lease, 'reservation', t.holder, 'leased', reservation_batch.actor, 'reserved',
+        at_revision, now
+    from unnest(chosen.ips, leases, holders) as t (ip, lease, holder);
     perform pool_write(p);
-    at := iso(clock_timestamp());
+    at := iso(now);
 end $$;
+
+-- What is wrong with a grid's addresses, in words; nothing, if they are as every
+-- function here leaves them.
+create function address_faults(g bigint) returns setof text
+    language sql stable as $$
+    select a.ip || ' is neither held nor free'
+    from addresses a
+    where a.grid_id = g and not (
+        num_nulls(a.lease, a.kind, a.holder, a.leased_at) in (0, 4)
+        and (a.lease is null) = (a.released is not null)
+        and (a.kind is not distinct from 'placement') = (a.placement_id is not null)
+        and (a.kind is not distinct from 'node') = (a.node_id is not null)
+        and (a.kind is null or a.kind in ('placement', 'reservation', 'node'))
+        and a.class between 1 and 3
+    )
+    union all
+    select a.ip || ' is free and in no queue'
+    from addresses a join pools p on p.grid_id = a.grid_id
+    where a.grid_id = g and a.lease is null and not exists (
+        select from releases r
+        where r.grid_id = g and r.class = a.class and r.first >= p.heads[a.class] and a.released > p.freed[a.class]
+            and r.ips[a.released - r.first + 1] = a.ip
+    )
+    union all
+    select 'the pool counts ' || p.held || ' held addresses, and ' || count(a) || ' are'
+    from pools p left join addresses a on a.grid_id = p.grid_id and a.lease is not null
+    where p.grid_id = g
+    group by p.held
+    having p.held <> count(a)
+$$;
 
 -- Each of these works on the rows that it names. What a plan was made for says
 -- nothing about how many rows there are when it runs: plans are made once, and
@@ -507,6 +656,10 @@ begin
         execute format('alter function %s set enable_hashjoin = off', f);
         execute format('alter function %s set enable_mergejoin = off', f);
         execute format('alter function %s set enable_bitmapscan = off', f);
+        -- The queue comes in the order of its key: what is wanted of it is read, not sorted.
+        execute format('alter function %s set enable_sort = off', f);
+        -- What is switched off counts as dear, and what is dear would be compiled first.
+        execute format('alter function %s set jit = off', f);
     end loop;
 end $$;
 
@@ -528,7 +681,7 @@ begin
         where i.inhparent = 'ledger'::regclass
     loop
         if part.month < ledger_month(clock_timestamp() - make_interval(months => keep))
-            and not exists (select from grids where ledger_opened <= part.month and ledger_opened > '-infinity') then
+            and not exists (select from pools where ledger_opened <= part.month and ledger_opened > '-infinity') then
             execute format('drop table %I', part.name);
             dropped := dropped + 1;
         end if;

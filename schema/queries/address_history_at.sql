@@ -8,11 +8,12 @@ select l.id, jsonb_build_object(
     'actor', l.actor, 'reason', l.reason, 'at', iso(l.at), 'revision', l.revision
 )
 from grids g
+join pools p on p.grid_id = g.id
 cross join lateral (
     (
         select * from ledger l
         where l.grid_id = g.id and l.ip = $2::text::inet and l.at <= $3::text::timestamptz
-            and l.at >= least(ledger_month($3::text::timestamptz), g.ledger_opened)
+            and l.at >= least(ledger_month($3::text::timestamptz), p.ledger_opened)
         order by l.at desc, l.id desc
         limit 1
     )

@@ -1,3 +1,3 @@
 -- address_next_lease
 -- The next lease number, for an address that was chosen by name.
-update grids set lease_last = lease_last + 1 where id = $1 returning lease_last
+update pools set lease_last = lease_last + 1 where grid_id = $1 returning lease_last

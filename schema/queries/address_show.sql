@@ -8,6 +8,7 @@ select jsonb_build_object(
     'kind', a.kind, 'holder', a.holder, 'node', a.node, 'lease', a.lease, 'leased_at', iso(a.leased_at)
 )
 from grids g
-cross join lateral (select $2::text::inet - grid_base(g.subnet) as host) h
+join pools p on p.grid_id = g.id
+cross join lateral (select $2::text::inet - p.base as host) h
 left join addresses a on a.grid_id = g.id and a.ip = $2::text::inet
-where g.name = $1 and h.host between 1 and (2 ^ (32 - masklen(g.subnet)))::bigint - 2
+where g.name = $1 and h.host between 1 and p.hosts

@@ -1,9 +1,9 @@
 -- address_usage
 -- What a full grid says about itself: its size, its use, and who holds the most.
 select jsonb_build_object(
-    'size', (2 ^ (32 - masklen(g.subnet)))::bigint - 2,
+    'size', p.hosts,
     'nodes', (select count(*) from nodes where grid_id = g.id),
-    'leased', g.held - (select count(*) from nodes where grid_id = g.id),
+    'leased', p.held - (select count(*) from nodes where grid_id = g.id),
     'biggest_holders', (
         select coalesce(jsonb_agg(jsonb_build_object('kind', kind, 'holder', holder, 'addresses', held)
             order by held desc, holder), '[]')
@@ -18,4 +18,4 @@ select jsonb_build_object(
         ) most
     )
 )
-from grids g where g.name = $1
+from grids g join pools p on p.grid_id = g.id where g.name = $1

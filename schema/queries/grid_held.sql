@@ -1,2 +1,2 @@
 -- grid_held
-select held from grids where id = $1
+select held from pools where grid_id = $1

@@ -1,3 +1,3 @@
 -- ledger_unopened
 -- Grids whose ledger has not begun this month.
-select id from grids where ledger_opened < ledger_month(clock_timestamp()) order by id limit 100
+select grid_id from pools where ledger_opened < ledger_month(clock_timestamp()) order by grid_id limit 100

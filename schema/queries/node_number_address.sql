@@ -1,3 +1,3 @@
 -- node_number_address
 -- The overlay address of a number.
-select host(grid_base(subnet) + $2::bigint) from grids where id = $1
+select host(base + $2::bigint) from pools where grid_id = $1

@@ -5,7 +5,7 @@ with gone as (
     where id = any($2) and lease_state = 'waiting'
     returning id
 ), counted as (
-    update grids set waiting = waiting - (select count(*) from gone)
-    where id = $1 and exists (select from gone)
+    update pools set waiting = waiting - (select count(*) from gone)
+    where grid_id = $1 and exists (select from gone)
 )
 select count(*) from gone

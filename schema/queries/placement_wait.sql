@@ -1,8 +1,8 @@
 -- placement_wait
 -- Placements that are to have an address and get none now; they are served in this order.
 with counted as (
-    update grids set waiting = waiting + cardinality($2::bigint[]), waiting_last = waiting_last + cardinality($2::bigint[])
-    where id = $1
+    update pools set waiting = waiting + cardinality($2::bigint[]), waiting_last = waiting_last + cardinality($2::bigint[])
+    where grid_id = $1
     returning waiting_last - cardinality($2::bigint[]) as last
 )
 update placements p

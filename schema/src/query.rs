@@ -52,6 +52,7 @@ queries! {
     GRID_DELETE = "grid_delete",
     GRID_HELD = "grid_held",
     GRID_INSERT = "grid_insert",
+    GRID_AWAIT = "grid_await",
     GRID_KNOWN = "grid_known",
     GRID_LIST = "grid_list",
     GRID_LOCK = "grid_lock",

@@ -6,92 +6,83 @@ use std::net::Ipv4Addr;
 
 use kontena_schema::http::addresses::{Address, Addresses, HolderKind};
 use kontena_schema::ids::{GridId, LeaseNumber, Revision};
-use kontena_schema::query;
+use kontena_schema::query::{self, Query};
 use tokio_postgres::Row;
 
 use super::grid::Empty;
 use super::lease::{self, Holder, Lease, Step};
 use super::reservation::{Answer, Asked, Outcome, Wish};
-use super::{Call, ControlError, IdempotencyKey, LockedGrid, replay};
-use crate::db::{Db, DbError, Param, Tx};
+use super::{Call, Changed, ControlError, IdempotencyKey, LockedGrid, replay};
+use crate::db::{DbError, Param, Tx};
 
-/// What became of a batch.
-pub(super) struct Applied {
-    /// In the order of the requests.
-    pub outcomes: Vec<Outcome>,
-    /// The grid to wake, if agents must know.
-    pub ring: Option<(GridId, Revision)>,
+/// What became of a batch, in the order of the requests.
+pub(super) type Applied = Changed<Vec<Outcome>>;
+
+/// A batch that one statement can carry out: there are no keys to keep, and no
+/// addresses asked for by name.
+pub(super) struct AtOnce<'a> {
+    grid: &'a str,
+    parts: Parts<'a>,
 }
 
-/// Carries a batch out by one statement, which is a transaction of its own. None,
-/// and nothing is done, where it takes more than that: there are keys to keep,
-/// addresses asked for by name, or placements that are to be served first.
-pub(super) async fn apply_at_once(
-    db: &Db,
-    grid: &str,
-    asked: &[Asked],
-) -> Result<Option<Applied>, ControlError> {
-    let parts = Parts::of(asked, 0..asked.len());
-    if !parts.claims.is_empty() || asked.iter().any(|(call, _)| call.idempotency.is_some()) {
-        return Ok(None);
+impl<'a> AtOnce<'a> {
+    /// The statement, which takes the grid's lock.
+    pub(super) const STATEMENT: &'static Query = &query::RESERVATION_BATCH;
+
+    /// None if it takes more than a statement.
+    pub(super) fn of(grid: &'a str, asked: &'a [Asked]) -> Option<Self> {
+        let parts = Parts::of(asked, 0..asked.len());
+        let keyed = asked.iter().any(|(call, _)| call.idempotency.is_some());
+        (parts.claims.is_empty() && !keyed).then_some(Self { grid, parts })
     }
-    let Parts {
-        releases, takes, ..
-    } = &parts;
-    let (serves, actor) = (false, parts.actor);
-    let batch = &query::RESERVATION_BATCH;
-    let rows = db
-        .rows(batch, &params(&grid, &serves, &actor, releases, takes))
-        .await?;
-    let row = rows.first().ok_or(DbError::NoRow(batch.name))?;
-    let Some(id) = row.get::<_, Option<GridId>>(0) else {
-        return Err(ControlError::not_found("grid", grid));
-    };
-    if !row.get::<_, bool>(1) {
-        return Ok(None);
+
+    /// The statement's parameters.
+    pub(super) fn params(&self) -> [Param<'_>; 7] {
+        params(&self.grid, &Serves::No, &self.parts)
     }
-    let mut outcomes = BTreeMap::new();
-    let stamped = read(row, releases, takes, &mut outcomes);
-    Ok(Some(Applied {
-        outcomes: outcomes.into_values().collect(),
-        ring: (stamped > 0).then_some((id, Revision(stamped))),
-    }))
+
+    /// What the statement did. None, and it did nothing, if placements are to be served
+    /// first.
+    pub(super) fn read(&self, rows: &[Row]) -> Result<Option<Applied>, ControlError> {
+        let row = rows.first().ok_or(DbError::NoRow(Self::STATEMENT.name))?;
+        let Some(id) = row.get::<_, Option<GridId>>(0) else {
+            return Err(ControlError::not_found("grid", self.grid));
+        };
+        if !went(row) {
+            return Ok(None);
+        }
+        let mut outcomes = BTreeMap::new();
+        let stamped = read(row, &self.parts, &mut outcomes);
+        Ok(Some(Changed {
+            value: outcomes.into_values().collect(),
+            ring: (stamped > 0).then_some((id, Revision(stamped))),
+        }))
+    }
 }
 
-/// Carries a batch out in a transaction that does whatever it takes.
+/// Carries a batch out in a transaction, whatever it takes.
 pub(super) async fn apply(
     grid: &LockedGrid<'_, '_>,
     asked: &[Asked],
-) -> Result<Vec<Outcome>, ControlError> {
+) -> Result<Applied, ControlError> {
     let mut outcomes: BTreeMap<usize, Outcome> = replays(grid.tx, asked).await?;
     let open: Vec<usize> = (0..asked.len())
         .filter(|n| !outcomes.contains_key(n))
         .collect();
     let parts = Parts::of(asked, open.iter().copied());
-    let Parts {
-        actor,
-        releases,
-        takes,
-        claims,
-    } = &parts;
-    if claims.is_empty() && grid.row.waiting == 0 {
-        // Without keys to keep, that is all: the lock is held for one answer less.
-        let keyed = asked.iter().any(|(call, _)| call.idempotency.is_some());
-        let end = if keyed { End::Open } else { End::Commit };
-        batch(grid, actor, releases, takes, end, &mut outcomes).await?;
-    } else {
+    let done = parts.claims.is_empty() && batch(grid, &parts, Serves::No, &mut outcomes).await?;
+    if !done {
         // What becomes free is first for those that wait.
-        let none = Takes::default();
-        batch(grid, actor, releases, &none, End::Open, &mut outcomes).await?;
+        let (releases, claims, takes) = parts.split();
+        batch(grid, &releases, Serves::Yes, &mut outcomes).await?;
         lease::serve(grid).await?;
-        for (n, call, name, ip) in claims {
+        for (n, call, name, ip) in &claims {
             outcomes.insert(*n, claim(grid, call, name, *ip).await?);
         }
-        let none = Releases::default();
-        batch(grid, actor, &none, takes, End::Open, &mut outcomes).await?;
+        batch(grid, &takes, Serves::Yes, &mut outcomes).await?;
     }
     store(grid.tx, asked, &open, &outcomes).await?;
-    Ok(outcomes.into_values().collect())
+    Ok(grid.changed(outcomes.into_values().collect()))
 }
 
 /// Takes the calls' keys; answers those that were used before.
@@ -174,13 +165,16 @@ async fn store(
     Ok(())
 }
 
+/// An address that is asked for by name: by which request, and as what.
+type Claim<'a> = (usize, &'a Call, &'a str, Ipv4Addr);
+
 /// A batch by what is asked for.
 #[derive(Default)]
 struct Parts<'a> {
     actor: &'a str,
     releases: Releases,
     takes: Takes<'a>,
-    claims: Vec<(usize, &'a Call, &'a str, Ipv4Addr)>,
+    claims: Vec<Claim<'a>>,
 }
 
 impl<'a> Parts<'a> {
@@ -206,6 +200,21 @@ impl<'a> Parts<'a> {
         }
         parts
     }
+
+    /// The releases alone, the claims, and the takes alone.
+    fn split(self) -> (Self, Vec<Claim<'a>>, Self) {
+        let releases = Self {
+            actor: self.actor,
+            releases: self.releases,
+            ..Self::default()
+        };
+        let takes = Self {
+            actor: self.actor,
+            takes: self.takes,
+            ..Self::default()
+        };
+        (releases, self.claims, takes)
+    }
 }
 
 /// The releases of a batch, in the order of the requests.
@@ -224,66 +233,63 @@ struct Takes<'a> {
     names: Vec<&'a str>,
 }
 
-fn params<'a>(
-    grid: &'a &str,
-    serves: &'a bool,
-    actor: &'a &str,
-    releases: &'a Releases,
-    takes: &'a Takes<'_>,
-) -> [Param<'a>; 7] {
+/// Whether the caller serves those that wait for an address.
+#[derive(Clone, Copy)]
+enum Serves {
+    Yes,
+    No,
+}
+
+fn params<'a>(grid: &'a &str, serves: &Serves, parts: &'a Parts<'_>) -> [Param<'a>; 7] {
+    let serves: &bool = match serves {
+        Serves::Yes => &true,
+        Serves::No => &false,
+    };
     [
         grid,
         serves,
-        actor,
-        &releases.ips,
-        &releases.leases,
-        &takes.counts,
-        &takes.names,
+        &parts.actor,
+        &parts.releases.ips,
+        &parts.releases.leases,
+        &parts.takes.counts,
+        &parts.takes.names,
     ]
 }
 
-/// Whether anything follows a batch in its transaction.
-#[derive(Clone, Copy)]
-enum End {
-    Open,
-    Commit,
-}
-
-/// Releases and takes, in one call.
+/// Releases and takes, in one call; false, and nothing is done, if placements wait
+/// that the caller does not serve.
 async fn batch(
     grid: &LockedGrid<'_, '_>,
-    actor: &str,
-    releases: &Releases,
-    takes: &Takes<'_>,
-    end: End,
+    parts: &Parts<'_>,
+    serves: Serves,
     outcomes: &mut BTreeMap<usize, Outcome>,
-) -> Result<(), ControlError> {
-    if releases.who.is_empty() && takes.who.is_empty() {
-        return Ok(());
+) -> Result<bool, ControlError> {
+    if parts.releases.who.is_empty() && parts.takes.who.is_empty() {
+        return Ok(true);
     }
-    let (name, serves) = (grid.row.name.as_str(), true);
+    let name = grid.row.name.as_str();
     let batch = &query::RESERVATION_BATCH;
-    let params = params(&name, &serves, &actor, releases, takes);
-    let rows = match end {
-        End::Open => grid.tx.rows(batch, &params).await?,
-        End::Commit => grid.tx.rows_and_commit(batch, &params).await?,
-    };
+    let params = params(&name, &serves, parts);
+    let rows = grid.tx.rows(batch, &params).await?;
     let row = rows.first().ok_or(DbError::NoRow(batch.name))?;
-    grid.stamped(read(row, releases, takes, outcomes));
-    Ok(())
+    let went = went(row);
+    if went {
+        grid.stamped(read(row, parts, outcomes));
+    }
+    Ok(went)
+}
+
+/// Whether anything was done.
+fn went(row: &Row) -> bool {
+    row.get(1)
 }
 
 /// What the answer says of each; the revision that it stamped, or 0.
-fn read(
-    row: &Row,
-    releases: &Releases,
-    takes: &Takes<'_>,
-    outcomes: &mut BTreeMap<usize, Outcome>,
-) -> i64 {
+fn read(row: &Row, parts: &Parts<'_>, outcomes: &mut BTreeMap<usize, Outcome>) -> i64 {
     let in_force: Vec<Option<LeaseNumber>> = row.get(2);
     let kinds: Vec<Option<&str>> = row.get(3);
     let found = in_force.into_iter().zip(kinds);
-    released(releases, found, outcomes);
+    released(&parts.releases, found, outcomes);
     let leases: Vec<Lease> = (row.get::<_, Vec<&str>>(5).iter())
         .zip(row.get::<_, Vec<i16>>(6))
         .zip(row.get::<_, Vec<LeaseNumber>>(7))
@@ -293,7 +299,7 @@ fn read(
             number,
         })
         .collect();
-    given(takes, row.get(4), &leases, row.get(8), outcomes);
+    given(&parts.takes, row.get(4), &leases, row.get(8), outcomes);
     row.get(9)
 }
 
@@ -303,15 +309,11 @@ fn released<'a>(
     found: impl Iterator<Item = (Option<LeaseNumber>, Option<&'a str>)>,
     outcomes: &mut BTreeMap<usize, Outcome>,
 ) {
-    let mut seen = HashSet::new();
     let asked = releases.who.iter().zip(&releases.ips).zip(&releases.leases);
     for (((n, ip), wanted), (lease, kind)) in asked.zip(found) {
         let stale = wanted.is_some() && lease != *wanted;
         let outcome = match kind {
-            // Twice in one batch: the second finds it gone.
-            Some("reservation") if !stale && seen.insert(ip) => {
-                Outcome::Done(Answer::Released(Empty {}))
-            }
+            Some("reservation") if !stale => Outcome::Done(Answer::Released(Empty {})),
             None | Some("reservation") => {
                 Outcome::Refused(ControlError::not_found("reservation", ip))
             }

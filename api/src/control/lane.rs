@@ -17,7 +17,7 @@ use kontena_schema::query;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::batch::{Applied, apply, apply_at_once};
+use super::batch::{Applied, AtOnce, apply};
 use super::reservation::{Answer, Asked, Outcome, Wish};
 use super::{Call, ControlError, LockedGrid};
 use crate::app::App;
@@ -70,8 +70,8 @@ impl Lanes {
         Ok(!std::mem::replace(&mut lane.driven, true))
     }
 
-    /// Moves what waits into `batch`, up to its bounds. A key that is in the batch
-    /// already waits for the next one, which answers what this one did.
+    /// Moves what waits into `batch`, up to its bounds. A key or a release of an address
+    /// that is in the batch already waits for the next one, which finds what this one did.
     fn board(&self, grid: &str, batch: &mut Vec<Job>) {
         let mut lanes = self.lock();
         let Some(Lane { jobs: lane, .. }) = lanes.get_mut(grid) else {
@@ -83,6 +83,9 @@ impl Lanes {
                 .map(|key| (call.actor.clone(), key.key))
         };
         let mut keys: HashSet<_> = batch.iter().filter_map(|job| key(&job.call)).collect();
+        let mut ending: HashSet<_> = (batch.iter())
+            .filter_map(|job| job.wish.released())
+            .collect();
         let size = |wish: &Wish| match wish {
             Wish::Take { count, .. } => *count,
             Wish::Claim { .. } | Wish::Release { .. } => 1,
@@ -98,7 +101,9 @@ impl Lanes {
                 || !batch.is_empty() && addresses + size(&job.wish) > BATCH_ADDRESSES_MAX;
             // One call has one actor.
             let stranger = (batch.first()).is_some_and(|first| first.call.actor != job.call.actor);
-            if full || stranger || key(&job.call).is_some_and(|key| !keys.insert(key)) {
+            let again = key(&job.call).is_some_and(|key| !keys.insert(key))
+                || job.wish.released().is_some_and(|ip| !ending.insert(ip));
+            if full || stranger || again {
                 break;
             }
             addresses += size(&job.wish);
@@ -224,52 +229,68 @@ impl Driver {
     /// Runs jobs that are known, by one statement if that will do.
     async fn run(&self, jobs: &[Job]) -> Result<Vec<Outcome>, ControlError> {
         let asked = asked(jobs);
-        let done = match apply_at_once(&self.app.db, &self.grid, &asked).await? {
-            Some(done) => done,
-            None => {
-                let asked = &asked;
-                self.transaction(move || asked.clone()).await?
+        let done = match AtOnce::of(&self.grid, &asked) {
+            Some(all) => {
+                let rows = self.app.db.rows(AtOnce::STATEMENT, &all.params()).await?;
+                all.read(&rows)?
             }
+            None => None,
         };
-        Ok(self.ring(done))
+        self.finish(done, &asked).await
     }
 
-    /// Takes the grid's lock, then the jobs that wait, and runs those.
+    /// Takes the grid's lock, then the jobs that wait, and runs those. Where one statement
+    /// will do, COMMIT travels with it.
     async fn lock_and_run(&self, boarding: &Mutex<Vec<Job>>) -> Result<Vec<Outcome>, ControlError> {
-        let board = move || {
+        let board = &move || {
             let mut jobs = boarding.lock().unwrap_or_else(PoisonError::into_inner);
             self.app.lanes.board(&self.grid, &mut jobs);
             asked(&jobs)
         };
-        Ok(self.ring(self.transaction(board).await?))
-    }
-
-    /// Does in one transaction what `board` answers once that has the grid's lock.
-    async fn transaction(
-        &self,
-        board: impl Fn() -> Vec<Asked> + Send + Sync,
-    ) -> Result<Applied, ControlError> {
-        let (grid, board) = (self.grid.as_str(), &board);
-        let done = self
-            .app
-            .db
-            .tx::<_, ControlError, _>("addresses_change", move |tx| {
-                Box::pin(async move {
+        let grid = self.grid.as_str();
+        let tx = self.app.db.tx("addresses_change", move |tx| {
+            Box::pin(async move {
+                if tx.rows(&query::GRID_AWAIT, &[&grid]).await?.is_empty() {
+                    return Err(ControlError::not_found("grid", grid));
+                }
+                let asked = board();
+                let Some(all) = AtOnce::of(grid, &asked) else {
                     let locked = LockedGrid::by_name(tx, grid).await?;
-                    let outcomes = apply(&locked, &board()).await?;
-                    Ok(locked.changed(outcomes))
-                })
+                    return apply(&locked, &asked).await.map(Some);
+                };
+                let rows = tx.rows_and_commit(AtOnce::STATEMENT, &all.params()).await?;
+                all.read(&rows)
             })
-            .await?;
-        Ok(Applied {
-            outcomes: done.value,
-            ring: done.ring,
-        })
+        });
+        let done = tx.await?;
+        let asked = asked(&boarding.lock().unwrap_or_else(PoisonError::into_inner));
+        self.finish(done, &asked).await
     }
 
-    fn ring(&self, done: Applied) -> Vec<Outcome> {
+    /// Rings for what was done; if nothing was, for placements are to be served first,
+    /// does it with that.
+    async fn finish(
+        &self,
+        done: Option<Applied>,
+        asked: &[Asked],
+    ) -> Result<Vec<Outcome>, ControlError> {
+        let done = match done {
+            Some(done) => done,
+            None => self.transaction(asked).await?,
+        };
         self.app.bell.ring_changed(done.ring);
-        done.outcomes
+        Ok(done.value)
+    }
+
+    async fn transaction(&self, asked: &[Asked]) -> Result<Applied, ControlError> {
+        let grid = self.grid.as_str();
+        let tx = self.app.db.tx("addresses_change", move |tx| {
+            Box::pin(async move {
+                let locked = LockedGrid::by_name(tx, grid).await?;
+                apply(&locked, asked).await
+            })
+        });
+        tx.await
     }
 
     /// Answers a batch that is committed, whatever else goes wrong. Those for whom

@@ -89,8 +89,6 @@ pub struct GridRow {
     pub revision: Revision,
     /// Where the overlay may run in clear.
     pub trusted_subnets: Vec<Ipv4Network>,
-    /// Placements that waited for an address before this transaction.
-    pub waiting: i64,
 }
 
 /// A locked grid inside a transaction.

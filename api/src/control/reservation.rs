@@ -30,6 +30,16 @@ pub(super) enum Wish {
     },
 }
 
+impl Wish {
+    /// The address whose reservation is to end.
+    pub(super) fn released(&self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Release { ip, .. } => Some(*ip),
+            Self::Take { .. } | Self::Claim { .. } => None,
+        }
+    }
+}
+
 /// What is answered.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]

@@ -128,7 +128,7 @@ async fn a_hundred_clients_take_every_address_once_twenty_times() {
     }
     let sql = master.sql().await;
     let row = sql
-        .query_one("select held, lease_last, release_last from grids", &[])
+        .query_one("select held, lease_last, release_last from pools", &[])
         .await
         .unwrap();
     let counts: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
@@ -174,6 +174,53 @@ async fn addresses_go_by_class_and_the_never_used_before_the_longest_free() {
     for ip in ["10.9.1.9", "10.9.1.7", "10.9.1.8"] {
         let (_, next) = reserve(&master, json!({ "name": "longest free first" })).await;
         assert_eq!(ips(&next), [ip]);
+    }
+}
+
+#[tokio::test]
+async fn what_left_the_queue_of_the_free_by_name_is_passed_over_there() {
+    let master = small(1).await;
+    let (_, all) = reserve(&master, json!({ "name": "all", "count": 510 })).await;
+    let ip = |n: usize| ips(&all)[255 + n].to_owned();
+    assert_eq!(ip(1), "10.9.1.1");
+    for n in 1..=60 {
+        master.delete(&format!("{ALL}/{}", ip(n))).await;
+    }
+    // Every other one goes by its name; one comes back and is the longest free no more.
+    for n in (1..=59).step_by(2) {
+        let (status, _) = reserve(&master, json!({ "name": "this", "address": ip(n) })).await;
+        assert_eq!(status, StatusCode::CREATED);
+    }
+    master.delete(&format!("{ALL}/{}", ip(1))).await;
+    let (_, taken) = reserve(&master, json!({ "name": "next", "count": 2 })).await;
+    assert_eq!(ips(&taken), [ip(2), ip(4)]);
+    let (_, taken) = reserve(&master, json!({ "name": "rest", "count": 29 })).await;
+    assert!(
+        ips(&taken).contains(&ip(1).as_str()),
+        "the last that is free"
+    );
+    assert_eq!(ips(&taken).len(), 29);
+    refused_at_once(&master).await;
+    master.delete(&format!("{ALL}/{}", ip(7))).await;
+    let (_, taken) = reserve(&master, json!({ "name": "one" })).await;
+    assert_eq!(ips(&taken), [ip(7)]);
+
+    let sql = master.sql().await;
+    let faults = "select fault from address_faults((select id from grids)) fault";
+    let found = sql.query(faults, &[]).await.unwrap();
+    assert!(found.is_empty(), "{:?}", found[0].get::<_, String>(0));
+    // What it is for: each of these is found.
+    for wrong in [
+        "update pools set held = held - 1",
+        "update addresses set holder = null where ip = '10.9.1.9'",
+        "update addresses set lease = null, kind = null, holder = null, leased_at = null, released = 1
+         where ip = '10.9.1.9'",
+    ] {
+        let wrong = format!("begin; {wrong}");
+        sql.batch_execute(&wrong).await.unwrap();
+        let found = sql.query(faults, &[]).await.unwrap();
+        sql.batch_execute("rollback").await.unwrap();
+        assert!(!found.is_empty(), "{wrong}");
     }
 }
 

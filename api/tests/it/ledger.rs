@@ -71,7 +71,7 @@ async fn a_month_opens_with_the_leases_in_force_and_old_months_go() {
     sql.batch_execute(
         "select ledger_partition_make(ledger_month(clock_timestamp() - interval '2 months'));
          update ledger set at = at - interval '2 months';
-         update grids set ledger_opened = ledger_month(clock_timestamp() - interval '2 months');",
+         update pools set ledger_opened = ledger_month(clock_timestamp() - interval '2 months');",
     )
     .await
     .unwrap();
@@ -116,7 +116,7 @@ async fn a_month_opens_with_the_leases_in_force_and_old_months_go() {
     );
     // Never a month that a grid has not left.
     sql.batch_execute(
-        "update grids set ledger_opened = ledger_month(clock_timestamp() - interval '3 months')",
+        "update pools set ledger_opened = ledger_month(clock_timestamp() - interval '3 months')",
     )
     .await
     .unwrap();

@@ -207,7 +207,7 @@ impl Grid {
 
     /// Compares the grid's counts with the model: each step of every lease moves one.
     pub async fn check_counts(&mut self) -> Checked {
-        let text = "select lease_last, release_last, held, waiting from grids where id = $1";
+        let text = "select lease_last, release_last, held, waiting from pools where grid_id = $1";
         let id = self.id;
         let rows = self.sql(text, &[&id]).await;
         let got: Vec<i64> = (0..4).map(|column| rows[0].get(column)).collect();
@@ -233,6 +233,13 @@ impl Grid {
     /// Compares the whole state with the model.
     pub async fn check(&mut self) -> Checked {
         self.check_counts().await?;
+        let id = self.id;
+        let faults = self
+            .sql("select fault from address_faults($1) fault", &[&id])
+            .await;
+        if let Some(fault) = faults.first() {
+            return Err(fault.get(0));
+        }
         self.check_addresses("", |_, _| true).await?;
         let nodes: Nodes = self.get(&format!("grids/{}/nodes", self.name)).await?;
         let got: Vec<_> = nodes
