@@ -72,11 +72,12 @@ impl Agent {
         if changes.from.0 == 0 {
             self.endpoints.clear();
         }
-        for endpoint in changes.shared.endpoints {
-            self.endpoints.insert(endpoint.placement, endpoint.address);
-        }
+        // What is gone first: one that moved is among both.
         for placement in changes.shared.gone_endpoints {
             self.endpoints.remove(&placement);
+        }
+        for endpoint in changes.shared.endpoints {
+            self.endpoints.insert(endpoint.placement, endpoint.address);
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use kontena_schema::http::addresses::{Address, Addresses, History, HolderKind, L
 use kontena_schema::limits::PAGE_MAX;
 use kontena_schema::query;
 use serde::Deserialize;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 use super::{ControlError, show};
 use crate::app::App;
@@ -108,9 +108,11 @@ pub async fn address_history(
         };
         // A plus that a client did not encode is a space by now.
         let at = OffsetDateTime::parse(&at.replace(' ', "+"), &Rfc3339).map_err(reason)?;
-        let at = at
-            .format(&Rfc3339)
-            .map_err(|_| ControlError::field("at", "is out of range"))?;
+        // Postgres knows neither a year 0 nor offsets of a day.
+        let utc = (at.checked_to_offset(UtcOffset::UTC)).filter(|at| at.year() > 0);
+        let at = utc
+            .and_then(|at| at.format(&Rfc3339).ok())
+            .ok_or_else(|| ControlError::field("at", "is out of range"))?;
         let params: [Param; 3] = [&grid, &ip, &at];
         app.db.rows(&query::ADDRESS_HISTORY_AT, &params).await?
     } else {

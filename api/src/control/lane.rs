@@ -162,7 +162,8 @@ impl Driver {
         }
     }
 
-    /// Serves those that wait. Answers how many it served.
+    /// Serves those that wait. Answers how many it served; none where it failed, for a lane
+    /// of no grid is not to stay.
     async fn batch(&self) -> usize {
         let mut jobs = Vec::new();
         let outcome = if self.app.lanes.is_crowded(&self.grid) {
@@ -182,13 +183,14 @@ impl Driver {
         };
         let served = jobs.len();
         match outcome {
-            Ok(outcomes) => self.answer(jobs, outcomes).await,
+            Ok(outcomes) => {
+                self.answer(jobs, outcomes).await;
+                return served;
+            }
             Err(ControlError::NotFound { kind, name }) => {
                 for job in jobs {
                     let _ = job.answer.send(Err(ControlError::not_found(kind, &name)));
                 }
-                // A lane of no grid is not to stay.
-                return 0;
             }
             // None was done for what it asks, or perhaps all: whoever asks again with his key
             // learns what became of it.
@@ -203,12 +205,16 @@ impl Driver {
                 self.one_by_one(jobs).await;
             }
         }
-        served
+        0
     }
 
     async fn one_by_one(&self, jobs: Vec<Job>) {
         let mut away = false;
         for job in jobs {
+            // Nobody would know of what he gets.
+            if job.answer.is_closed() {
+                continue;
+            }
             let answer = if away {
                 Err(ControlError::Unavailable)
             } else {

@@ -48,6 +48,7 @@ pub async fn show(
 
 /// Which lease a release means.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Meant {
     lease: Option<LeaseNumber>,
 }

@@ -118,7 +118,9 @@ async fn change(request: Request, state: &State) -> Result<(Admin, Call, Bytes),
     let (mut parts, body) = request.into_parts();
     let admin = Admin::from_request_parts(&mut parts, state).await?;
     let method = parts.method.clone();
-    let path = parts.uri.path().to_owned();
+    // What a request asks for is in its query too.
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = path.to_owned();
     let key = parts.headers.get("idempotency-key").cloned();
     let json = parts
         .headers

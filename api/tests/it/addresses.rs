@@ -330,6 +330,12 @@ async fn only_a_reservation_can_be_released_and_only_the_lease_that_is_meant() {
             &json!("address_not_reserved")
         )
     );
+    // What is meant and misspelt is not done without it.
+    reserve(&master, json!({ "name": "y", "address": "10.9.1.7" })).await;
+    let path = format!("{ALL}/10.9.1.7?lease_number=5");
+    let (status, _) = master.call(Method::DELETE, &path, None).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    master.delete(&format!("{ALL}/10.9.1.7")).await;
     // A grid with reservations stays.
     master.delete("/v1/nodes/g/host-a").await;
     reserve(&master, json!({ "name": "x" })).await;
@@ -370,6 +376,18 @@ async fn a_repeated_key_gets_the_same_addresses_from_any_replica() {
             &json!("idempotency_key_reused")
         )
     );
+    // A release that means another lease is another request.
+    let lease = answers[0].1["addresses"][0]["lease"].as_i64().unwrap();
+    let release = |lease: i64| {
+        let path = format!("{ALL}/10.9.1.1?lease={lease}");
+        let request = master.request_to(&master.replicas[0], Method::DELETE, &path);
+        answer(request.header("idempotency-key", "release"))
+    };
+    assert_eq!(release(lease).await.0, StatusCode::OK);
+    let (_, body) = release(lease + 1).await;
+    assert_eq!(body["code"], "idempotency_key_reused");
+    let (_, again) = reserve(&master, json!({ "name": "x", "address": "10.9.1.1" })).await;
+    assert_eq!(ips(&again), ["10.9.1.1"]);
     // What was refused is not kept: it may go through later.
     reserve(&master, json!({ "name": "rest", "count": 509 })).await;
     assert_eq!(

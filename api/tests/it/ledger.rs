@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::addresses::{ALL, ips, median, reserve, small};
@@ -58,6 +58,18 @@ async fn the_ledger_tells_who_what_why_and_when() {
         );
     }
     let before = master.get(&format!("{path}?at=2020-01-01T00:00:00Z")).await;
+    let west = format!("{path}?at=2020-01-01T00:00:00-23:00");
+    assert_eq!(master.get(&west).await, before);
+    for nonsense in [
+        "0000-01-01T00:00:00Z",
+        "yesterday",
+        "9999-12-31T23:59:59-23:00",
+    ] {
+        let path = format!("{path}?at={nonsense}");
+        let (status, answer) = master.call(Method::GET, &path, None).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+        assert!(answer["error"]["at"].is_string(), "{answer}");
+    }
     assert_eq!(before["history"], json!([]));
 }
 
