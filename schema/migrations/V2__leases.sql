@@ -108,10 +108,10 @@ select id, grid_base(subnet), grid_hosts(subnet), lease_last from grids;
 alter table grids drop column lease_last;
 
 -- Free addresses in the order of their release, some in a row: the first address's
--- order, and the others' are those that follow. What was leased again other than
--- from here, and what was released again since, has another order by now, or none,
--- and is passed over. Rows before a pool's head are done with. Without foreign key,
--- as addresses.
+-- order, and the others' are those that follow. Where one was leased other than
+-- from here there is a null, and no row has only those: so there are no more rows
+-- than free addresses, and one at each head. Rows before a pool's head are done
+-- with. Without foreign key, as addresses.
 create table releases (
     grid_id bigint not null,
     class smallint not null,
@@ -292,11 +292,7 @@ begin
             select a.ip, a.former, a.released, r.first
             from releases r
             cross join lateral unnest(r.ips) with ordinality as u (ip, i)
-            cross join lateral (
-                select * from addresses a
-                where a.grid_id = p.grid_id and a.ip = u.ip and a.lease is null and a.released = r.first + u.i - 1
-                offset 0
-            ) a
+            cross join lateral (select * from addresses a where a.grid_id = p.grid_id and a.ip = u.ip offset 0) a
             where r.grid_id = p.grid_id and r.class = c and r.first >= p.heads[c] and r.first + u.i - 1 > p.freed[c]
             order by r.first, u.i
             limit wanted - n
@@ -308,7 +304,7 @@ begin
             n := cardinality(ips);
         end if;
         if n < wanted then
-            -- Whatever else was in the queue was passed over for good.
+            -- The class has no more.
             last := p.release_last;
             head := p.release_last + 1;
         end if;
@@ -329,6 +325,39 @@ begin
     return row(p, ips, classes, array(select p.lease_last - n + i from generate_series(1, n) i), former)::pool_picked;
 end $$;
 
+-- Takes free addresses that are leased other than by `pool_pick` out of the queue.
+create function releases_leave(p pools, ips inet[]) returns void
+    language plpgsql as $$
+begin
+    with leaving as materialized (
+        select r.class, r.first, array_agg(a.ip) as ips
+        from unnest(ips) as t (ip)
+        cross join lateral (select * from addresses a where a.grid_id = p.grid_id and a.ip = t.ip offset 0) a
+        cross join lateral (
+            select r.class, r.first from releases r
+            where r.grid_id = p.grid_id and r.class = a.class and r.first <= a.released
+            order by r.first desc
+            limit 1
+        ) r
+        where a.lease is null and a.released > p.freed[a.class]
+        group by r.class, r.first
+    ), staying as materialized (
+        select l.class, l.first, array(
+            select case when u.ip <> all(l.ips) then u.ip end
+            from unnest(r.ips) with ordinality as u (ip, i) order by u.i
+        ) as ips
+        from leaving l
+        cross join lateral (
+            select r.ips from releases r where r.grid_id = p.grid_id and r.class = l.class and r.first = l.first offset 0
+        ) r
+    ), emptied as (
+        delete from releases r using staying s
+        where r.grid_id = p.grid_id and r.class = s.class and r.first = s.first and array_remove(s.ips, null) = '{}'
+    )
+    update releases r set ips = s.ips from staying s
+    where r.grid_id = p.grid_id and r.class = s.class and r.first = s.first and array_remove(s.ips, null) <> '{}';
+end $$;
+
 -- Takes addresses from the lost placements that remember them, for good; answers
 -- which those were.
 create function placements_rob(g bigint, ips inet[], owners bigint[]) returns bigint[]
@@ -346,10 +375,10 @@ begin
     return robbed;
 end $$;
 
--- Gives chosen addresses to their holders, and names the lost placements that
--- remember one of the addresses and now lose it for good.
+-- Gives chosen addresses to their holders, each for a reason, and names the lost
+-- placements that remember one of the addresses and now lose it for good.
 create function pool_hold(
-    p pools, revision bigint, event text, actor text, reason text, kind text,
+    p pools, revision bigint, event text, actor text, reasons text[], kind text,
     ips inet[], classes smallint[], leases bigint[], holders text[], nodes text[], placements bigint[], node_ids bigint[]
 ) returns pool_held
     language plpgsql as $$
@@ -359,13 +388,14 @@ declare
     robbed bigint[] := placements_rob(p.grid_id, ips, array_remove(placements, null));
 begin
     p := pool_open_ledger(p, revision, now);
+    perform releases_leave(p, ips);
     with given as materialized (
-        select * from unnest(ips, classes, leases, holders, nodes, placements, node_ids)
-            as t (ip, class, lease, holder, node, placement, node_id)
+        select * from unnest(ips, classes, leases, holders, nodes, placements, node_ids, reasons)
+            as t (ip, class, lease, holder, node, placement, node_id, reason)
     ), written as (
         insert into ledger (grid_id, ip, lease, kind, holder, node, event, actor, reason, revision, at)
         select p.grid_id, t.ip, t.lease, pool_hold.kind, t.holder, t.node, pool_hold.event, pool_hold.actor,
-            pool_hold.reason, pool_hold.revision, now
+            t.reason, pool_hold.revision, now
         from given t
     ), leased as (
         insert into addresses as a (grid_id, ip, class, lease, kind, holder, node, placement_id, node_id, leased_at)
@@ -465,14 +495,14 @@ begin
 end $$;
 
 create function address_hold(
-    g bigint, revision bigint, event text, actor text, reason text, kind text,
+    g bigint, revision bigint, event text, actor text, reasons text[], kind text,
     ips inet[], classes smallint[], leases bigint[], holders text[], nodes text[], placements bigint[], node_ids bigint[]
 ) returns bigint[]
     language plpgsql as $$
 declare
     done pool_held;
 begin
-    done := pool_hold(pool_read(g), revision, event, actor, reason, kind,
+    done := pool_hold(pool_read(g), revision, event, actor, reasons, kind,
         ips, classes, leases, holders, nodes, placements, node_ids);
     perform pool_write(done.pool);
     return done.robbed;
@@ -631,6 +661,15 @@ create function address_faults(g bigint) returns setof text
         where r.grid_id = g and r.class = a.class and r.first >= p.heads[a.class] and a.released > p.freed[a.class]
             and r.ips[a.released - r.first + 1] = a.ip
     )
+    union all
+    select 'a row of the queue has ' || count(u.ip) || ' addresses, of which ' || count(a) || ' are free'
+    from pools p
+    join releases r on r.grid_id = p.grid_id and r.first >= p.heads[r.class]
+    cross join lateral unnest(r.ips) with ordinality as u (ip, i)
+    left join addresses a on a.grid_id = p.grid_id and a.ip = u.ip and a.released = r.first + u.i - 1
+    where p.grid_id = g and r.first + u.i - 1 > p.freed[r.class]
+    group by r.class, r.first
+    having count(u.ip) <> count(a) or count(a) = 0
     union all
     select 'the pool counts ' || p.held || ' held addresses, and ' || count(a) || ' are'
     from pools p left join addresses a on a.grid_id = p.grid_id and a.lease is not null

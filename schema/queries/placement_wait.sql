@@ -6,7 +6,7 @@ with counted as (
     returning waiting_last - cardinality($2::bigint[]) as last
 )
 update placements p
-set ip = null, lease = null, lease_state = 'waiting', waiting = counted.last + late.n, lease_reason = $3,
+set ip = null, lease = null, lease_state = 'waiting', waiting = counted.last + late.n, lease_reason = late.reason,
     state = 'pending', revision = $4, endpoint_revision = $4
-from counted, unnest($2::bigint[]) with ordinality as late (placement, n)
+from counted, unnest($2::bigint[], $3::text[]) with ordinality as late (placement, reason, n)
 where p.id = late.placement

@@ -144,6 +144,18 @@ pub async fn hold(
     leases: &[Lease],
     holders: &[Holder<'_>],
 ) -> Result<(), ControlError> {
+    let reasons = vec![step.reason; leases.len()];
+    hold_each(grid, step, &reasons, leases, holders).await
+}
+
+/// Gives chosen addresses to their holders, each for a reason of its own.
+async fn hold_each(
+    grid: &LockedGrid<'_, '_>,
+    step: &Step<'_>,
+    reasons: &[&str],
+    leases: &[Lease],
+    holders: &[Holder<'_>],
+) -> Result<(), ControlError> {
     if leases.is_empty() {
         return Ok(());
     }
@@ -161,7 +173,7 @@ pub async fn hold(
         &revision,
         &step.event,
         &step.actor,
-        &step.reason,
+        &reasons,
         &kind,
         &ips,
         &classes,
@@ -192,7 +204,8 @@ pub async fn forget_endpoints(
         return Ok(());
     }
     let revision = grid.stamp().await?;
-    let gone: [Param; 4] = [&grid.row.id, &"endpoint", &placements, &revision];
+    let nodes = None::<Vec<NodeId>>;
+    let gone: [Param; 5] = [&grid.row.id, &"endpoint", &placements, &revision, &nodes];
     grid.tx
         .execute(&query::TOMBSTONE_INSERT_MANY, &gone)
         .await?;
@@ -260,37 +273,46 @@ pub async fn give(
     let (served, late) = tenants.split_at(free.min(tenants.len()));
     let picked = pick(grid, served.len()).await?;
     let picked = picked.ok_or(DbError::NoRow(query::ADDRESS_PICK.name))?;
-    for ((tenant, reason), lease) in served.iter().zip(&picked) {
-        move_to(grid, tenant, Some(reason), *lease, revision).await?;
+    let moving: Vec<_> = (served.iter())
+        .map(|(tenant, reason)| (tenant, Some(reason.as_str())))
+        .collect();
+    move_to(grid, &moving, &picked, revision).await?;
+    if late.is_empty() {
+        return Ok(());
     }
-    for (tenant, reason) in late {
-        let ids = [tenant.id];
-        let ids = ids.as_slice();
-        let wait: [Param; 4] = [&grid.row.id, &ids, reason, &revision];
-        grid.tx
-            .execute_exactly(1, &query::PLACEMENT_WAIT, &wait)
-            .await?;
-        forget_endpoints(grid, &[tenant.id]).await?;
-    }
-    Ok(())
+    let ids: Vec<PlacementId> = late.iter().map(|(tenant, _)| tenant.id).collect();
+    let reasons: Vec<&str> = late.iter().map(|(_, reason)| reason.as_str()).collect();
+    let wait: [Param; 4] = [&grid.row.id, &ids, &reasons, &revision];
+    grid.tx
+        .execute_exactly(ids.len(), &query::PLACEMENT_WAIT, &wait)
+        .await?;
+    forget_endpoints(grid, &ids).await
 }
 
+/// Gives placements the addresses that were chosen for them, and tells them why, if
+/// that is new.
 async fn move_to(
     grid: &LockedGrid<'_, '_>,
-    tenant: &Tenant,
-    reason: Option<&String>,
-    lease: Lease,
+    moving: &[(&Tenant, Option<&str>)],
+    leases: &[Lease],
     revision: Revision,
 ) -> Result<(), ControlError> {
-    let (ids, ips, numbers) = ([tenant.id], [lease.ip.to_string()], [lease.number]);
-    let (ids, ips, numbers) = (ids.as_slice(), ips.as_slice(), numbers.as_slice());
-    let give: [Param; 5] = [&ids, &ips, &numbers, &reason, &revision];
+    if moving.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<PlacementId> = moving.iter().map(|(tenant, _)| tenant.id).collect();
+    let ips: Vec<String> = leases.iter().map(|lease| lease.ip.to_string()).collect();
+    let numbers: Vec<LeaseNumber> = leases.iter().map(|lease| lease.number).collect();
+    let told: Vec<Option<&str>> = moving.iter().map(|(_, reason)| *reason).collect();
+    let give: [Param; 5] = [&ids, &ips, &numbers, &told, &revision];
     grid.tx
-        .execute_exactly(1, &query::PLACEMENT_GIVE, &give)
+        .execute_exactly(ids.len(), &query::PLACEMENT_GIVE, &give)
         .await?;
-    let why = reason.map_or("an address became free", String::as_str);
-    let step = Step::placed(MASTER, why);
-    hold(grid, &step, &[lease], &[tenant.into()]).await
+    let reason = "an address became free";
+    let reasons: Vec<&str> = told.iter().map(|told| told.unwrap_or(reason)).collect();
+    let holders: Vec<Holder<'_>> = moving.iter().map(|(tenant, _)| (*tenant).into()).collect();
+    let step = Step::placed(MASTER, reason);
+    hold_each(grid, &step, &reasons, leases, &holders).await
 }
 
 /// Gives what is free to those that wait, the longest first. Whatever frees
@@ -306,9 +328,8 @@ pub async fn serve(grid: &LockedGrid<'_, '_>) -> Result<(), ControlError> {
     let tenants: Vec<Tenant> = grid.tx.all(&query::PLACEMENT_WAITING, &params).await?;
     let picked = pick(grid, tenants.len()).await?;
     let picked = picked.ok_or(DbError::NoRow(query::ADDRESS_PICK.name))?;
-    for (tenant, lease) in tenants.iter().zip(picked) {
-        move_to(grid, tenant, None, lease, revision).await?;
-    }
+    let moving: Vec<_> = tenants.iter().map(|tenant| (tenant, None)).collect();
+    move_to(grid, &moving, &picked, revision).await?;
     room(grid, count).await?;
     Ok(())
 }

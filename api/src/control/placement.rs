@@ -87,11 +87,10 @@ pub async fn end(
     tx.execute(&query::PLACEMENT_UNWAIT, &[&grid.row.id, &ids])
         .await?;
     lease::forget_endpoints(grid, &ids).await?;
-    for placed in placements {
-        let node = Some(placed.node_id);
-        let gone: [Param; 5] = [&grid.row.id, &"placement", &placed.id, &node, &revision];
-        tx.execute(&query::TOMBSTONE_INSERT, &gone).await?;
-    }
+    let nodes: Vec<NodeId> = placements.iter().map(|placed| placed.node_id).collect();
+    let nodes = Some(nodes);
+    let gone: [Param; 5] = [&grid.row.id, &"placement", &ids, &revision, &nodes];
+    tx.execute(&query::TOMBSTONE_INSERT_MANY, &gone).await?;
     tx.execute_exactly(ids.len(), &query::PLACEMENT_DELETE, &[&ids])
         .await?;
     let mut services: Vec<(ServiceId, Option<StackId>)> = placements
