@@ -319,12 +319,16 @@ impl Driver {
         }
         let rows = self.app.db.all(&query::ADDRESS_USAGE, &[&self.grid]).await;
         let usage = rows.map(|rows: Vec<Value>| rows.into_iter().next());
-        let usage = usage.ok().flatten().unwrap_or(Value::Null);
         for (job, wanted) in late {
-            let _ = job.answer.send(Err(ControlError::GridFullAddresses {
-                grid: self.grid.clone(),
-                wanted: i64::from(wanted),
-                usage: usage.clone(),
+            let _ = job.answer.send(Err(match &usage {
+                Ok(Some(usage)) => ControlError::GridFullAddresses {
+                    grid: self.grid.clone(),
+                    wanted: i64::from(wanted),
+                    usage: usage.clone(),
+                },
+                Ok(None) => ControlError::not_found("grid", &self.grid),
+                // Nothing was done for it, and a refusal without figures is none.
+                Err(_) => ControlError::Unavailable,
             }));
         }
     }
