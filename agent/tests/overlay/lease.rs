@@ -279,6 +279,7 @@ fn overlay_drops_arp_that_contradicts_the_directory() {
         if knows.contains(&mac(liar).to_string()) {
             return;
         }
+        // Between two looks at a state, which have a bound.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     panic!("the lie is not believed, so this test shows nothing");
