@@ -13,7 +13,7 @@ use crate::bench::BenchError;
 use crate::tree::Tree;
 
 /// How many replicas there are.
-pub(crate) const REPLICAS: usize = 3;
+pub(crate) const REPLICAS: u16 = 3;
 
 /// The port of a replica.
 pub(crate) const API_PORT: u16 = 9292;

@@ -74,6 +74,8 @@ pub(crate) struct Bed<'a> {
     full99: Vec<Arc<Grid>>,
     warm_s: u32,
     counted_s: u32,
+    /// How many replicas the clients over HTTP use.
+    http_replicas: usize,
 }
 
 impl<'a> Bed<'a> {
@@ -101,6 +103,7 @@ impl<'a> Bed<'a> {
             full99: Vec::new(),
             warm_s: settings.warm_seconds,
             counted_s: settings.seconds,
+            http_replicas: settings.http_replicas.into(),
         };
         bed.one = bed.grids("one", 1, FULL_PERCENT).await?;
         bed.many = bed.grids("many", CLIENTS, FULL_PERCENT).await?;
@@ -138,7 +141,7 @@ impl<'a> Bed<'a> {
     pub(crate) async fn run_for(&self, column: &Column, counted_s: u32) -> Result<Ran, BenchError> {
         let targets = match column.via {
             Via::Pgbench => return self.run_pgbench(column.clients, counted_s),
-            Via::Http => &self.replicas,
+            Via::Http => &self.replicas[..self.http_replicas],
             Via::Https => &self.edge,
         };
         let grids = match column.on {

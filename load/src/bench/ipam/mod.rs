@@ -56,6 +56,9 @@ pub(crate) struct Settings {
     /// How many clients; bounds are for 64
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64, 256])]
     clients: Vec<usize>,
+    /// How many of the three replicas the clients over HTTP use; bounds are for 3
+    #[arg(long, default_value_t = REPLICAS, value_parser = clap::value_parser!(u16).range(1..=i64::from(REPLICAS)))]
+    http_replicas: u16,
     /// Take the stack that is there, and leave it running
     #[arg(long)]
     keep: bool,
@@ -123,6 +126,7 @@ fn described(settings: &Settings, postgres: Map<String, Value>) -> Map<String, V
         ("seconds".to_owned(), json!(settings.seconds)),
         ("warm_seconds".to_owned(), json!(settings.warm_seconds)),
         ("replicas".to_owned(), json!(REPLICAS)),
+        ("http_replicas".to_owned(), json!(settings.http_replicas)),
         ("addresses".to_owned(), json!(grid::SIZE)),
         ("full_percent".to_owned(), json!(bed::FULL_PERCENT)),
         ("postgres".to_owned(), Value::Object(postgres)),
