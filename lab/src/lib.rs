@@ -1,0 +1,263 @@
+//! A small world for tests of what happens on networks: a switch, hosts on it.
+//!
+//! A host is a thread in a network namespace of its own. Namespaces have no names
+//! and vanish with their threads and processes, also when a test panics. It needs
+//! root, and what Debian's iproute2, iputils-ping and nftables bring.
+//!
+//! What fails here fails the test that called it, so there are no errors to return.
+#![allow(clippy::unwrap_used)]
+
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// How long anything may take to become so.
+pub const BOUND: Duration = Duration::from_secs(10);
+
+/// Waits until `look` finds something; fails with the last thing it said.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(last) if start.elapsed() > BOUND => panic!("{what}: not within {BOUND:?}: {last}"),
+            // Between two looks at a state, which have a bound.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// A network namespace that somebody keeps alive.
+#[derive(Clone, Debug)]
+pub struct Place {
+    task: i32,
+}
+
+impl Place {
+    /// The task that keeps it alive, as the kernel numbers it.
+    pub fn task(&self) -> i32 {
+        self.task
+    }
+
+    /// The namespace that a task keeps alive.
+    pub fn of(task: i32) -> Self {
+        Self { task }
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.task)
+    }
+
+    /// A program that will run inside, and end with the thread that starts it.
+    pub fn command(&self, line: &str) -> Command {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).env("LC_ALL", "C");
+        let namespace = std::fs::File::open(self.path()).unwrap();
+        // SAFETY: both are system calls, which are allowed between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(setns(&namespace, CloneFlags::CLONE_NEWNET)?)
+            });
+        }
+        command
+    }
+
+    /// Runs a program to its end inside.
+    pub fn output(&self, line: &str) -> Output {
+        let mut command = self.command(line);
+        command.output().unwrap_or_else(|e| panic!("{line}: {e}"))
+    }
+
+    /// Runs a program that must succeed; tells what it wrote.
+    pub fn run(&self, line: &str) -> String {
+        let output = self.output(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a function on a thread inside.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = std::fs::File::open(self.path()).unwrap();
+        let inside = move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
+    }
+
+    /// Whether one of a few pings is answered.
+    pub fn ping(&self, to: Ipv4Addr) -> Result<(), String> {
+        let output = self.output(&format!("ping -n -c 1 -W 1 {to}"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    }
+
+    /// Fails unless pings are answered soon.
+    pub fn must_reach(&self, to: Ipv4Addr) {
+        eventually(&format!("ping {to}"), || self.ping(to));
+    }
+}
+
+/// The network between hosts.
+pub struct Switch {
+    /// Where it is.
+    pub place: Place,
+    _keeper: Keeper,
+}
+
+impl Switch {
+    /// A switch without hosts.
+    pub fn start() -> Self {
+        let (keeper, place) = Keeper::start();
+        place.run("ip link add sw type bridge mcast_snooping 0");
+        place.run("ip link set sw up");
+        Self {
+            place,
+            _keeper: keeper,
+        }
+    }
+
+    /// Gives a namespace an `eth0` on the switch with [`underlay`]'s address; the
+    /// switch's end is `port` and the number.
+    pub fn plug(&self, place: &Place, number: u8) {
+        let port = format!("port{number}");
+        let peer = place.task;
+        self.place.run(&format!(
+            "ip link add {port} type veth peer name eth0 netns {peer}"
+        ));
+        self.place.run(&format!("ip link set {port} master sw up"));
+        let ip = underlay(number);
+        place.run(&format!("ip addr add {ip}/24 dev eth0"));
+        place.run("ip link set eth0 up");
+    }
+}
+
+/// Keeps a namespace alive until it is dropped.
+pub struct Keeper {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Keeper {
+    /// Makes a namespace, with `lo` up.
+    pub fn start() -> (Self, Place) {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (give, take) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make network namespaces");
+            give.send(nix::unistd::gettid().as_raw()).unwrap();
+            while let Ok(job) = inbox.recv() {
+                job();
+            }
+        });
+        let place = Place {
+            task: take.recv().unwrap(),
+        };
+        place.run("ip link set lo up");
+        (
+            Self {
+                jobs: Some(jobs),
+                thread: Some(thread),
+            },
+            place,
+        )
+    }
+
+    /// Runs a function on the thread inside.
+    pub fn run<T, F>(&self, work: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (give, take) = mpsc::channel();
+        let job: Job = Box::new(move || drop(give.send(work())));
+        self.jobs.as_ref().unwrap().send(job).unwrap();
+        take.recv().expect("the job ends without a panic")
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// The address of a host on the switch: 198.51.100.`number` (TEST-NET-2, RFC 5737).
+pub fn underlay(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, number)
+}
+
+/// Counts what arrives at a device, before any filter.
+pub fn count(place: &Place, device: &str, what: &str) {
+    place.run("nft add table netdev probe");
+    place.run(&format!(
+        "nft add chain netdev probe in {{ type filter hook ingress device {device} priority -500 ; }}"
+    ));
+    place.run(&format!("nft add rule netdev probe in {what} counter"));
+}
+
+/// How much of it arrived.
+pub fn counted(place: &Place) -> u64 {
+    packets(&place.run("nft -j list chain netdev probe in"))
+}
+
+/// Sends a frame as it is from a device.
+pub fn send(place: &Place, device: &str, frame: &[u8]) {
+    let device = std::ffi::CString::new(device).unwrap();
+    let sent = place.inside(|| {
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        // SAFETY: a `sockaddr_ll` of zeroes is one, and every pointer is valid for
+        // the length beside it during its call.
+        unsafe {
+            let mut to: libc::sockaddr_ll = std::mem::zeroed();
+            to.sll_family = libc::AF_PACKET as u16;
+            to.sll_ifindex = libc::if_nametoindex(device.as_ptr()).cast_signed();
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                std::ptr::from_ref(&to).cast(),
+                size_of_val(&to) as libc::socklen_t,
+            )
+        }
+    });
+    assert_eq!(sent, frame.len().cast_signed());
+}
+
+/// The first counter in what `nft -j` lists.
+pub fn packets(listing: &str) -> u64 {
+    fn find(value: &serde_json::Value) -> Option<u64> {
+        let counted = value["packets"].as_u64();
+        let fields = value
+            .as_object()
+            .into_iter()
+            .flat_map(|fields| fields.values());
+        let items = value.as_array().into_iter().flatten();
+        counted.or_else(|| fields.chain(items).find_map(find))
+    }
+    find(&serde_json::from_str(listing).unwrap()).expect("there is a counter")
+}
