@@ -12,7 +12,7 @@ TOOLS=(
 )
 # What the tests run on the machine itself.
 TEST_TOOLS=(
-  shellcheck:shellcheck nft:nftables ip:iproute2 bridge:iproute2 ping:iputils-ping
+  shellcheck:shellcheck nft:nftables ip:iproute2 bridge:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go
   iptables:iptables iptables-nft:iptables iptables-legacy:iptables
 )
 

@@ -1,0 +1,43 @@
+//! What was dropped, and why.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! drops {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// How many packets or frames were dropped since the start, by reason.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Drops { $($(#[$doc])* pub $name: u64,)* }
+
+        /// The same, while it is counted.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }
+
+        impl Counters {
+            pub(crate) fn read(&self) -> Drops {
+                Drops { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+drops! {
+    /// From the bridge: it is not what its header says, or too long.
+    malformed_out,
+    /// From the bridge: no peer has the target's MAC.
+    unknown_target,
+    /// The underlay did not take it.
+    not_sent,
+    /// From the underlay: no message of WireGuard, or not from a peer.
+    not_sealed,
+    /// From the underlay: sealed by a peer, but not what it may send: no VXLAN of
+    /// this grid, or an envelope with addresses of others.
+    wrong_envelope,
+    /// From the underlay: the table does not name that peer for the source MAC.
+    wrong_sender,
+    /// The bridge did not take it.
+    not_delivered,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,52 @@
+//! The sealed path of hosts whose kernel has no WireGuard.
+//!
+//! A TAP device stands on the overlay's bridge. What the bridge sends to it is cut
+//! into packets, put into VXLAN and sealed by WireGuard, and the reverse; on the
+//! wire it is what kernel WireGuard with a kernel VXLAN device inside would send,
+//! so that both kinds of host talk to each other.
+//!
+//! ```text
+//! outbound  TAP --frame--> segment --packets--> vxlan --> Tunn --> udp (one call a burst)
+//! inbound   udp (a burst a call) --> Tunn --> vxlan --> coalesce --frame--> TAP
+//! ```
+//!
+//! System calls are what is dear, so the kernel hands over up to 64 KiB of a TCP
+//! stream as one frame (virtio headers), and a burst of sealed packets of one size
+//! is one call too (UDP segmentation and receive offload).
+//!
+//! Two threads carry frames, one each way, and a third keeps the tunnels' time.
+//! There is no queue of our own: who cannot send waits, and the kernel's queues
+//! before it drop what they cannot hold. While a handshake is under way, a tunnel
+//! holds up to 256 packets.
+//!
+//! Invariants: nothing leaves but sealed; a frame comes in only from the peer that
+//! the table names for its source MAC, whoever sealed it.
+
+mod checksum;
+mod coalesce;
+mod counters;
+mod inbound;
+mod outbound;
+mod peer;
+mod segment;
+mod sleeve;
+mod table;
+mod tap;
+mod udp;
+mod virtio;
+mod vxlan;
+
+pub use boringtun::x25519::{PublicKey, StaticSecret};
+pub use counters::Drops;
+pub use peer::PeerStatus;
+pub use sleeve::{Settings, Sleeve, SleeveError};
+pub use table::{Peer, Table};
+
+/// What parses bytes of others, for fuzzing and for tests of their own.
+#[doc(hidden)]
+pub mod parsers {
+    pub use crate::coalesce::Coalescer;
+    pub use crate::segment::segments;
+    pub use crate::virtio::Header;
+    pub use crate::vxlan::Envelope;
+}

@@ -1,0 +1,115 @@
+//! From the bridge to the underlay.
+
+use std::io;
+
+use boringtun::noise::TunnResult;
+use kontena_schema::mac::Mac;
+
+use crate::counters::count;
+use crate::peer::Tunnel;
+use crate::segment::segments;
+use crate::sleeve::{Shared, View, retry_later};
+use crate::udp::Burst;
+use crate::virtio::{self, Header};
+use crate::vxlan::{self, Envelope};
+
+/// The longest frame of the device, with its header.
+const FRAME: usize = virtio::BYTES + 65_536 + 14;
+/// The longest sealed packet: the longest that UDP takes.
+const SEALED: usize = 65_536;
+/// WireGuard's header and tag around a packet.
+const SEAL: usize = 32;
+/// How many frames are read before what they became is sent.
+const FRAMES: usize = 64;
+
+/// Carries frames until the sleeve stops.
+pub(crate) fn run(shared: &Shared) {
+    let mut frame = vec![0; FRAME];
+    let mut work = Work {
+        shared,
+        packet: Vec::with_capacity(SEALED),
+        sealed: vec![0; SEALED],
+        burst: Burst::new(),
+    };
+    while shared.wait_readable(&shared.tap) {
+        let view = shared.view();
+        for _ in 0..FRAMES {
+            match shared.tap.read(&mut frame) {
+                Ok(length) => work.carry(&view, &mut frame[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The device is down.
+                Err(_) => {
+                    retry_later();
+                    break;
+                }
+            }
+        }
+        work.flush();
+    }
+}
+
+struct Work<'a> {
+    shared: &'a Shared,
+    /// The packet that is to be sealed.
+    packet: Vec<u8>,
+    sealed: Vec<u8>,
+    burst: Burst,
+}
+
+impl Work<'_> {
+    fn carry(&mut self, view: &View, read: &mut [u8]) {
+        let drops = &self.shared.counters;
+        let Some((header, _)) = Header::parse(read) else {
+            return count(&drops.malformed_out);
+        };
+        let frame = &mut read[virtio::BYTES..];
+        let Some(target) = frame.first_chunk::<6>().map(|octets| Mac(*octets)) else {
+            return count(&drops.malformed_out);
+        };
+        let tunnels = view.targets(target);
+        if tunnels.is_empty() {
+            return count(&drops.unknown_target);
+        }
+        let cut = segments(header, frame, |head, payload| {
+            for tunnel in tunnels {
+                self.seal(tunnel, head, payload);
+            }
+        });
+        if cut.is_err() {
+            count(&self.shared.counters.malformed_out);
+        }
+    }
+
+    fn seal(&mut self, tunnel: &Tunnel, head: &[u8], payload: &[u8]) {
+        let shared = self.shared;
+        let bytes = head.len() + payload.len();
+        let envelope = Envelope {
+            from: shared.settings.inner,
+            to: tunnel.inner,
+            vni: shared.settings.vni,
+        };
+        let outer = envelope.head(head, bytes);
+        let Some(outer) = outer.filter(|_| vxlan::BYTES + bytes + SEAL <= SEALED) else {
+            return count(&shared.counters.malformed_out);
+        };
+        self.packet.clear();
+        self.packet.extend_from_slice(&outer);
+        self.packet.extend_from_slice(head);
+        self.packet.extend_from_slice(payload);
+        let mut state = tunnel.lock();
+        // Without a session it keeps the packet and begins a handshake.
+        let sealed = state.tunn.encapsulate(&self.packet, &mut self.sealed);
+        let TunnResult::WriteToNetwork(sealed) = sealed else {
+            return;
+        };
+        let endpoint = state.endpoint;
+        drop(state);
+        let lost = self.burst.add(&shared.socket, endpoint, sealed);
+        shared.not_sent(lost);
+    }
+
+    fn flush(&mut self) {
+        let lost = self.burst.flush(&self.shared.socket);
+        self.shared.not_sent(lost);
+    }
+}

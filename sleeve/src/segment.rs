@@ -1,0 +1,200 @@
+//! Cuts a frame of the TAP device into frames that fit a packet, with every header
+//! and checksum as a network card would write them.
+//!
+//! Headers are changed in place and handed over with each piece of the payload:
+//! nothing is copied here.
+
+use crate::checksum::{fold, pseudo, sum};
+use crate::virtio::{Gso, Header, Kind};
+
+const ETHERNET: usize = 14;
+const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
+const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+const TCP: usize = 20;
+const UDP: usize = 8;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
+const CWR: u8 = 0x80;
+
+/// A frame whose headers do not say what the device said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Hands over each frame, in order, as its headers and its payload. A frame that
+/// is not cut is all headers.
+pub fn segments(
+    header: Header,
+    frame: &mut [u8],
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> Result<(), Malformed> {
+    match header.gso {
+        Some(gso) => cut(gso, frame, each),
+        None => {
+            complete(header, frame)?;
+            each(frame, &[]);
+            Ok(())
+        }
+    }
+}
+
+/// Completes the checksum, whose field holds the sum of the pseudo header.
+fn complete(header: Header, frame: &mut [u8]) -> Result<(), Malformed> {
+    let Some((start, offset)) = header.checksum else {
+        return Ok(());
+    };
+    let (start, offset) = (usize::from(start), usize::from(offset));
+    let covered = frame.get(start..).ok_or(Malformed)?;
+    let checksum = match !fold(sum(covered)) {
+        // In UDP, 0 says that there is none; in TCP both mean the same.
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    let field = frame
+        .get_mut(start + offset..start + offset + 2)
+        .ok_or(Malformed)?;
+    field.copy_from_slice(&checksum.to_be_bytes());
+    Ok(())
+}
+
+/// Where the headers of a frame are.
+struct Layout {
+    v4: bool,
+    /// Where the transport's header begins, and where its payload.
+    transport: usize,
+    payload: usize,
+    protocol: u8,
+    /// What the pseudo header adds up to, without the length.
+    pseudo: u64,
+}
+
+impl Layout {
+    fn of(frame: &[u8], kind: Kind) -> Option<Self> {
+        let ethertype = frame.get(12..ETHERNET)?;
+        let ip = frame.get(ETHERNET..)?;
+        let v4 = ethertype == IPV4_ETHERTYPE;
+        let (ip_bytes, protocol, addresses) = if v4 {
+            let bytes = usize::from(ip.first()? & 0xf) * 4;
+            let fragment = ip.get(6)? & 0x3f != 0 || *ip.get(7)? != 0;
+            if bytes < IPV4 || fragment {
+                return None;
+            }
+            (bytes, *ip.get(9)?, ip.get(12..20)?)
+        } else if ethertype == IPV6_ETHERTYPE {
+            // The device is told to cut nothing that has extension headers.
+            (IPV6, *ip.get(6)?, ip.get(8..40)?)
+        } else {
+            return None;
+        };
+        let wanted = match kind {
+            Kind::TcpV4 => v4 && protocol == PROTOCOL_TCP,
+            Kind::TcpV6 => !v4 && protocol == PROTOCOL_TCP,
+            Kind::Udp => protocol == PROTOCOL_UDP,
+        };
+        let transport = ETHERNET + ip_bytes;
+        let bytes = match protocol {
+            PROTOCOL_TCP => usize::from(frame.get(transport + 12)? >> 4) * 4,
+            _ => UDP,
+        };
+        let long_enough = protocol != PROTOCOL_TCP || bytes >= TCP;
+        let payload = transport + bytes;
+        // There must be a payload: only frames longer than a packet are cut.
+        let well_formed = wanted && long_enough && payload < frame.len();
+        let (source, target) = addresses.split_at(addresses.len() / 2);
+        well_formed.then(|| Self {
+            v4,
+            transport,
+            payload,
+            protocol,
+            pseudo: pseudo(source, target, protocol, 0),
+        })
+    }
+}
+
+fn cut(gso: Gso, frame: &mut [u8], mut each: impl FnMut(&[u8], &[u8])) -> Result<(), Malformed> {
+    let layout = Layout::of(frame, gso.kind).ok_or(Malformed)?;
+    if gso.size == 0 {
+        return Err(Malformed);
+    }
+    let (head, payload) = frame.split_at_mut(layout.payload);
+    let first = First::of(&layout, head);
+    let mut done = 0;
+    let pieces = payload.chunks(usize::from(gso.size));
+    let last = pieces.len() - 1;
+    for (number, piece) in pieces.enumerate() {
+        write_head(&layout, &first, head, (number, number == last, done), piece)
+            .ok_or(Malformed)?;
+        each(head, piece);
+        done += piece.len();
+    }
+    Ok(())
+}
+
+/// What the pieces' headers are counted from.
+struct First {
+    id: u16,
+    sequence: u32,
+    flags: u8,
+}
+
+impl First {
+    fn of(layout: &Layout, head: &[u8]) -> Self {
+        let ip = &head[ETHERNET..];
+        let transport = &head[layout.transport..];
+        let tcp = layout.protocol == PROTOCOL_TCP;
+        Self {
+            id: u16::from_be_bytes([ip[4], ip[5]]),
+            sequence: u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]),
+            flags: if tcp { transport[13] } else { 0 },
+        }
+    }
+}
+
+fn write_head(
+    layout: &Layout,
+    first: &First,
+    head: &mut [u8],
+    (number, last, done): (usize, bool, usize),
+    piece: &[u8],
+) -> Option<()> {
+    let transport_bytes = u16::try_from(layout.payload - layout.transport + piece.len()).ok()?;
+    let (below, transport) = head.split_at_mut(layout.transport);
+    let ip = &mut below[ETHERNET..];
+    if layout.v4 {
+        let length = u16::try_from(ip.len()).ok()?.checked_add(transport_bytes)?;
+        ip[2..4].copy_from_slice(&length.to_be_bytes());
+        let id = first.id.wrapping_add(number as u16);
+        ip[4..6].copy_from_slice(&id.to_be_bytes());
+        ip[10..12].fill(0);
+        let checksum = !fold(sum(ip));
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        ip[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
+    }
+    let field = if layout.protocol == PROTOCOL_TCP {
+        let sequence = first.sequence.wrapping_add(done as u32);
+        transport[4..8].copy_from_slice(&sequence.to_be_bytes());
+        let not_last = if last { 0 } else { FIN | PSH };
+        let not_first = if number == 0 { 0 } else { CWR };
+        transport[13] = first.flags & !not_last & !not_first;
+        16..18
+    } else {
+        transport[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
+        6..8
+    };
+    transport[field.clone()].fill(0);
+    let total = layout.pseudo + u64::from(transport_bytes.to_be()) + sum(transport) + sum(piece);
+    let checksum = match !fold(total) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    transport[field].copy_from_slice(&checksum.to_be_bytes());
+    Some(())
+}
+
+#[cfg(test)]
+#[path = "segment_tests.rs"]
+mod tests;

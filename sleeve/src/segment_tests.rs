@@ -1,0 +1,358 @@
+//! Cutting and gluing, each against what the RFCs say of headers, and both against
+//! each other.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::coalesce::Coalescer;
+use crate::virtio;
+
+const MACS: [u8; 12] = [2, 0, 0, 0, 1, 2, 2, 0, 0, 0, 1, 1];
+const SOURCE: [u8; 4] = [10, 81, 1, 1];
+const TARGET: [u8; 4] = [10, 81, 1, 2];
+const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+
+/// A TCP frame over IPv4 with a timestamp option, with whole checksums.
+fn tcp_v4(sequence: u32, id: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let tcp_bytes = TCP + TIMESTAMPS.len();
+    let total = (IPV4 + tcp_bytes + payload.len()) as u16;
+    let mut frame = MACS.to_vec();
+    frame.extend(IPV4_ETHERTYPE);
+    let ip: [&[u8]; 7] = [
+        &[0x45, 0],
+        &total.to_be_bytes(),
+        &id.to_be_bytes(),
+        &[0x40, 0, 64, PROTOCOL_TCP, 0, 0],
+        &SOURCE,
+        &TARGET,
+        &[],
+    ];
+    frame.extend(ip.concat());
+    let tcp: [&[u8]; 5] = [
+        &[0x1f, 0x90, 0xc0, 0x01],
+        &sequence.to_be_bytes(),
+        &[
+            0,
+            0,
+            0,
+            9,
+            ((tcp_bytes / 4) << 4) as u8,
+            flags,
+            1,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ],
+        &TIMESTAMPS,
+        payload,
+    ];
+    frame.extend(tcp.concat());
+    let checksum = !fold(sum(&frame[ETHERNET..ETHERNET + IPV4]));
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    let checksum = !transport_sum(&frame);
+    frame[50..52].copy_from_slice(&checksum.to_be_bytes());
+    frame
+}
+
+/// What pseudo header, header and payload over IPv4 add up to, by RFC 9293's words:
+/// 0xffff if the checksum in it is right.
+fn transport_sum(frame: &[u8]) -> u16 {
+    let ip = &frame[ETHERNET..];
+    let transport = &ip[IPV4..];
+    let pseudo = [
+        &ip[12..20],
+        &[0, ip[9]],
+        &(transport.len() as u16).to_be_bytes(),
+    ]
+    .concat();
+    fold(sum(&pseudo) + sum(transport))
+}
+
+fn ip_sum(frame: &[u8]) -> u16 {
+    fold(sum(&frame[ETHERNET..ETHERNET + IPV4]))
+}
+
+fn gso(kind: Kind, size: u16) -> Header {
+    Header {
+        checksum: Some((34, 16)),
+        gso: Some(Gso { kind, size }),
+    }
+}
+
+fn cut_all(header: Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
+    let mut pieces = Vec::new();
+    let mut frame = frame.to_vec();
+    segments(header, &mut frame, |head, payload| {
+        pieces.push([head, payload].concat())
+    })?;
+    Ok(pieces)
+}
+
+/// What the device gets: header and frame of each write.
+fn glue_all(frames: &[Vec<u8>]) -> Vec<(Header, Vec<u8>)> {
+    let mut written = Vec::new();
+    let mut buffer = frames.concat();
+    let mut coalescer = Coalescer::default();
+    let mut write = |pieces: &[&[u8]]| {
+        let all = pieces.concat();
+        let (header, frame) = Header::parse(&all).unwrap();
+        written.push((header, frame.to_vec()));
+    };
+    let mut at = 0;
+    for frame in frames {
+        coalescer.push(&mut buffer, (at, at + frame.len()), &mut write);
+        at += frame.len();
+    }
+    coalescer.flush(&mut buffer, &mut write);
+    written
+}
+
+fn number(frame: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(frame[at..at + 4].try_into().unwrap())
+}
+
+#[test]
+fn tcp_is_cut_with_numbers_flags_and_checksums_of_each_piece() {
+    let payload: Vec<u8> = (0..250).collect();
+    let whole = tcp_v4(u32::MAX - 49, 0xffff, 0x10 | PSH | FIN | CWR, &payload);
+    let pieces = cut_all(gso(Kind::TcpV4, 100), &whole).unwrap();
+    assert_eq!(
+        pieces
+            .iter()
+            .map(|piece| piece.len() - 66)
+            .collect::<Vec<_>>(),
+        [100, 100, 50]
+    );
+    let sequences: Vec<_> = pieces.iter().map(|piece| number(piece, 38)).collect();
+    assert_eq!(sequences, [u32::MAX - 49, 50, 150]);
+    let ids: Vec<_> = pieces
+        .iter()
+        .map(|piece| number(piece, 16) as u16)
+        .collect();
+    assert_eq!(ids, [0xffff, 0, 1]);
+    let flags: Vec<_> = pieces.iter().map(|piece| piece[47]).collect();
+    assert_eq!(flags, [0x10 | CWR, 0x10, 0x10 | PSH | FIN]);
+    for piece in &pieces {
+        assert_eq!(
+            usize::from(u16::from_be_bytes([piece[16], piece[17]])),
+            piece.len() - 14
+        );
+        assert_eq!((ip_sum(piece), transport_sum(piece)), (0xffff, 0xffff));
+    }
+}
+
+#[test]
+fn udp_and_ipv6_are_cut_too() {
+    let mut udp = [&MACS[..], &IPV4_ETHERTYPE].concat();
+    udp.extend([0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, PROTOCOL_UDP, 0, 0]);
+    udp.extend([SOURCE, TARGET].concat());
+    udp.extend([0x10, 0, 0x20, 0, 0, 0, 0, 0]);
+    udp.extend([9; 25]);
+    let pieces = cut_all(gso(Kind::Udp, 10), &udp).unwrap();
+    assert_eq!(
+        pieces
+            .iter()
+            .map(|piece| piece.len() - 42)
+            .collect::<Vec<_>>(),
+        [10, 10, 5]
+    );
+    for piece in &pieces {
+        assert_eq!(usize::from(piece[39]), piece.len() - 34, "UDP length");
+        assert_eq!((ip_sum(piece), transport_sum(piece)), (0xffff, 0xffff));
+    }
+
+    let mut six = [&MACS[..], &IPV6_ETHERTYPE].concat();
+    six.extend([0x60, 0, 0, 0, 0, 0, PROTOCOL_TCP, 64]);
+    six.extend([0xfd; 32]);
+    six.extend([
+        0,
+        1,
+        0,
+        2,
+        0,
+        0,
+        0,
+        5,
+        0,
+        0,
+        0,
+        9,
+        5 << 4,
+        0x10,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]);
+    six.extend([7; 30]);
+    let pieces = cut_all(gso(Kind::TcpV6, 20), &six).unwrap();
+    assert_eq!(
+        pieces
+            .iter()
+            .map(|piece| number(piece, 58))
+            .collect::<Vec<_>>(),
+        [5, 25]
+    );
+    for piece in &pieces {
+        let transport = &piece[54..];
+        assert_eq!(usize::from(piece[19]), transport.len(), "payload length");
+        let last = [0, PROTOCOL_TCP, 0, transport.len() as u8];
+        let total = sum(&piece[22..54]) + sum(&last) + sum(transport);
+        assert_eq!(fold(total), 0xffff);
+    }
+}
+
+#[test]
+fn an_incomplete_checksum_is_completed() {
+    let whole = tcp_v4(1, 1, 0x10, &[5; 11]);
+    let mut partial = whole.clone();
+    let pseudo = [&whole[26..34], &[0, 6, 0, 43]].concat();
+    partial[50..52].copy_from_slice(&fold(sum(&pseudo)).to_be_bytes());
+    let header = Header {
+        checksum: Some((34, 16)),
+        gso: None,
+    };
+    for (header, frame) in [(header, &partial), (Header::default(), &whole)] {
+        let pieces = cut_all(header, frame).unwrap();
+        assert_eq!(pieces, std::slice::from_ref(&whole));
+    }
+}
+
+#[test]
+fn headers_that_contradict_the_device_are_refused() {
+    let whole = tcp_v4(1, 1, 0x10, &[5; 300]);
+    let with = |at: usize, octet: u8| {
+        let mut bad = whole.clone();
+        bad[at] = octet;
+        cut_all(gso(Kind::TcpV4, 100), &bad)
+    };
+    for (at, octet, why) in [
+        (12, 0x81, "another ethertype"),
+        (14, 0x44, "an IP header that is too short"),
+        (14, 0x4f, "an IP header that is longer than said"),
+        (20, 0x20, "a fragment"),
+        (23, PROTOCOL_UDP, "another protocol"),
+        (46, 0x40, "a TCP header that is too short"),
+    ] {
+        assert_eq!(with(at, octet), Err(Malformed), "{why}");
+    }
+    assert_eq!(cut_all(gso(Kind::TcpV4, 0), &whole), Err(Malformed));
+    assert_eq!(cut_all(gso(Kind::TcpV6, 100), &whole), Err(Malformed));
+    let outside = Header {
+        checksum: Some((400, 16)),
+        gso: None,
+    };
+    assert_eq!(cut_all(outside, &whole), Err(Malformed));
+    let at_the_end = Header {
+        checksum: Some((365, 16)),
+        gso: None,
+    };
+    assert_eq!(cut_all(at_the_end, &whole), Err(Malformed));
+}
+
+#[test]
+fn what_does_not_follow_is_not_glued() {
+    let first = tcp_v4(1000, 5, 0x10, &[1; 100]);
+    let next = |sequence, id, flags, payload: &[u8]| tcp_v4(sequence, id, flags, payload);
+    let changed = |at: usize, octet: u8| {
+        let mut frame = next(1100, 6, 0x10, &[2; 100]);
+        frame[at] = octet;
+        // Right again but for what was changed.
+        frame[24..26].fill(0);
+        let checksum = !ip_sum(&frame);
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+        frame[50..52].fill(0);
+        let checksum = !transport_sum(&frame);
+        frame[50..52].copy_from_slice(&checksum.to_be_bytes());
+        frame
+    };
+    let mut damaged = next(1100, 6, 0x10, &[2; 100]);
+    *damaged.last_mut().unwrap() ^= 1;
+    for (second, why) in [
+        (next(1101, 6, 0x10, &[2; 100]), "a gap"),
+        (next(1100, 7, 0x10, &[2; 100]), "another identification"),
+        (next(1100, 6, 0x11, &[2; 100]), "an end"),
+        (next(1100, 6, 0x12, &[2; 100]), "a beginning"),
+        (next(1100, 6, 0x90, &[2; 100]), "a congestion signal"),
+        (next(1100, 6, 0x10, &[2; 101]), "a longer payload"),
+        (next(1100, 6, 0x10, &[]), "no payload"),
+        (changed(5, 9), "another MAC"),
+        (changed(15, 4), "another class of service"),
+        (changed(22, 63), "another time to live"),
+        (changed(29, 9), "another sender"),
+        (changed(35, 9), "another port"),
+        (changed(45, 8), "another acknowledgement"),
+        (changed(49, 9), "another window"),
+        (changed(65, 9), "another timestamp"),
+        (damaged, "a wrong checksum"),
+    ] {
+        let frames = [first.clone(), second];
+        let written = glue_all(&frames);
+        let plain = |frame: &Vec<u8>| (Header::default(), frame.clone());
+        assert_eq!(
+            written,
+            frames.iter().map(plain).collect::<Vec<_>>(),
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn a_short_or_pushed_piece_is_the_last() {
+    let frames = [
+        tcp_v4(0, 0, 0x10, &[1; 100]),
+        tcp_v4(100, 1, 0x10, &[2; 60]),
+        tcp_v4(160, 2, 0x10 | PSH, &[3; 60]),
+        tcp_v4(220, 3, 0x10, &[4; 60]),
+    ];
+    let written = glue_all(&frames);
+    let lengths: Vec<_> = written.iter().map(|(_, frame)| frame.len() - 66).collect();
+    assert_eq!(lengths, [160, 60, 60]);
+    let frames = [frames[0].clone(), tcp_v4(100, 1, 0x10 | PSH, &[2; 100])];
+    let written = glue_all(&frames);
+    assert_eq!(written.len(), 1);
+    assert_eq!(written[0].1[47], 0x10 | PSH, "the whole is pushed");
+}
+
+proptest! {
+    #[test]
+    fn what_was_cut_is_glued_to_the_same(
+        payload in prop::collection::vec(any::<u8>(), 101..20_000),
+        size in 400u16..1400,
+        sequence: u32,
+        id: u16,
+        push: bool,
+    ) {
+        let flags = if push { 0x10 | PSH } else { 0x10 };
+        let whole = tcp_v4(sequence, id, flags, &payload);
+        let pieces = cut_all(gso(Kind::TcpV4, size), &whole).unwrap();
+        let written = glue_all(&pieces);
+        prop_assert_eq!(written.len(), 1);
+        let (header, glued) = &written[0];
+        let again = cut_all(*header, glued).unwrap();
+        prop_assert_eq!(again, pieces);
+        prop_assert_eq!(&glued[66..], &payload[..]);
+        prop_assert_eq!(ip_sum(glued), 0xffff);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(
+        mut frame in prop::collection::vec(any::<u8>(), 0..200),
+        virtio in prop::array::uniform10(any::<u8>()),
+        like_ip: bool,
+    ) {
+        if like_ip && frame.len() > 24 {
+            frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+            frame[23] = PROTOCOL_TCP;
+        }
+        prop_assert_eq!(virtio.len(), virtio::BYTES);
+        if let Some((header, _)) = Header::parse(&virtio) {
+            let _ = cut_all(header, &frame);
+        }
+        prop_assert_eq!(glue_all(&[frame.clone(), frame.clone()]).len(), 2);
+    }
+}

@@ -1,0 +1,181 @@
+//! The socket on the underlay: bursts out, bursts in.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
+
+/// Most packets in one call; `UDP_MAX_SEGMENTS` of kernels before 6.11.
+const PACKETS: usize = 64;
+/// Most bytes in one call: the longest UDP payload over IPv4.
+const BYTES: usize = 65_507;
+/// Room for what arrives while a burst is worked on: 5 ms at 6 Gbit/s.
+const BUFFER_BYTES: usize = 4 << 20;
+
+/// The socket.
+pub(crate) struct Socket {
+    socket: UdpSocket,
+    /// Whether the underlay's device takes bursts. One without checksum offload
+    /// does not.
+    segments: AtomicBool,
+}
+
+impl Socket {
+    pub(crate) fn bind(port: u16) -> io::Result<Self> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        socket.set_nonblocking(true)?;
+        // Beyond the system's bound where we may, else up to it.
+        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
+            setsockopt(&socket, sockopt::SndBuf, &BUFFER_BYTES)?;
+        }
+        // A kernel without it gives one packet a call.
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        Ok(Self {
+            socket,
+            segments: AtomicBool::new(true),
+        })
+    }
+
+    /// Sends one packet.
+    pub(crate) fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.waiting(|| self.socket.send_to(packet, to)).map(drop)
+    }
+
+    fn send_burst(&self, burst: &Burst, to: SocketAddr) -> io::Result<()> {
+        let SocketAddr::V4(v4) = to else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        if burst.count > 1 && self.segments.load(Ordering::Relaxed) {
+            let size = burst.size as u16;
+            let control = [ControlMessage::UdpGsoSegments(&size)];
+            let pieces = [IoSlice::new(&burst.bytes)];
+            let target = SockaddrIn::from(v4);
+            let fd = self.socket.as_raw_fd();
+            let sent = self.waiting(|| {
+                sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&target))
+                    .map_err(io::Error::from)
+            });
+            match sent {
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                    self.segments.store(false, Ordering::Relaxed);
+                }
+                other => return other.map(drop),
+            }
+        }
+        burst
+            .bytes
+            .chunks(burst.size)
+            .try_for_each(|packet| self.send(packet, to))
+    }
+
+    /// Who cannot send waits: that is what holds a fast sender back.
+    fn waiting<T>(&self, mut send: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match send() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait(self.as_fd(), nix::poll::PollFlags::POLLOUT)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Receives a burst of packets of one sender: its length, the length of each
+    /// packet but the last, and the sender. Does not wait.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, usize, SocketAddr)> {
+        let mut control = cmsg_space!(i32);
+        let mut pieces = [IoSliceMut::new(buffer)];
+        let fd = self.socket.as_raw_fd();
+        let message =
+            recvmsg::<SockaddrIn>(fd, &mut pieces, Some(&mut control), MsgFlags::empty())?;
+        let from = message.address.ok_or(Errno::EINVAL)?;
+        let mut size = message.bytes;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::UdpGroSegments(segment) = control {
+                size = usize::try_from(segment).unwrap_or(size);
+            }
+        }
+        Ok((message.bytes, size.max(1), SocketAddr::V4(from.into())))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Waits until one of a few things can be done with a descriptor.
+fn wait(fd: BorrowedFd<'_>, what: nix::poll::PollFlags) -> io::Result<()> {
+    let mut fds = [nix::poll::PollFd::new(fd, what)];
+    match nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Packets for one receiver that leave in one call: all of one size, but the last,
+/// which may be shorter.
+pub(crate) struct Burst {
+    bytes: Vec<u8>,
+    size: usize,
+    count: usize,
+    to: Option<SocketAddr>,
+    /// A shorter one was added: nothing can follow.
+    closed: bool,
+}
+
+impl Burst {
+    pub(crate) fn new() -> Self {
+        Self {
+            bytes: Vec::with_capacity(BYTES),
+            size: 0,
+            count: 0,
+            to: None,
+            closed: false,
+        }
+    }
+
+    /// Adds a packet, after sending what was there if the packet does not fit to
+    /// it. Gives how many packets could not be sent.
+    pub(crate) fn add(&mut self, socket: &Socket, to: SocketAddr, packet: &[u8]) -> u64 {
+        let fits = self.to == Some(to)
+            && !self.closed
+            && packet.len() <= self.size
+            && self.count < PACKETS
+            && self.bytes.len() + packet.len() <= BYTES;
+        let lost = if fits { 0 } else { self.flush(socket) };
+        if self.count == 0 {
+            self.size = packet.len();
+            self.to = Some(to);
+        }
+        self.closed = packet.len() < self.size;
+        self.bytes.extend_from_slice(packet);
+        self.count += 1;
+        lost
+    }
+
+    /// Sends what is there; gives how many packets could not be sent.
+    pub(crate) fn flush(&mut self, socket: &Socket) -> u64 {
+        let Some(to) = self.to.take() else {
+            return 0;
+        };
+        let sent = socket.send_burst(self, to);
+        let lost = if sent.is_err() { self.count as u64 } else { 0 };
+        self.bytes.clear();
+        self.count = 0;
+        self.closed = false;
+        lost
+    }
+}

@@ -1,0 +1,127 @@
+//! Hosts with a bridge, a container and a sealed path.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use kontena_lab::{Keeper, Place, Switch, underlay};
+use kontena_schema::mac::Mac;
+use kontena_sleeve::{Peer, PublicKey, Settings, Sleeve, StaticSecret, Table};
+
+pub const PORT: u16 = 6783;
+pub const VNI: u32 = 7;
+const MTU: u32 = 1370;
+
+/// A host with one container.
+pub struct Host {
+    pub number: u8,
+    pub place: Place,
+    pub container: Place,
+    keepers: [Keeper; 2],
+}
+
+impl Host {
+    pub fn start(switch: &Switch, number: u8) -> Self {
+        let (host, place) = Keeper::start();
+        let (inside, container) = Keeper::start();
+        place.inside(no_ipv6);
+        switch.plug(&place, number);
+        place.run("ip link add kontena type bridge mcast_snooping 0");
+        place.run("ip link set kontena up");
+        let (task, mac) = (container.task(), mac(number));
+        place.run(&format!(
+            "ip link add veth mtu {MTU} type veth peer name ethwe netns {task} mtu {MTU} address {mac}"
+        ));
+        place.run("ip link set veth master kontena up");
+        container.run("ip link set ethwe up");
+        let address = address(number);
+        container.run(&format!("ip addr add {address}/17 dev ethwe"));
+        Self {
+            number,
+            place,
+            container,
+            keepers: [host, inside],
+        }
+    }
+
+    /// Starts the host's sleeve, with its device on the bridge.
+    pub fn sleeve(&self) -> Sleeve {
+        self.sleeve_with(VNI)
+    }
+
+    pub fn sleeve_with(&self, vni: u32) -> Sleeve {
+        let settings = Settings {
+            device: "kontena-tap".to_owned(),
+            port: PORT,
+            inner: inner(self.number),
+            vni,
+        };
+        let key = key(self.number);
+        let sleeve = self.keepers[0].run(move || Sleeve::start(settings, key).unwrap());
+        self.place.run(&format!(
+            "ip link set kontena-tap mtu {MTU} master kontena up"
+        ));
+        sleeve
+    }
+}
+
+/// The host itself says nothing on its bridge, as the agent has it: what is counted
+/// is of containers.
+fn no_ipv6() {
+    for of in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6");
+        // A kernel without IPv6 says nothing either.
+        if std::path::Path::new(&path).exists() {
+            std::fs::write(path, "1").unwrap();
+        }
+    }
+}
+
+/// Hosts 1 to `count`, each with a sleeve that knows the others.
+pub fn world(count: u8) -> (Switch, Vec<Host>, Vec<Sleeve>) {
+    let switch = Switch::start();
+    let hosts: Vec<Host> = (1..=count)
+        .map(|number| Host::start(&switch, number))
+        .collect();
+    let sleeves: Vec<Sleeve> = hosts.iter().map(Host::sleeve).collect();
+    for (host, sleeve) in hosts.iter().zip(&sleeves) {
+        sleeve.set_table(&table(host.number, 1..=count));
+    }
+    (switch, hosts, sleeves)
+}
+
+/// What one host knows of all.
+pub fn table(own: u8, all: impl IntoIterator<Item = u8>) -> Table {
+    let mut table = Table::default();
+    for number in all.into_iter().filter(|number| *number != own) {
+        table.peers.push(Peer {
+            key: PublicKey::from(&key(number)),
+            inner: inner(number),
+            endpoint: endpoint(number),
+            sends: true,
+        });
+        table.macs.insert(mac(number), inner(number));
+        table.floods.insert(inner(number));
+    }
+    table
+}
+
+pub fn key(number: u8) -> StaticSecret {
+    StaticSecret::from([number; 32])
+}
+
+pub fn endpoint(number: u8) -> SocketAddr {
+    (underlay(number), PORT).into()
+}
+
+/// The address inside the tunnel.
+pub fn inner(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(100, 127, 81, number)
+}
+
+/// The container's overlay address.
+pub fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 81, 1, number)
+}
+
+pub fn mac(number: u8) -> Mac {
+    Mac([2, 0, 0, 0, 1, number])
+}

@@ -1,0 +1,236 @@
+//! Frames come through, whole and unseen.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use kontena_lab::{Place, count, counted, eventually, underlay};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+use kontena_sleeve::Sleeve;
+
+use crate::host::{Host, address, endpoint, inner, key, mac, table, world};
+
+/// What is looked for on the way. It repeats, so that every packet holds it whole.
+const MARKER: &[u8; 16] = b"kontena-in-clear";
+const TRANSFERRED: usize = 64 << 20;
+
+/// Sends so many bytes over TCP from one container to another; they must arrive as
+/// they were sent.
+pub fn transfer(from: &Place, to: &Place, host: u8, bytes: usize) {
+    let at = SocketAddr::from((address(host), 7000));
+    let listener = to.inside(|| TcpListener::bind(at).unwrap());
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut received = Vec::with_capacity(bytes);
+            stream.read_to_end(&mut received).unwrap();
+            received
+        });
+        let mut stream = from.inside(|| TcpStream::connect(at).unwrap());
+        let sent = numbered(bytes);
+        stream.write_all(&sent).unwrap();
+        drop(stream);
+        assert!(receiver.join().unwrap() == sent, "other bytes arrived");
+    });
+}
+
+/// The marker, and a number so that no two places are alike.
+fn numbered(bytes: usize) -> Vec<u8> {
+    let line = |number: u64| [&MARKER[..], &number.to_le_bytes()[..]].concat();
+    (0..(bytes / 24) as u64).flat_map(line).collect()
+}
+
+#[test]
+fn containers_reach_each_other_in_both_directions() {
+    let (_switch, hosts, _sleeves) = world(3);
+    for from in &hosts {
+        for to in hosts.iter().filter(|to| to.number != from.number) {
+            from.container.must_reach(address(to.number));
+        }
+    }
+}
+
+#[test]
+fn a_stream_arrives_whole_and_no_packet_of_it_is_seen() {
+    let (switch, hosts, sleeves) = world(2);
+    let [a, b] = &hosts[..] else { unreachable!() };
+    count(&switch.place, "port1", "udp dport 6784");
+    a.container.must_reach(address(2));
+    let before: Vec<_> = sleeves.iter().map(Sleeve::drops).collect();
+    let (packets, seen) = capture(&switch.place, || {
+        transfer(&a.container, &b.container, 2, TRANSFERRED);
+        transfer(&b.container, &a.container, 1, TRANSFERRED);
+    });
+    assert!(packets > 1000, "only {packets} packets were looked at");
+    assert_eq!(seen, 0, "packets with the marker in clear");
+    assert_eq!(counted(&switch.place), 0, "packets of VXLAN");
+    // The kernel's queues may drop; the sleeves find nothing wrong.
+    let after: Vec<_> = sleeves.iter().map(Sleeve::drops).collect();
+    assert_eq!(after, before);
+}
+
+/// Looks at every packet on the switch meanwhile: how many there were, and how many
+/// held the marker.
+fn capture(switch: &Place, work: impl FnOnce()) -> (u64, u64) {
+    let done = AtomicBool::new(false);
+    let all = SockProtocol::EthAll;
+    let flags = SockFlag::SOCK_NONBLOCK;
+    let open = || socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap();
+    let socket = switch.inside(open);
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let (mut packets, mut marked) = (0, 0);
+            let mut packet = vec![0; 1 << 16];
+            while !done.load(Ordering::Relaxed) {
+                if let Ok(length) = nix::unistd::read(&socket, &mut packet) {
+                    packets += 1;
+                    let holds = |w: &[u8]| w == MARKER;
+                    marked += u64::from(packet[..length].windows(MARKER.len()).any(holds));
+                } else {
+                    // What comes meanwhile waits in the socket.
+                    thread::sleep(Duration::from_micros(200));
+                }
+            }
+            (packets, marked)
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+        looking.join().unwrap()
+    })
+}
+
+#[test]
+fn the_capture_sees_what_is_in_clear() {
+    let (switch, hosts, _sleeves) = world(2);
+    let (_, seen) = capture(&switch.place, || {
+        let from = underlay(1);
+        let sender = hosts[0]
+            .place
+            .inside(|| UdpSocket::bind((from, 0)).unwrap());
+        eventually("a receiver's address is known", || {
+            sender.send_to(&numbered(1200), endpoint(2)).unwrap();
+            let known = hosts[0].place.run("ip neigh show 198.51.100.2");
+            known.contains("lladdr").then_some(()).ok_or(known)
+        });
+        sender.send_to(&numbered(1200), endpoint(2)).unwrap();
+        // The looker has to come round once more.
+        thread::sleep(Duration::from_millis(100));
+    });
+    assert!(seen > 0);
+}
+
+#[test]
+fn the_longest_frame_passes_and_a_longer_one_is_refused_on_the_spot() {
+    let (_switch, hosts, _sleeves) = world(2);
+    hosts[0].container.must_reach(address(2));
+    let ping = |bytes: u32| {
+        let line = format!("ping -n -M do -c 1 -W 2 -s {bytes} {}", address(2));
+        hosts[0].container.output(&line).status.success()
+    };
+    assert!(ping(1370 - 28));
+    assert!(!ping(1370 - 27));
+}
+
+#[test]
+fn small_datagrams_arrive_one_by_one_in_order() {
+    let (_switch, hosts, _sleeves) = world(2);
+    let [a, b] = &hosts[..] else { unreachable!() };
+    a.container.must_reach(address(2));
+    let at = SocketAddr::from((address(2), 7001));
+    let receiver = b.container.inside(|| UdpSocket::bind(at).unwrap());
+    let bind = (address(1), 0);
+    let sender = a.container.inside(|| UdpSocket::bind(bind).unwrap());
+    // So few that no queue on the way overflows.
+    for number in 0u32..200 {
+        sender.send_to(&number.to_be_bytes(), at).unwrap();
+    }
+    let patience = Duration::from_secs(5);
+    receiver.set_read_timeout(Some(patience)).unwrap();
+    for number in 0u32..200 {
+        let mut datagram = [0; 16];
+        let (length, _) = receiver.recv_from(&mut datagram).unwrap();
+        assert_eq!(datagram[..length], number.to_be_bytes());
+    }
+}
+
+#[test]
+fn a_peer_that_moved_is_found_where_it_speaks_from() {
+    let (_switch, hosts, sleeves) = world(2);
+    let [a, b] = &hosts[..] else { unreachable!() };
+    a.container.must_reach(address(2));
+    b.place.run("ip addr add 198.51.100.77/24 dev eth0");
+    b.place.run("ip addr del 198.51.100.2/24 dev eth0");
+    // Removing the first address took the second with it.
+    b.place.run("ip addr replace 198.51.100.77/24 dev eth0");
+    b.container.must_reach(address(1));
+    a.container.must_reach(address(2));
+    let status = sleeves[0].status();
+    assert_eq!(status[0].endpoint.to_string(), "198.51.100.77:6783");
+}
+
+#[test]
+fn a_tunnel_tells_how_it_is() {
+    let (_switch, hosts, sleeves) = world(2);
+    hosts[0].container.must_reach(address(2));
+    let status = &sleeves[0].status()[0];
+    assert_eq!((status.inner, status.endpoint), (inner(2), endpoint(2)));
+    assert_eq!(status.key, (&key(2)).into());
+    assert!(status.last_handshake.unwrap().as_secs() < 60);
+    assert!(status.sent_bytes > 0 && status.received_bytes > 0);
+}
+
+#[test]
+fn another_table_changes_whom_frames_go_to() {
+    let (_switch, hosts, sleeves) = world(3);
+    let [a, b, c] = &hosts[..] else {
+        unreachable!()
+    };
+    for to in [b, c] {
+        a.container.must_reach(address(to.number));
+    }
+    let handshake = sleeves[0].status()[1].last_handshake.unwrap();
+    sleeves[0].set_table(&table(1, [1, 3]));
+    assert!(a.container.ping(address(2)).is_err());
+    a.container.must_reach(address(3));
+    let kept = sleeves[0].status()[0].last_handshake.unwrap();
+    assert!(kept >= handshake, "the other tunnel began anew");
+    // A peer that comes back gets a new tunnel.
+    sleeves[0].set_table(&table(1, 1..=3));
+    a.container.must_reach(address(2));
+    // A MAC that is behind another peer now.
+    let mut moved = table(1, 1..=3);
+    moved.macs.insert(mac(3), inner(2));
+    sleeves[0].set_table(&moved);
+    assert!(a.container.ping(address(3)).is_err());
+}
+
+#[test]
+fn nothing_comes_through_after_the_end_and_the_device_is_gone() {
+    let (switch, hosts, mut sleeves) = world(2);
+    hosts[0].container.must_reach(address(2));
+    drop(sleeves.remove(0));
+    let device = |host: &Host| {
+        host.place
+            .output("ip link show kontena-tap")
+            .status
+            .success()
+    };
+    assert!(!device(&hosts[0]) && device(&hosts[1]));
+    count(&switch.place, "port1", "udp dport 6784");
+    assert!(hosts[0].container.ping(address(2)).is_err());
+    assert_eq!(counted(&switch.place), 0);
+    // The next one takes its place.
+    let again = hosts[0].sleeve();
+    again.set_table(&table(1, 1..=2));
+    eventually("a handshake", || {
+        let status = again.status();
+        status[0]
+            .last_handshake
+            .map(drop)
+            .ok_or(format!("{status:?}"))
+    });
+    hosts[0].container.must_reach(address(2));
+}

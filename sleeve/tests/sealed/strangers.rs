@@ -1,0 +1,121 @@
+//! What others send comes to nothing.
+
+use std::net::UdpSocket;
+
+use kontena_lab::{Switch, eventually, send, underlay};
+use kontena_sleeve::Drops;
+
+use crate::host::{Host, PORT, address, inner, mac, table, world};
+
+/// The Ethertype of local experiments (IEEE 802): no filter of IP looks at it.
+const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+
+fn until(what: &str, drops: impl Fn() -> Drops, counter: impl Fn(&Drops) -> u64) {
+    eventually(what, || {
+        let drops = drops();
+        (counter(&drops) > 0)
+            .then_some(())
+            .ok_or(format!("{drops:?}"))
+    });
+}
+
+#[test]
+fn a_stranger_on_the_underlay_is_counted_and_not_heard() {
+    let (switch, hosts, sleeves) = world(2);
+    let stranger = Host::start(&switch, 9);
+    let socket = stranger
+        .place
+        .inside(|| UdpSocket::bind((underlay(9), PORT)).unwrap());
+    let data = [&[4, 0, 0, 0, 0, 0, 0, 0][..], &[0; 60]].concat();
+    let messages: [&[u8]; 5] = [b"", b"x", &[1; 148], &data, &[0xff; 1400]];
+    for message in messages {
+        socket.send_to(message, (underlay(1), PORT)).unwrap();
+    }
+    until(
+        "the stranger is counted",
+        || sleeves[0].drops(),
+        |drops| drops.not_sealed,
+    );
+    hosts[0].container.must_reach(address(2));
+}
+
+#[test]
+fn a_peer_that_nobody_knows_gets_no_session() {
+    let (switch, _hosts, sleeves) = world(2);
+    let unknown = Host::start(&switch, 9);
+    let sleeve = unknown.sleeve();
+    sleeve.set_table(&table(9, [1]));
+    until(
+        "the handshake is counted",
+        || sleeves[0].drops(),
+        |drops| drops.not_sealed,
+    );
+    assert_eq!(sleeve.status()[0].last_handshake, None);
+}
+
+#[test]
+fn a_frame_that_is_not_of_the_peer_that_sealed_it_is_dropped() {
+    let (_switch, hosts, sleeves) = world(3);
+    let [a, b, _] = &hosts[..] else {
+        unreachable!()
+    };
+    a.container.must_reach(address(2));
+    b.container.must_reach(address(1));
+    // From the second host, with the MAC of the container on the third.
+    let frame = [&mac(1).0[..], &mac(3).0, &EXPERIMENT, &[0; 46]].concat();
+    send(&b.container, "ethwe", &frame);
+    until(
+        "the frame is counted",
+        || sleeves[0].drops(),
+        |drops| drops.wrong_sender,
+    );
+}
+
+#[test]
+fn another_grid_s_frames_are_dropped_though_the_key_is_known() {
+    let switch = Switch::start();
+    let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
+    let sleeves = [hosts[0].sleeve_with(7), hosts[1].sleeve_with(8)];
+    for (host, sleeve) in hosts.iter().zip(&sleeves) {
+        sleeve.set_table(&table(host.number, 1..=2));
+    }
+    assert!(hosts[0].container.ping(address(2)).is_err());
+    until(
+        "the frame is counted",
+        || sleeves[1].drops(),
+        |drops| drops.wrong_envelope,
+    );
+}
+
+#[test]
+fn a_peer_may_not_speak_for_another_s_tunnel_address() {
+    let switch = Switch::start();
+    let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
+    let sleeves: Vec<_> = hosts.iter().map(Host::sleeve).collect();
+    sleeves[0].set_table(&table(1, 1..=2));
+    // The second has the first's key right, but believes in another inner address.
+    let mut wrong = table(2, 1..=2);
+    wrong.peers[0].inner = inner(5);
+    wrong.macs.insert(mac(1), inner(5));
+    wrong.floods.insert(inner(5));
+    sleeves[1].set_table(&wrong);
+    assert!(hosts[1].container.ping(address(1)).is_err());
+    until(
+        "the frame is counted",
+        || sleeves[0].drops(),
+        |drops| drops.wrong_envelope,
+    );
+}
+
+#[test]
+fn frames_for_nobody_leave_nothing() {
+    let (_switch, hosts, sleeves) = world(2);
+    let nobody = [2, 0, 0, 0, 9, 9];
+    let frame = [&nobody[..], &mac(1).0, &EXPERIMENT, &[0; 46]].concat();
+    send(&hosts[0].container, "ethwe", &frame);
+    until(
+        "the frame is counted",
+        || sleeves[0].drops(),
+        |drops| drops.unknown_target,
+    );
+}

@@ -1,0 +1,106 @@
+//! The other kind of host: WireGuard with a kernel VXLAN device inside. A WireGuard
+//! of another make in user space stands in for the kernel's, which not every
+//! kernel has.
+
+use std::io::Write;
+use std::process::{Child, Stdio};
+
+use kontena_lab::{Switch, eventually};
+use kontena_sleeve::PublicKey;
+
+use crate::host::{Host, PORT, VNI, address, inner, key, mac, table};
+
+/// `wireguard-go`, which makes its device when it starts.
+struct WireGuard(Child);
+
+impl Drop for WireGuard {
+    fn drop(&mut self) {
+        // Told to end, it takes its control socket with it.
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+/// Makes a host one of the other kind, with the first host as its peer.
+fn wireguard(host: &Host) -> WireGuard {
+    let place = &host.place;
+    let number = host.number;
+    // Control sockets lie in one directory for all namespaces.
+    let device = format!("wg{:x}", std::process::id());
+    let child = place
+        .command(&format!("wireguard-go -f {device}"))
+        .env("LOG_LEVEL", "error")
+        .spawn()
+        .expect("wireguard-go is installed");
+    let child = WireGuard(child);
+    let private = base64(&key(number).to_bytes());
+    let public = base64(PublicKey::from(&key(1)).as_bytes());
+    let set = format!(
+        "wg set {device} listen-port {PORT} private-key /dev/stdin peer {public} allowed-ips {}/32 endpoint 198.51.100.1:{PORT}",
+        inner(1)
+    );
+    eventually("wireguard-go takes its settings", || {
+        let mut wg = place.command(&set);
+        let wg = wg.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut wg = wg.spawn().unwrap();
+        wg.stdin
+            .take()
+            .unwrap()
+            .write_all(private.as_bytes())
+            .unwrap();
+        let output = wg.wait_with_output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success().then_some(()).ok_or(words)
+    });
+    let own = inner(number);
+    for line in [
+        format!("ip addr add {own}/24 dev {device}"),
+        format!("ip link set {device} mtu 1420 up"),
+        format!("ip link add kontena-vx mtu 1370 type vxlan id {VNI} dstport 6784 nolearning"),
+        "ip link set kontena-vx master kontena up".to_owned(),
+        format!(
+            "bridge fdb append 00:00:00:00:00:00 dev kontena-vx dst {} self permanent",
+            inner(1)
+        ),
+        format!(
+            "bridge fdb add {} dev kontena-vx dst {} self permanent",
+            mac(1),
+            inner(1)
+        ),
+    ] {
+        place.run(&line);
+    }
+    child
+}
+
+fn base64(bytes: &[u8; 32]) -> String {
+    use std::process::Command;
+    let mut child = Command::new("base64")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_sleeve_and_wireguard_with_a_kernel_vxlan_inside_talk_both_ways() {
+    let switch = Switch::start();
+    let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
+    let sleeve = hosts[0].sleeve();
+    let _other = wireguard(&hosts[1]);
+    sleeve.set_table(&table(1, 1..=2));
+    hosts[0].container.must_reach(address(2));
+    hosts[1].container.must_reach(address(1));
+    crate::path::transfer(&hosts[0].container, &hosts[1].container, 2, 8 << 20);
+    crate::path::transfer(&hosts[1].container, &hosts[0].container, 1, 8 << 20);
+    let drops = sleeve.drops();
+    assert_eq!(
+        (drops.wrong_envelope, drops.wrong_sender),
+        (0, 0),
+        "{drops:?}"
+    );
+}
