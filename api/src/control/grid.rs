@@ -85,23 +85,33 @@ fn network(field: &str, text: &str, faults: &mut BTreeMap<String, String>) -> Op
     network
 }
 
-/// Trusted subnets as Postgres takes them: parsed, without host bits, each once.
+/// Trusted subnets as Postgres takes them.
 fn trusted(subnets: &[String], faults: &mut BTreeMap<String, String>) -> Vec<String> {
+    let checked = networks("trusted_subnets", subnets, faults);
+    checked.iter().map(ToString::to_string).collect()
+}
+
+/// A list of networks: parsed, without host bits, each once.
+pub(super) fn networks(
+    field: &str,
+    texts: &[String],
+    faults: &mut BTreeMap<String, String>,
+) -> Vec<Ipv4Network> {
     let mut checked = Vec::new();
-    if subnets.len() > TRUSTED_SUBNETS_MAX {
+    if texts.len() > TRUSTED_SUBNETS_MAX {
         let reason = format!("at most {TRUSTED_SUBNETS_MAX} are possible");
-        faults.insert("trusted_subnets".to_owned(), reason);
+        faults.insert(field.to_owned(), reason);
         return checked;
     }
-    for (index, text) in subnets.iter().enumerate() {
-        let field = format!("trusted_subnets.{index}");
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("{field}.{index}");
         let Some(subnet) = network(&field, text, faults) else {
             continue;
         };
         if subnet.ip() != subnet.network() {
             faults.insert(field, format!("{text:?} has host bits set"));
-        } else if !checked.contains(&subnet.to_string()) {
-            checked.push(subnet.to_string());
+        } else if !checked.contains(&subnet) {
+            checked.push(subnet);
         }
     }
     checked

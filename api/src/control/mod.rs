@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod service;
 pub mod session;
 pub mod stack;
+pub mod trust;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 

@@ -67,6 +67,10 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
             get(grids::show).put(grids::update).delete(grids::remove),
         ),
         (
+            "/v1/grids/{grid}/trusted_subnets",
+            get(grids::trust_show).post(grids::trust_change),
+        ),
+        (
             "/v1/grids/{grid}/addresses",
             get(addresses::list).post(addresses::take),
         ),

@@ -1,10 +1,11 @@
 //! Grids over HTTP.
 
+use ipnetwork::Ipv4Network;
 use kontena_schema::http::grids::{Grid, Grids};
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::Master;
+use crate::support::{Master, TestAgent, hello};
 
 #[tokio::test]
 async fn a_grid_has_the_models_defaults() {
@@ -82,6 +83,80 @@ async fn trusted_subnets_change_and_stamp_only_when_they_differ() {
         assert_eq!(grid["trusted_subnets"], json!(["10.0.0.0/8"]));
         assert_eq!(grid["revision"].as_i64(), Some(before + 1));
     }
+}
+
+#[tokio::test]
+async fn a_change_of_trust_tells_which_pairs_move_and_a_dry_run_moves_none() {
+    let master = Master::start().await;
+    let token = master.grid("demo").await;
+    let mut agents = Vec::new();
+    for (engine, private_ip) in [("a", "10.1.0.1"), ("b", "10.1.0.2"), ("c", "10.2.0.3")] {
+        let mut hello = hello(engine, None);
+        hello.facts.private_ip = Some(private_ip.parse().unwrap());
+        let agent = TestAgent::connect(&master.replicas[0], &token, &hello).await;
+        agents.push(agent.unwrap());
+    }
+    let path = "/v1/grids/demo/trusted_subnets";
+    let told = |trust: &Value| {
+        let names = ["fast_pairs", "sealed_pairs", "to_fast", "to_sealed"];
+        names.map(|name| trust[name].as_u64().unwrap())
+    };
+    assert_eq!(told(&master.get(path).await), [0, 3, 0, 0]);
+
+    let before = master.get("/v1/grids/demo").await;
+    let dry = json!({ "add": ["10.1.0.0/16"], "dry_run": true });
+    let trust = change(&master, dry).await;
+    assert_eq!(trust["trusted_subnets"], json!(["10.1.0.0/16"]));
+    assert_eq!(told(&trust), [1, 2, 1, 0]);
+    assert_eq!(master.get("/v1/grids/demo").await, before);
+
+    // Twice, as somebody does who is not sure: the second changes nothing.
+    for moved in [1, 0] {
+        let trust = change(&master, json!({ "add": ["10.1.0.0/16"] })).await;
+        assert_eq!(told(&trust), [1, 2, moved, 0]);
+    }
+    let first: Ipv4Network = "10.1.0.0/16".parse().unwrap();
+    let subnets = agents[0]
+        .until(|changes| {
+            let grid = changes.shared.grid.as_ref()?;
+            Some(grid.trusted_subnets.clone()).filter(|subnets| !subnets.is_empty())
+        })
+        .await;
+    assert_eq!(subnets, [first]);
+    let trust = change(&master, json!({ "add": ["10.2.0.0/16"] })).await;
+    assert_eq!(told(&trust), [3, 0, 2, 0]);
+    let trust = change(&master, json!({ "remove": ["10.1.0.0/16"] })).await;
+    assert_eq!(trust["trusted_subnets"], json!(["10.2.0.0/16"]));
+    assert_eq!(told(&trust), [0, 3, 0, 3]);
+    assert_eq!(
+        master.get(path).await["trusted_subnets"],
+        json!(["10.2.0.0/16"])
+    );
+
+    for (body, field) in [
+        (json!({ "add": ["10.2.0.1/16"] }), "add.0"),
+        (json!({ "add": ["10.3.0.0/16", "nowhere"] }), "add.1"),
+        (json!({ "remove": ["10.1.0.0/16"] }), "remove.0"),
+        (
+            json!({ "add": ["10.3.0.0/16"], "remove": ["10.3.0.0/16"] }),
+            "remove",
+        ),
+    ] {
+        let (status, answer) = master.call(Method::POST, path, Some(body.clone())).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{body}: {answer}");
+        assert!(answer["error"][field].is_string(), "{body}: {answer}");
+    }
+    assert_eq!(
+        master.get(path).await["trusted_subnets"],
+        json!(["10.2.0.0/16"])
+    );
+}
+
+async fn change(master: &Master, body: Value) -> Value {
+    let path = "/v1/grids/demo/trusted_subnets";
+    let (status, answer) = master.call(Method::POST, path, Some(body)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    answer
 }
 
 #[tokio::test]

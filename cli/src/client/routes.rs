@@ -2,7 +2,7 @@
 //! that `schema::http` gives the route; its errors are those of [`Error`].
 
 use kontena_schema::http::containers::Containers;
-use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate, Grids};
+use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate, Grids, Trust, TrustChange};
 use kontena_schema::http::nodes::{Node, Nodes};
 use kontena_schema::http::services::{Deploy, Service, ServiceCreate, ServiceScale, Services};
 use kontena_schema::http::stacks::{Stack, StackCreate, StackDeploy, Stacks};
@@ -44,6 +44,17 @@ impl Client {
     /// Changes a grid's settings.
     pub async fn grid_update(&self, grid: &str, update: &GridUpdate) -> Answer<Grid> {
         self.put(&["grids", grid], update).await
+    }
+
+    /// Where the overlay of a grid may run in clear.
+    pub async fn trust_show(&self, grid: &str) -> Answer<Trust> {
+        self.get(&["grids", grid, "trusted_subnets"]).await
+    }
+
+    /// Changes where the overlay of a grid may run in clear.
+    pub async fn trust_change(&self, grid: &str, change: &TrustChange) -> Answer<Trust> {
+        self.post(&["grids", grid, "trusted_subnets"], Some(change))
+            .await
     }
 
     /// Removes a grid that has no nodes and no services.

@@ -38,6 +38,39 @@ pub struct GridUpdate {
     pub trusted_subnets: Option<Vec<String>>,
 }
 
+/// Body of `POST /v1/grids/:grid/trusted_subnets`: one change of the list, whatever
+/// else is in it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustChange {
+    /// Networks in which the overlay may run in clear from now on.
+    #[serde(default)]
+    pub add: Vec<String>,
+    /// Networks in which it may no longer.
+    #[serde(default)]
+    pub remove: Vec<String>,
+    /// Only tell what would come of it.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Where the overlay of a grid may run in clear, and what comes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// The networks.
+    pub trusted_subnets: Vec<Ipv4Network>,
+    /// Pairs of nodes whose path is in clear.
+    pub fast_pairs: u32,
+    /// Pairs of nodes whose path is encrypted.
+    pub sealed_pairs: u32,
+    /// Pairs of nodes that know no address of each other.
+    pub unknown_pairs: u32,
+    /// Pairs that the change turned from encrypted to clear.
+    pub to_fast: u32,
+    /// Pairs that the change turned from clear to encrypted.
+    pub to_sealed: u32,
+}
+
 /// A grid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grid {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use kontena_schema::http::grids::GridCreate;
 
+use super::trust;
 use crate::args::Force;
 use crate::failure::Failure;
 use crate::output::{confirm, print, tables};
@@ -28,6 +29,9 @@ pub(crate) enum Command {
         /// Its name
         name: String,
     },
+    /// Says where the overlay may run in clear
+    #[command(subcommand)]
+    TrustedSubnet(trust::Command),
     /// Removes a grid that has no nodes and no services
     #[command(visible_alias = "remove")]
     Rm {
@@ -65,6 +69,7 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
         Command::Ls => list(session).await,
         Command::Show { name, token } => show(session, name, token).await,
         Command::Use { name } => select(session, &name).await,
+        Command::TrustedSubnet(command) => trust::run(command, session).await,
         Command::Rm { name, force } => remove(session, &name, force).await,
     }
 }

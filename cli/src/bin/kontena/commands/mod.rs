@@ -8,6 +8,7 @@ pub(crate) mod master;
 pub(crate) mod node;
 pub(crate) mod service;
 pub(crate) mod stack;
+mod trust;
 
 use crate::args::Command;
 use crate::failure::Failure;

@@ -5,7 +5,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use kontena::config::Config;
 use kontena_schema::http::addresses::{Addresses, History};
 use kontena_schema::http::containers::{Container, Containers};
-use kontena_schema::http::grids::Grids;
+use kontena_schema::http::grids::{Grids, Trust};
 use kontena_schema::http::nodes::{Node, Nodes};
 use kontena_schema::http::services::{Port, Service, Services};
 use kontena_schema::http::stacks::Stacks;
@@ -76,6 +76,12 @@ pub(crate) fn grids(grids: &Grids, current: Option<&str>) -> String {
             ]
         }),
     )
+}
+
+/// The networks in which the overlay runs in clear.
+pub(crate) fn trust(trust: &Trust) -> String {
+    let subnets = trust.trusted_subnets.iter();
+    table(["SUBNET"], subnets.map(|subnet| [subnet.to_string()]))
 }
 
 fn marked(name: &str, current: bool) -> String {
