@@ -18,6 +18,16 @@ use crate::vxlan::Envelope;
 const BURST: usize = 65_536;
 /// How many bytes are opened before the bridge gets what waits for its successor.
 const OPENED: usize = 4 * BURST;
+/// How many bursts are received before the table is looked at again, whatever they
+/// hold.
+const BURSTS: usize = 64;
+/// Packets of a session are counted up to here; none gets that far (WireGuard
+/// whitepaper section 6.1 ends one sooner), and beyond it boringtun's sums overflow.
+const LAST_COUNTER: u64 = u64::MAX - (1 << 13);
+/// The types of WireGuard's messages (whitepaper section 5.4).
+const RESPONSE: u8 = 2;
+const COOKIE: u8 = 3;
+const DATA: u8 = 4;
 /// Room for the longest answer of WireGuard to one packet.
 const ANSWER: usize = 2048;
 const SOURCE: std::ops::Range<usize> = 6..12;
@@ -37,7 +47,10 @@ pub(crate) fn run(shared: &Shared) {
     };
     while shared.wait_readable(&shared.socket) {
         let view = shared.view();
-        while work.end < OPENED {
+        for _ in 0..BURSTS {
+            if work.end >= OPENED {
+                break;
+            }
             match shared.socket.receive(&mut received) {
                 Ok((length, size, from)) => work.open(&view, received[..length].chunks(size), from),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -93,6 +106,7 @@ impl Work<'_> {
     /// Whose packet it is.
     fn tunnel(&self, view: &View, packet: &[u8], from: SocketAddr) -> Option<Arc<Tunnel>> {
         let receiver = match Tunn::parse_incoming_packet(packet).ok()? {
+            Packet::PacketData(_) if outlived(packet) => return None,
             Packet::PacketData(data) => data.receiver_idx,
             Packet::HandshakeResponse(response) => response.receiver_idx,
             Packet::PacketCookieReply(reply) => reply.receiver_idx,
@@ -117,6 +131,9 @@ impl Work<'_> {
         let Packet::HandshakeInit(init) = verified else {
             return None;
         };
+        if !self.shared.greets(from.ip()) {
+            return None;
+        }
         let identity = &view.identity;
         let half = parse_handshake_anon(&identity.private, &identity.public, &init).ok()?;
         view.by_key(&half.peer_static_public.into()).cloned()
@@ -131,40 +148,44 @@ impl Work<'_> {
         from: SocketAddr,
         at: usize,
     ) -> Option<usize> {
+        let kind = packet.first().copied();
         let mut state = tunnel.lock();
         let opened = state
             .tunn
             .decapsulate(Some(from.ip()), packet, &mut self.opened[at..]);
-        match opened {
-            TunnResult::WriteToTunnelV4(plain, _) => {
-                let length = plain.len();
-                state.endpoint = from;
-                Some(at + length)
-            }
+        let (end, queued) = match opened {
+            TunnResult::WriteToTunnelV4(plain, _) => (Some(at + plain.len()), true),
             TunnResult::WriteToNetwork(answer) => {
                 self.shared.send(answer, from);
-                state.endpoint = from;
-                while let TunnResult::WriteToNetwork(packet) =
-                    state.tunn.decapsulate(None, &[], &mut self.answer)
-                {
-                    self.shared.send(packet, from);
+                // A cookie is asked of anybody; it says nothing of who it was.
+                if answer.first() == Some(&COOKIE) {
+                    return None;
                 }
-                None
+                // Who answered a greeting has no session to send in yet.
+                (None, kind == Some(RESPONSE))
             }
             // A sign of life without contents.
-            TunnResult::Done => {
-                state.endpoint = from;
-                None
-            }
+            TunnResult::Done if kind == Some(DATA) => (None, true),
+            // A cookie, which whoever saw our greeting can make.
+            TunnResult::Done => return None,
             TunnResult::WriteToTunnelV6(..) => {
                 count(&self.shared.counters.wrong_envelope);
-                None
+                return None;
             }
             TunnResult::Err(_) => {
                 count(&self.shared.counters.not_sealed);
-                None
+                return None;
             }
+        };
+        // It was sealed by the peer: there it is.
+        state.endpoint = from;
+        while queued
+            && let TunnResult::WriteToNetwork(packet) =
+                state.tunn.decapsulate(None, &[], &mut self.answer)
+        {
+            self.shared.send(packet, from);
         }
+        end
     }
 
     /// Lets a frame in if the table says that it comes from there.
@@ -194,5 +215,25 @@ impl Work<'_> {
             return count(&shared.counters.wrong_sender);
         }
         coalescer.push(opened, (frame, end), |pieces| shared.deliver(pieces));
+    }
+}
+
+/// Whether a packet of data has a counter that no session reaches.
+fn outlived(packet: &[u8]) -> bool {
+    let counter = packet.get(8..16).and_then(|octets| octets.try_into().ok());
+    counter.is_none_or(|octets| u64::from_le_bytes(octets) >= LAST_COUNTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_that_no_session_reaches_are_refused() {
+        let packet =
+            |counter: u64| [&[4, 0, 0, 0, 0, 0, 0, 0][..], &counter.to_le_bytes()].concat();
+        assert!(!outlived(&packet(0)) && !outlived(&packet(1 << 60)));
+        assert!(outlived(&packet(u64::MAX)) && outlived(&packet(u64::MAX - 1024)));
+        assert!(outlived(&[4; 15]));
     }
 }

@@ -37,7 +37,10 @@ pub(crate) fn run(shared: &Shared) {
             match shared.tap.read(&mut frame) {
                 Ok(length) => work.carry(&view, &mut frame[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The device is down.
+                Err(error) if gone(&error) => {
+                    tracing::error!(%error, "the sleeve's device is gone");
+                    return;
+                }
                 Err(_) => {
                     retry_later();
                     break;
@@ -46,6 +49,11 @@ pub(crate) fn run(shared: &Shared) {
         }
         work.flush();
     }
+}
+
+/// The device was deleted.
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
 }
 
 struct Work<'a> {

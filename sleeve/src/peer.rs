@@ -27,6 +27,13 @@ pub(crate) struct State {
     named: SocketAddr,
 }
 
+impl State {
+    /// Goes back to where the table says that the peer is.
+    pub(crate) fn forget_endpoint(&mut self) {
+        self.endpoint = self.named;
+    }
+}
+
 /// How a tunnel is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerStatus {

@@ -16,6 +16,9 @@ const TCP: usize = 20;
 const UDP: usize = 8;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
+/// More than the kernel makes of the longest frame at TCP's smallest segments (48
+/// bytes). A container may write what it likes to a socket.
+const PIECES: usize = 2048;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
@@ -123,6 +126,9 @@ fn cut(gso: Gso, frame: &mut [u8], mut each: impl FnMut(&[u8], &[u8])) -> Result
     let first = First::of(&layout, head);
     let mut done = 0;
     let pieces = payload.chunks(usize::from(gso.size));
+    if pieces.len() > PIECES {
+        return Err(Malformed);
+    }
     let last = pieces.len() - 1;
     for (number, piece) in pieces.enumerate() {
         write_head(&layout, &first, head, (number, number == last, done), piece)

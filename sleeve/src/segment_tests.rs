@@ -242,6 +242,8 @@ fn headers_that_contradict_the_device_are_refused() {
     }
     assert_eq!(cut_all(gso(Kind::TcpV4, 0), &whole), Err(Malformed));
     assert_eq!(cut_all(gso(Kind::TcpV6, 100), &whole), Err(Malformed));
+    let many = tcp_v4(1, 1, 0x10, &[5; 2049]);
+    assert_eq!(cut_all(gso(Kind::TcpV4, 1), &many), Err(Malformed));
     let outside = Header {
         checksum: Some((400, 16)),
         gso: None,

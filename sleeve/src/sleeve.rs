@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,6 +26,11 @@ use crate::{inbound, outbound};
 /// Handshakes a second beyond which a sender must prove its address: a whole grid
 /// that begins at once is below it. Each is counted twice.
 const HANDSHAKES_PER_S: u64 = 1024;
+/// Handshakes a second from one address; a whole region may be behind one NAT, and
+/// repeats its greetings every 5 s.
+const GREETINGS_PER_S: u32 = 64;
+/// Most addresses that are counted: more than a grid has nodes.
+const SOURCES: usize = 1024;
 /// How exactly the tunnels' timers are kept; as boringtun's own device does.
 const TIMERS_EVERY: Duration = Duration::from_millis(250);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
@@ -90,6 +95,8 @@ pub(crate) struct Shared {
     pub(crate) socket: Socket,
     pub(crate) counters: Counters,
     view: RwLock<Arc<View>>,
+    /// Handshakes that began in this second, by who began them.
+    greetings: Mutex<HashMap<IpAddr, u32>>,
     stop: EventFd,
 }
 
@@ -178,6 +185,7 @@ impl Sleeve {
             socket,
             counters: Counters::default(),
             view: RwLock::new(Arc::new(View::empty(Identity::new(private)))),
+            greetings: Mutex::default(),
             stop: stop.map_err(|errno| SleeveError::Thread(errno.into()))?,
         });
         let mut sleeve = Self {
@@ -212,6 +220,10 @@ impl Sleeve {
         let mut view = View::empty(old.identity.clone());
         let mut greeted = Vec::new();
         for peer in &table.peers {
+            // Two tunnels to one key would take each other's sessions.
+            if view.by_key.contains_key(&peer.key) {
+                continue;
+            }
             let (index, tunnel) = match old.by_key.get(&peer.key) {
                 Some((index, kept)) if kept.inner == peer.inner => {
                     if kept.renamed(peer.endpoint) {
@@ -229,10 +241,13 @@ impl Sleeve {
             view.by_index.insert(index, Arc::clone(&tunnel));
             view.by_key.insert(peer.key, (index, Arc::clone(&tunnel)));
             if peer.sends {
-                if table.floods.contains(&peer.inner) {
+                let first = !view.senders.contains_key(&peer.inner);
+                if first && table.floods.contains(&peer.inner) {
                     view.floods.push(Arc::clone(&tunnel));
                 }
-                view.senders.insert(peer.inner, [tunnel]);
+                if first {
+                    view.senders.insert(peer.inner, [tunnel]);
+                }
             }
         }
         view.holders.clone_from(&table.macs);
@@ -257,6 +272,12 @@ impl Sleeve {
             .collect();
         all.sort_by_key(|status| (status.inner, status.key.to_bytes()));
         all
+    }
+
+    /// Whether frames are carried. If not, only a new sleeve helps: the device was
+    /// deleted, or a thread met a fault of ours.
+    pub fn is_alive(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// What was dropped since the start.
@@ -325,8 +346,24 @@ impl Shared {
         !fds[0].any().unwrap_or(false)
     }
 
+    /// Whether one more handshake may begin from there. Only a sender that proved
+    /// its address under load gets here often.
+    pub(crate) fn greets(&self, from: IpAddr) -> bool {
+        let mut greetings = self
+            .greetings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if greetings.len() >= SOURCES && !greetings.contains_key(&from) {
+            return false;
+        }
+        let greetings = greetings.entry(from).or_insert(0);
+        *greetings += 1;
+        *greetings <= GREETINGS_PER_S
+    }
+
+    /// Sends a message that may be lost: all but data is repeated.
     pub(crate) fn send(&self, packet: &[u8], to: SocketAddr) {
-        let lost = self.socket.send(packet, to).is_err();
+        let lost = self.socket.send_now(packet, to).is_err();
         self.not_sent(u64::from(lost));
     }
 
@@ -368,13 +405,19 @@ fn keep_time(shared: &Shared) {
         if limited.elapsed() >= LIMIT_EVERY {
             limited = Instant::now();
             view.identity.limiter.reset_count();
+            let greetings = shared.greetings.lock();
+            greetings.unwrap_or_else(PoisonError::into_inner).clear();
         }
         for tunnel in view.by_index.values() {
             let mut state = tunnel.lock();
-            let endpoint = state.endpoint;
             let mut said = state.tunn.update_timers(&mut buffer);
-            // A mesh never gives a peer up.
-            if matches!(said, TunnResult::Err(_)) {
+            // A mesh never gives a peer up; where it went to may have been wrong.
+            let lost = matches!(said, TunnResult::Err(_));
+            if lost {
+                state.forget_endpoint();
+            }
+            let endpoint = state.endpoint;
+            if lost {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
             if let TunnResult::WriteToNetwork(packet) = said {

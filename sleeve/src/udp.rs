@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
     sockopt,
@@ -18,6 +19,9 @@ const PACKETS: usize = 64;
 const BYTES: usize = 65_507;
 /// Room for what arrives while a burst is worked on: 5 ms at 6 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
+
+/// How long a sender waits for an underlay that takes nothing.
+const PATIENCE_MS: u16 = 500;
 
 /// The socket.
 pub(crate) struct Socket {
@@ -46,49 +50,43 @@ impl Socket {
         })
     }
 
-    /// Sends one packet.
-    pub(crate) fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
-        self.waiting(|| self.socket.send_to(packet, to)).map(drop)
+    /// Sends one packet, or does not if it would have to wait.
+    pub(crate) fn send_now(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.socket.send_to(packet, to).map(drop)
     }
 
-    fn send_burst(&self, burst: &Burst, to: SocketAddr) -> io::Result<()> {
-        let SocketAddr::V4(v4) = to else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+    /// Sends a burst; gives how many packets could not be sent.
+    fn send_burst(&self, burst: &Burst, to: SocketAddr) -> u64 {
         if burst.count > 1 && self.segments.load(Ordering::Relaxed) {
-            let size = burst.size as u16;
-            let control = [ControlMessage::UdpGsoSegments(&size)];
-            let pieces = [IoSlice::new(&burst.bytes)];
-            let target = SockaddrIn::from(v4);
-            let fd = self.socket.as_raw_fd();
-            let sent = self.waiting(|| {
-                sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&target))
-                    .map_err(io::Error::from)
-            });
-            match sent {
+            match self.send_as_one(burst, to) {
+                Ok(()) => return 0,
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => {
                     self.segments.store(false, Ordering::Relaxed);
                 }
-                other => return other.map(drop),
+                // Longer than the way allows: one by one they can be cut.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {}
+                Err(_) => return burst.count as u64,
             }
         }
-        burst
-            .bytes
-            .chunks(burst.size)
-            .try_for_each(|packet| self.send(packet, to))
+        let packets = burst.bytes.chunks(burst.size);
+        let sent = |packet: &[u8]| waiting(&self.socket, || self.send_now(packet, to)).is_ok();
+        packets.filter(|packet| !sent(packet)).count() as u64
     }
 
-    /// Who cannot send waits: that is what holds a fast sender back.
-    fn waiting<T>(&self, mut send: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        loop {
-            match send() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(self.as_fd(), nix::poll::PollFlags::POLLOUT)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
-        }
+    fn send_as_one(&self, burst: &Burst, to: SocketAddr) -> io::Result<()> {
+        let SocketAddr::V4(to) = to else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let size = burst.size as u16;
+        let control = [ControlMessage::UdpGsoSegments(&size)];
+        let pieces = [IoSlice::new(&burst.bytes)];
+        let target = SockaddrIn::from(to);
+        let fd = self.socket.as_raw_fd();
+        waiting(&self.socket, || {
+            sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&target))?;
+            Ok(())
+        })
     }
 
     /// Receives a burst of packets of one sender: its length, the length of each
@@ -116,12 +114,22 @@ impl AsFd for Socket {
     }
 }
 
-/// Waits until one of a few things can be done with a descriptor.
-fn wait(fd: BorrowedFd<'_>, what: nix::poll::PollFlags) -> io::Result<()> {
-    let mut fds = [nix::poll::PollFd::new(fd, what)];
-    match nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Who cannot send waits, though not for ever: that is what holds a fast sender
+/// back.
+fn waiting(socket: &UdpSocket, mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+                match poll(&mut fds, PATIENCE_MS) {
+                    Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 
@@ -171,8 +179,7 @@ impl Burst {
         let Some(to) = self.to.take() else {
             return 0;
         };
-        let sent = socket.send_burst(self, to);
-        let lost = if sent.is_err() { self.count as u64 } else { 0 };
+        let lost = socket.send_burst(self, to);
         self.bytes.clear();
         self.count = 0;
         self.closed = false;

@@ -208,6 +208,31 @@ fn another_table_changes_whom_frames_go_to() {
 }
 
 #[test]
+fn a_deleted_device_is_noticed() {
+    let (_switch, hosts, sleeves) = world(1);
+    assert!(sleeves[0].is_alive());
+    hosts[0].place.run("ip link del kontena-tap");
+    let state = || Err("it is still alive".to_owned());
+    eventually("the end is told", || {
+        if sleeves[0].is_alive() {
+            state()
+        } else {
+            Ok(())
+        }
+    });
+}
+
+#[test]
+fn a_peer_listed_twice_gets_one_tunnel_and_one_copy() {
+    let (_switch, hosts, sleeves) = world(2);
+    let mut twice = table(1, 1..=2);
+    twice.peers.push(twice.peers[0].clone());
+    sleeves[0].set_table(&twice);
+    assert_eq!(sleeves[0].status().len(), 1);
+    hosts[0].container.must_reach(address(2));
+}
+
+#[test]
 fn nothing_comes_through_after_the_end_and_the_device_is_gone() {
     let (switch, hosts, mut sleeves) = world(2);
     hosts[0].container.must_reach(address(2));

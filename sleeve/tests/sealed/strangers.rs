@@ -1,6 +1,8 @@
 //! What others send comes to nothing.
 
 use std::net::UdpSocket;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kontena_lab::{Switch, eventually, send, underlay};
 use kontena_sleeve::Drops;
@@ -37,6 +39,36 @@ fn a_stranger_on_the_underlay_is_counted_and_not_heard() {
         |drops| drops.not_sealed,
     );
     hosts[0].container.must_reach(address(2));
+}
+
+#[test]
+fn a_flood_of_junk_keeps_neither_frames_nor_a_new_table_out() {
+    let (switch, hosts, sleeves) = world(3);
+    sleeves[0].set_table(&table(1, [1, 2]));
+    let stranger = Host::start(&switch, 9);
+    let bind = || UdpSocket::bind((underlay(9), PORT)).unwrap();
+    let socket = stranger.place.inside(bind);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // What does not fit is lost, as it would be on a wire.
+                let _ = socket.send_to(&[4; 200], (underlay(1), PORT));
+            }
+        });
+        let reached = catch_unwind(AssertUnwindSafe(|| {
+            until(
+                "the flood is on",
+                || sleeves[0].drops(),
+                |drops| drops.not_sealed / 1000,
+            );
+            hosts[0].container.must_reach(address(2));
+            sleeves[0].set_table(&table(1, 1..=3));
+            hosts[0].container.must_reach(address(3));
+        }));
+        done.store(true, Ordering::Relaxed);
+        reached.unwrap();
+    });
 }
 
 #[test]

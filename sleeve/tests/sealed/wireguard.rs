@@ -28,12 +28,12 @@ fn wireguard(host: &Host) -> WireGuard {
     let number = host.number;
     // Control sockets lie in one directory for all namespaces.
     let device = format!("wg{:x}", std::process::id());
-    let child = place
-        .command(&format!("wireguard-go -f {device}"))
-        .env("LOG_LEVEL", "error")
-        .spawn()
-        .expect("wireguard-go is installed");
-    let child = WireGuard(child);
+    let start = || {
+        let mut program = place.command(&format!("wireguard-go -f {device}"));
+        let program = program.env("LOG_LEVEL", "error");
+        WireGuard(program.spawn().expect("wireguard-go is installed"))
+    };
+    let mut child = start();
     let private = base64(&key(number).to_bytes());
     let public = base64(PublicKey::from(&key(1)).as_bytes());
     let set = format!(
@@ -41,6 +41,10 @@ fn wireguard(host: &Host) -> WireGuard {
         inner(1)
     );
     eventually("wireguard-go takes its settings", || {
+        // It gives up where the machine lacks something for a moment.
+        if let Ok(Some(_)) = child.0.try_wait() {
+            child = start();
+        }
         let mut wg = place.command(&set);
         let wg = wg.stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut wg = wg.spawn().unwrap();
