@@ -69,9 +69,18 @@ impl Socket {
                 Err(_) => return burst.count as u64,
             }
         }
-        let packets = burst.bytes.chunks(burst.size);
-        let sent = |packet: &[u8]| waiting(&self.socket, || self.send_now(packet, to)).is_ok();
-        packets.filter(|packet| !sent(packet)).count() as u64
+        let mut lost = 0;
+        for (number, packet) in burst.bytes.chunks(burst.size).enumerate() {
+            match waiting(&self.socket, || self.send_now(packet, to)) {
+                Ok(()) => {}
+                // Nor will it take the rest.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return lost + (burst.count - number) as u64;
+                }
+                Err(_) => lost += 1,
+            }
+        }
+        lost
     }
 
     fn send_as_one(&self, burst: &Burst, to: SocketAddr) -> io::Result<()> {
