@@ -27,7 +27,7 @@ const PIECES: usize = 64;
 
 /// Frames that wait for the next one of their stream.
 #[derive(Debug, Default)]
-pub struct Coalescer {
+pub(crate) struct Coalescer {
     /// Where the pieces are in the buffer that all frames of a burst are in. The
     /// first is a whole frame, the others payloads.
     pieces: Vec<(usize, usize)>,
@@ -98,7 +98,7 @@ fn sound(ip: &[u8], tcp: &[u8]) -> bool {
 impl Coalescer {
     /// Takes the frame at `at..end` of the buffer; hands over what had to wait if
     /// the frame does not belong to it.
-    pub fn push(
+    pub(crate) fn push(
         &mut self,
         buffer: &mut [u8],
         (at, end): (usize, usize),
@@ -158,7 +158,7 @@ impl Coalescer {
     }
 
     /// Hands over what waits, as the pieces of one write.
-    pub fn flush(&mut self, buffer: &mut [u8], mut write: impl FnMut(&[&[u8]])) {
+    pub(crate) fn flush(&mut self, buffer: &mut [u8], mut write: impl FnMut(&[&[u8]])) {
         let Some(&(at, end)) = self.pieces.first() else {
             return;
         };

@@ -41,12 +41,3 @@ pub use counters::Drops;
 pub use peer::PeerStatus;
 pub use sleeve::{Settings, Sleeve, SleeveError};
 pub use table::{Peer, Table};
-
-/// What parses bytes of others, for fuzzing and for tests of their own.
-#[doc(hidden)]
-pub mod parsers {
-    pub use crate::coalesce::Coalescer;
-    pub use crate::segment::segments;
-    pub use crate::virtio::Header;
-    pub use crate::vxlan::Envelope;
-}

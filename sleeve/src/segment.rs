@@ -25,11 +25,11 @@ const CWR: u8 = 0x80;
 
 /// A frame whose headers do not say what the device said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
+pub(crate) struct Malformed;
 
 /// Hands over each frame, in order, as its headers and its payload. A frame that
 /// is not cut is all headers.
-pub fn segments(
+pub(crate) fn segments(
     header: Header,
     frame: &mut [u8],
     mut each: impl FnMut(&[u8], &[u8]),

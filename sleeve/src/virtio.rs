@@ -2,7 +2,7 @@
 //! (Virtual I/O Device 1.2, section 5.1.6), in the machine's byte order.
 
 /// Its length in bytes.
-pub const BYTES: usize = 10;
+pub(crate) const BYTES: usize = 10;
 
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -14,26 +14,26 @@ const GSO_ECN: u8 = 0x80;
 
 /// What is known of a frame besides its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// Where the checksum begins and where in that it is to be stored, if it is
     /// not yet complete.
-    pub checksum: Option<(u16, u16)>,
+    pub(crate) checksum: Option<(u16, u16)>,
     /// How the frame is to be cut, if it is longer than a packet.
-    pub gso: Option<Gso>,
+    pub(crate) gso: Option<Gso>,
 }
 
 /// A frame that stands for many packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gso {
+pub(crate) struct Gso {
     /// The protocol that is cut.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Bytes of payload in each packet.
-    pub size: u16,
+    pub(crate) size: u16,
 }
 
 /// The protocols that are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// TCP over IPv4.
     TcpV4,
     /// TCP over IPv6.
@@ -45,7 +45,7 @@ pub enum Kind {
 impl Header {
     /// Takes a header off the beginning. None if it is cut short or of a kind that
     /// was not asked for.
-    pub fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (head, frame) = bytes.split_first_chunk::<BYTES>()?;
         let [flags, gso_type, _, _, rest @ ..] = *head;
         let [s0, s1, c0, c1, o0, o1] = rest;
@@ -64,7 +64,7 @@ impl Header {
     }
 
     /// The header of a frame whose headers end at `header_bytes`.
-    pub fn format(self, header_bytes: u16) -> [u8; BYTES] {
+    pub(crate) fn format(self, header_bytes: u16) -> [u8; BYTES] {
         let (start, offset) = self.checksum.unwrap_or_default();
         let (kind, size) = match self.gso {
             None => (GSO_NONE, 0),

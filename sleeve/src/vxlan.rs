@@ -25,13 +25,13 @@ const FIRST_SOURCE_PORT: u16 = 49152;
 
 /// The packet around a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Envelope {
+pub(crate) struct Envelope {
     /// The tunnel address of who sent it.
-    pub from: Ipv4Addr,
+    pub(crate) from: Ipv4Addr,
     /// The tunnel address of who gets it.
-    pub to: Ipv4Addr,
+    pub(crate) to: Ipv4Addr,
     /// The grid's VXLAN network identifier, 24 bits.
-    pub vni: u32,
+    pub(crate) vni: u32,
 }
 
 impl Envelope {
@@ -66,7 +66,7 @@ impl Envelope {
 
     /// Reads a packet: its envelope, and where the frame in it begins. Whatever a
     /// VXLAN device would not take is refused.
-    pub fn parse(packet: &[u8]) -> Option<(Self, usize)> {
+    pub(crate) fn parse(packet: &[u8]) -> Option<(Self, usize)> {
         let first = *packet.first()?;
         let header = usize::from(first & 0xf) * 4;
         let well_formed = first >> 4 == 4 && header >= IP;
