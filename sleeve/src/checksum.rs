@@ -1,7 +1,5 @@
 //! The Internet checksum (RFC 1071).
 
-use std::net::Ipv4Addr;
-
 /// The sum of 16-bit words in ones' complement, not yet folded. An odd last octet
 /// counts as the high half of a word.
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
@@ -27,16 +25,20 @@ pub(crate) fn fold(mut total: u64) -> u16 {
     u16::from_be(total as u16)
 }
 
-/// What the pseudo headers of TCP and UDP over IPv4 add up to (RFC 9293 section 3.1).
-pub(crate) fn pseudo_v4(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, length: u16) -> u64 {
-    pseudo(&source.octets(), &target.octets(), protocol, length)
+/// What the pseudo header of TCP and UDP adds up to, over IPv4 (RFC 9293 section 3.1)
+/// or IPv6 (RFC 8200 section 8.1): the sums agree for lengths below 65,536.
+pub(crate) fn pseudo(addresses: &[u8], protocol: u8, length: u16) -> u64 {
+    let [high, low] = length.to_be_bytes();
+    sum(addresses) + sum(&[0, protocol, high, low])
 }
 
-/// The same over IPv4 or IPv6 (RFC 8200 section 8.1), whose sums agree for lengths
-/// below 65,536.
-pub(crate) fn pseudo(source: &[u8], target: &[u8], protocol: u8, length: u16) -> u64 {
-    let [high, low] = length.to_be_bytes();
-    sum(source) + sum(target) + sum(&[0, protocol, high, low])
+/// The checksum of TCP or UDP for such a sum. In UDP, 0 says that there is none; in
+/// TCP both mean the same.
+pub(crate) fn transport_checksum(total: u64) -> [u8; 2] {
+    match !fold(total) {
+        0 => [0xff; 2],
+        checksum => checksum.to_be_bytes(),
+    }
 }
 
 #[cfg(test)]

@@ -5,24 +5,17 @@
 //! headers but for sequence number, length, identification and checksums, and all
 //! payloads of one length but the last. Everything else passes as it is, in order.
 
-use std::net::Ipv4Addr;
-
-use crate::checksum::{fold, pseudo_v4, sum};
+use crate::checksum::{fold, pseudo, sum};
+use crate::headers::{
+    ACK, ETHERNET, IPV4, PROTOCOL_TCP, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, is_fragment, seal_ipv4,
+};
 use crate::virtio::{Gso, Header, Kind};
 
-const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const TCP: usize = 20;
 const TRANSPORT: usize = ETHERNET + IPV4;
-const PROTOCOL_TCP: u8 = 6;
-const ACK: u8 = 0x10;
-const PSH: u8 = 0x08;
-/// Where the checksum is in the header of TCP.
-const TCP_CHECKSUM: usize = 16;
 /// The longest IPv4 packet.
 const LONGEST: usize = 0xffff;
-/// As many buffers as one write may take are fewer than these pieces of the
-/// smallest size that is worth it.
+/// Most pieces of one write: as many as one call of a sender holds, and far fewer
+/// than the 1,024 buffers that a write may have.
 const PIECES: usize = 64;
 
 /// Frames that wait for the next one of their stream.
@@ -62,13 +55,12 @@ impl Segment {
         // IPv4 without options, no fragment, TCP.
         let plain = frame[12..ETHERNET] == [8, 0]
             && *ip.first()? == 0x45
-            && ip.get(6)? & 0x3f == 0
-            && *ip.get(7)? == 0
+            && !is_fragment(ip)?
             && *ip.get(9)? == PROTOCOL_TCP;
         let length = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
         let tcp = ip.get(IPV4..)?;
         let tcp_bytes = usize::from(tcp.get(12)? >> 4) * 4;
-        let flags = *tcp.get(13)?;
+        let flags = *tcp.get(TCP_FLAGS)?;
         let header_bytes = TRANSPORT + tcp_bytes;
         let payload = frame.len().checked_sub(header_bytes)?;
         let fits = plain
@@ -89,9 +81,7 @@ impl Segment {
 
 /// Both checksums are right: the kernel will not look at them again.
 fn sound(ip: &[u8], tcp: &[u8]) -> bool {
-    let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
-    let length = tcp.len() as u16;
-    let pseudo = pseudo_v4(address(12), address(16), PROTOCOL_TCP, length);
+    let pseudo = pseudo(&ip[12..20], PROTOCOL_TCP, tcp.len() as u16);
     fold(sum(&ip[..IPV4])) == 0xffff && fold(pseudo + sum(tcp)) == 0xffff
 }
 
@@ -119,7 +109,7 @@ impl Coalescer {
             });
             if segment.push {
                 let (first, _) = self.pieces[0];
-                buffer[first + TRANSPORT + 13] |= PSH;
+                buffer[first + TRANSPORT + TCP_FLAGS] |= PSH;
             }
             return;
         }
@@ -179,12 +169,9 @@ impl Coalescer {
 fn glue(frame: &mut [u8], stream: &Stream) -> [u8; crate::virtio::BYTES] {
     let ip = &mut frame[ETHERNET..];
     ip[2..4].copy_from_slice(&(stream.total as u16).to_be_bytes());
-    ip[10..12].fill(0);
-    let checksum = !fold(sum(&ip[..IPV4]));
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-    let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
+    seal_ipv4(&mut ip[..IPV4]);
     let length = (stream.total - IPV4) as u16;
-    let pseudo = fold(pseudo_v4(address(12), address(16), PROTOCOL_TCP, length));
+    let pseudo = fold(pseudo(&ip[12..20], PROTOCOL_TCP, length));
     ip[IPV4 + TCP_CHECKSUM..][..2].copy_from_slice(&pseudo.to_be_bytes());
     let gso = Gso {
         kind: Kind::TcpV4,

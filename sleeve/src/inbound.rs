@@ -10,6 +10,7 @@ use kontena_schema::mac::Mac;
 
 use crate::coalesce::Coalescer;
 use crate::counters::count;
+use crate::headers::ETHERNET;
 use crate::peer::Tunnel;
 use crate::sleeve::{Shared, View, retry_later};
 use crate::vxlan::Envelope;
@@ -31,7 +32,6 @@ const DATA: u8 = 4;
 /// Room for the longest answer of WireGuard to one packet.
 const ANSWER: usize = 2048;
 const SOURCE: std::ops::Range<usize> = 6..12;
-const ETHERNET: usize = 14;
 /// The most that a cookie's reply has (WireGuard whitepaper section 5.4.7).
 const COOKIE_REPLY: usize = 64;
 

@@ -25,6 +25,7 @@
 mod checksum;
 mod coalesce;
 mod counters;
+mod headers;
 mod inbound;
 mod outbound;
 mod peer;

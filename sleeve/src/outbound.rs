@@ -6,6 +6,7 @@ use boringtun::noise::TunnResult;
 use kontena_schema::mac::Mac;
 
 use crate::counters::count;
+use crate::headers::ETHERNET;
 use crate::peer::Tunnel;
 use crate::segment::segments;
 use crate::sleeve::{Shared, View, retry_later};
@@ -14,7 +15,7 @@ use crate::virtio::{self, Header};
 use crate::vxlan::{self, Envelope};
 
 /// The longest frame of the device, with its header.
-const FRAME: usize = virtio::BYTES + 65_536 + 14;
+const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
 /// The longest sealed packet: the longest that UDP takes.
 const SEALED: usize = 65_536;
 /// WireGuard's header and tag around a packet.

@@ -4,24 +4,20 @@
 //! Headers are changed in place and handed over with each piece of the payload:
 //! nothing is copied here.
 
-use crate::checksum::{fold, pseudo, sum};
+use crate::checksum::{pseudo, sum, transport_checksum};
+use crate::headers::{
+    CWR, ETHERNET, FIN, IPV4, IPV6, PROTOCOL_TCP, PROTOCOL_UDP, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS,
+    UDP, is_fragment, seal_ipv4,
+};
 use crate::virtio::{Gso, Header, Kind};
 
-const ETHERNET: usize = 14;
 const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
 const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
-const IPV4: usize = 20;
-const IPV6: usize = 40;
-const TCP: usize = 20;
-const UDP: usize = 8;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
+/// Where UDP has its checksum.
+const UDP_CHECKSUM: usize = 6;
 /// More than the kernel makes of the longest frame at TCP's smallest segments (48
 /// bytes). A container may write what it likes to a socket.
 const PIECES: usize = 2048;
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
 
 /// A frame whose headers do not say what the device said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +47,11 @@ fn complete(header: Header, frame: &mut [u8]) -> Result<(), Malformed> {
     };
     let (start, offset) = (usize::from(start), usize::from(offset));
     let covered = frame.get(start..).ok_or(Malformed)?;
-    let checksum = match !fold(sum(covered)) {
-        // In UDP, 0 says that there is none; in TCP both mean the same.
-        0 => 0xffff,
-        checksum => checksum,
-    };
+    let checksum = transport_checksum(sum(covered));
     let field = frame
         .get_mut(start + offset..start + offset + 2)
         .ok_or(Malformed)?;
-    field.copy_from_slice(&checksum.to_be_bytes());
+    field.copy_from_slice(&checksum);
     Ok(())
 }
 
@@ -81,8 +73,7 @@ impl Layout {
         let v4 = ethertype == IPV4_ETHERTYPE;
         let (ip_bytes, protocol, addresses) = if v4 {
             let bytes = usize::from(ip.first()? & 0xf) * 4;
-            let fragment = ip.get(6)? & 0x3f != 0 || *ip.get(7)? != 0;
-            if bytes < IPV4 || fragment {
+            if bytes < IPV4 || is_fragment(ip)? {
                 return None;
             }
             (bytes, *ip.get(9)?, ip.get(12..20)?)
@@ -106,13 +97,12 @@ impl Layout {
         let payload = transport + bytes;
         // There must be a payload: only frames longer than a packet are cut.
         let well_formed = wanted && long_enough && payload < frame.len();
-        let (source, target) = addresses.split_at(addresses.len() / 2);
         well_formed.then(|| Self {
             v4,
             transport,
             payload,
             protocol,
-            pseudo: pseudo(source, target, protocol, 0),
+            pseudo: pseudo(addresses, protocol, 0),
         })
     }
 }
@@ -154,7 +144,7 @@ impl First {
         Self {
             id: u16::from_be_bytes([ip[4], ip[5]]),
             sequence: u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]),
-            flags: if tcp { transport[13] } else { 0 },
+            flags: if tcp { transport[TCP_FLAGS] } else { 0 },
         }
     }
 }
@@ -174,9 +164,7 @@ fn write_head(
         ip[2..4].copy_from_slice(&length.to_be_bytes());
         let id = first.id.wrapping_add(number as u16);
         ip[4..6].copy_from_slice(&id.to_be_bytes());
-        ip[10..12].fill(0);
-        let checksum = !fold(sum(ip));
-        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+        seal_ipv4(ip);
     } else {
         ip[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
     }
@@ -185,19 +173,15 @@ fn write_head(
         transport[4..8].copy_from_slice(&sequence.to_be_bytes());
         let not_last = if last { 0 } else { FIN | PSH };
         let not_first = if number == 0 { 0 } else { CWR };
-        transport[13] = first.flags & !not_last & !not_first;
-        16..18
+        transport[TCP_FLAGS] = first.flags & !not_last & !not_first;
+        TCP_CHECKSUM
     } else {
         transport[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
-        6..8
+        UDP_CHECKSUM
     };
-    transport[field.clone()].fill(0);
+    transport[field..field + 2].fill(0);
     let total = layout.pseudo + u64::from(transport_bytes.to_be()) + sum(transport) + sum(piece);
-    let checksum = match !fold(total) {
-        0 => 0xffff,
-        checksum => checksum,
-    };
-    transport[field].copy_from_slice(&checksum.to_be_bytes());
+    transport[field..field + 2].copy_from_slice(&transport_checksum(total));
     Some(())
 }
 

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::checksum::fold;
 use crate::coalesce::Coalescer;
 use crate::virtio;
 

@@ -107,7 +107,7 @@ pub(crate) struct View {
     by_key: HashMap<PublicKey, (u32, Arc<Tunnel>)>,
     holders: HashMap<Mac, Ipv4Addr>,
     /// The tunnel that frames for a tunnel address take.
-    senders: HashMap<Ipv4Addr, [Arc<Tunnel>; 1]>,
+    senders: HashMap<Ipv4Addr, Arc<Tunnel>>,
     floods: Vec<Arc<Tunnel>>,
 }
 
@@ -164,7 +164,7 @@ impl View {
         }
         let inner = self.holders.get(&mac);
         let sender = inner.and_then(|inner| self.senders.get(inner));
-        sender.map_or(&[], |tunnel| &tunnel[..])
+        sender.map_or(&[], std::slice::from_ref)
     }
 }
 
@@ -246,7 +246,7 @@ impl Sleeve {
                     view.floods.push(Arc::clone(&tunnel));
                 }
                 if first {
-                    view.senders.insert(peer.inner, [tunnel]);
+                    view.senders.insert(peer.inner, tunnel);
                 }
             }
         }

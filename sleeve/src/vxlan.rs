@@ -6,18 +6,15 @@ use std::net::Ipv4Addr;
 use kontena_schema::limits::VXLAN_PORT;
 
 use crate::checksum::{fold, sum};
+use crate::headers::{IPV4, PROTOCOL_UDP, UDP, is_fragment, seal_ipv4};
 
-const IP: usize = 20;
-const UDP: usize = 8;
 const VXLAN: usize = 8;
 /// Bytes before the frame.
-pub(crate) const BYTES: usize = IP + UDP + VXLAN;
+pub(crate) const BYTES: usize = IPV4 + UDP + VXLAN;
 
 const VERSION_AND_LENGTH: u8 = 0x45;
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
-const FRAGMENT_BITS: u8 = 0x3f;
 const TTL: u8 = 64;
-const PROTOCOL_UDP: u8 = 17;
 /// "The VNI is valid", the only flag that is defined.
 const FLAGS: u8 = 0x08;
 /// Source ports say which stream a frame is of (RFC 7348 section 5).
@@ -39,9 +36,9 @@ impl Envelope {
     /// it is too long.
     pub(crate) fn head(&self, frame: &[u8], bytes: usize) -> Option<[u8; BYTES]> {
         let udp_length = u16::try_from(UDP + VXLAN + bytes).ok()?;
-        let length = udp_length.checked_add(IP as u16)?;
+        let length = udp_length.checked_add(IPV4 as u16)?;
         let mut head = [0; BYTES];
-        let (ip, rest) = head.split_at_mut(IP);
+        let (ip, rest) = head.split_at_mut(IPV4);
         ip[0] = VERSION_AND_LENGTH;
         ip[2..4].copy_from_slice(&length.to_be_bytes());
         ip[6..8].copy_from_slice(&DONT_FRAGMENT);
@@ -49,8 +46,7 @@ impl Envelope {
         ip[9] = PROTOCOL_UDP;
         ip[12..16].copy_from_slice(&self.from.octets());
         ip[16..20].copy_from_slice(&self.to.octets());
-        let checksum = !fold(sum(ip));
-        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+        seal_ipv4(ip);
         let (udp, vxlan) = rest.split_at_mut(UDP);
         // Both MACs say enough of the stream; the packet is sealed anyway.
         let stream = fold(sum(frame.get(..12).unwrap_or_default()));
@@ -69,15 +65,14 @@ impl Envelope {
     pub(crate) fn parse(packet: &[u8]) -> Option<(Self, usize)> {
         let first = *packet.first()?;
         let header = usize::from(first & 0xf) * 4;
-        let well_formed = first >> 4 == 4 && header >= IP;
+        let well_formed = first >> 4 == 4 && header >= IPV4;
         let ip = packet.get(..header).filter(|_| well_formed)?;
         let address = |at: usize| {
             let octets: [u8; 4] = ip.get(at..at + 4)?.try_into().ok()?;
             Some(Ipv4Addr::from(octets))
         };
         let length = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-        let fragment = ip[6] & FRAGMENT_BITS & !DONT_FRAGMENT[0] != 0 || ip[7] != 0;
-        if ip[9] != PROTOCOL_UDP || fragment || length != packet.len() {
+        if ip[9] != PROTOCOL_UDP || is_fragment(ip)? || length != packet.len() {
             return None;
         }
         let udp = packet.get(header..header + UDP)?;
@@ -119,7 +114,7 @@ mod tests {
     fn the_head_is_what_the_kernel_takes() {
         let head = envelope(0x0a_0b_0c).head(&[0; 60], 60).unwrap();
         assert_eq!(
-            fold(sum(&head[..IP])),
+            fold(sum(&head[..IPV4])),
             0xffff,
             "the checksum of the IP header"
         );

@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kontena_lab::{Place, count, counted, eventually, underlay};
+use kontena_lab::{BOUND, Place, count, counted, eventually, underlay};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use kontena_sleeve::Sleeve;
@@ -72,8 +74,8 @@ fn a_stream_arrives_whole_and_no_packet_of_it_is_seen() {
     assert_eq!(after, before);
 }
 
-/// Looks at every packet on the switch meanwhile: how many there were, and how many
-/// held the marker.
+/// Looks at the packets on the switch meanwhile, up to the last that came before the
+/// end: how many there were, and how many held the marker.
 fn capture(switch: &Place, work: impl FnOnce()) -> (u64, u64) {
     let done = AtomicBool::new(false);
     let all = SockProtocol::EthAll;
@@ -84,20 +86,23 @@ fn capture(switch: &Place, work: impl FnOnce()) -> (u64, u64) {
         let looking = scope.spawn(|| {
             let (mut packets, mut marked) = (0, 0);
             let mut packet = vec![0; 1 << 16];
-            while !done.load(Ordering::Relaxed) {
+            loop {
+                // Asked first: what came before it was said is still read.
+                let last = done.load(Ordering::Acquire);
                 if let Ok(length) = nix::unistd::read(&socket, &mut packet) {
                     packets += 1;
                     let holds = |w: &[u8]| w == MARKER;
                     marked += u64::from(packet[..length].windows(MARKER.len()).any(holds));
+                } else if last {
+                    return (packets, marked);
                 } else {
-                    // What comes meanwhile waits in the socket.
-                    thread::sleep(Duration::from_micros(200));
+                    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+                    poll(&mut fds, 10u8).unwrap();
                 }
             }
-            (packets, marked)
         });
         work();
-        done.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Release);
         looking.join().unwrap()
     })
 }
@@ -105,19 +110,18 @@ fn capture(switch: &Place, work: impl FnOnce()) -> (u64, u64) {
 #[test]
 fn the_capture_sees_what_is_in_clear() {
     let (switch, hosts, _sleeves) = world(2);
+    let open = |host: &Host| {
+        let at = (underlay(host.number), 7002);
+        host.place.inside(|| UdpSocket::bind(at).unwrap())
+    };
+    let (sender, receiver) = (open(&hosts[0]), open(&hosts[1]));
+    receiver.set_read_timeout(Some(BOUND)).unwrap();
     let (_, seen) = capture(&switch.place, || {
-        let from = underlay(1);
-        let sender = hosts[0]
-            .place
-            .inside(|| UdpSocket::bind((from, 0)).unwrap());
-        eventually("a receiver's address is known", || {
-            sender.send_to(&numbered(1200), endpoint(2)).unwrap();
-            let known = hosts[0].place.run("ip neigh show 198.51.100.2");
-            known.contains("lladdr").then_some(()).ok_or(known)
-        });
-        sender.send_to(&numbered(1200), endpoint(2)).unwrap();
-        // The looker has to come round once more.
-        thread::sleep(Duration::from_millis(100));
+        sender
+            .send_to(&numbered(1200), (underlay(2), 7002))
+            .unwrap();
+        // What arrived has passed the switch.
+        receiver.recv_from(&mut [0; 2048]).unwrap();
     });
     assert!(seen > 0);
 }

@@ -1,0 +1,36 @@
+//! Where things are in the headers that are read and written here: Ethernet, IPv4
+//! (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
+
+use crate::checksum::{fold, sum};
+
+/// Bytes of headers without options.
+pub(crate) const ETHERNET: usize = 14;
+pub(crate) const IPV4: usize = 20;
+pub(crate) const IPV6: usize = 40;
+pub(crate) const TCP: usize = 20;
+pub(crate) const UDP: usize = 8;
+
+pub(crate) const PROTOCOL_TCP: u8 = 6;
+pub(crate) const PROTOCOL_UDP: u8 = 17;
+
+/// Flags of TCP, in the octet at `TCP_FLAGS`.
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const CWR: u8 = 0x80;
+pub(crate) const TCP_FLAGS: usize = 13;
+/// Where TCP has its checksum.
+pub(crate) const TCP_CHECKSUM: usize = 16;
+
+/// Whether an IPv4 packet is a piece of a longer one. None if it is cut short.
+pub(crate) fn is_fragment(ip: &[u8]) -> Option<bool> {
+    const MORE_AND_OFFSET: u8 = 0x3f;
+    Some(ip.get(6)? & MORE_AND_OFFSET != 0 || *ip.get(7)? != 0)
+}
+
+/// Writes the checksum of an IPv4 header, which is all that is given.
+pub(crate) fn seal_ipv4(header: &mut [u8]) {
+    header[10..12].fill(0);
+    let checksum = !fold(sum(header));
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+}
