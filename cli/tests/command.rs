@@ -33,6 +33,13 @@ fn grid() -> Value {
     })
 }
 
+fn trust() -> Value {
+    json!({
+        "trusted_subnets": ["10.1.0.0/16", "10.2.0.0/16"], "fast_pairs": 3, "sealed_pairs": 7,
+        "unknown_pairs": 0, "to_fast": 1, "to_sealed": 2,
+    })
+}
+
 fn stack() -> Value {
     json!({
         "id": "demo/testapp", "name": "testapp", "stack": "testapp", "version": "0.1.0",
@@ -150,6 +157,7 @@ impl Master {
                 (200, deploy("webservice", "success", true, None))
             }
             ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
+            ("GET" | "POST", "/v1/grids/demo/trusted_subnets") => (200, trust()),
             _ if path.starts_with("/v1/grids/demo/addresses") => addresses(method, path),
             other => refused(404, "not_found", format!("{other:?}")),
         }
@@ -376,6 +384,37 @@ async fn a_grid_and_its_token_are_shown() {
     );
     assert!(!shown.out.contains("join-me"), "{}", shown.out);
     assert_eq!(place.run("version").await, well("kontena 0.1.0\n"));
+}
+
+#[tokio::test]
+async fn trusted_subnets_are_listed_added_and_removed() {
+    let (place, master) = (Place::new("trust"), Master::default());
+    let url = master.clone().serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+
+    let listed = place.run("grid trusted-subnet ls").await;
+    assert_eq!(listed, well("SUBNET\n10.1.0.0/16\n10.2.0.0/16\n"));
+    let told = "pairs of nodes that turned fast: 1, sealed: 2; then in all fast: 3, sealed: 7\n";
+    let added = place
+        .run("grid trusted-subnet add 10.1.0.0/16 10.2.0.0/16")
+        .await;
+    assert_eq!(added, well(told));
+    let removed = place
+        .run("grid trusted-subnet rm 10.3.0.0/16 --dry-run")
+        .await;
+    assert_eq!(removed, well(&told.replace("turned", "would turn")));
+    let json = place
+        .run("grid trusted-subnet rm 10.3.0.0/16 -o json")
+        .await;
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), trust());
+    let changes = master.changes.lock().unwrap();
+    let bodies: Vec<_> = changes.iter().map(|(_, body)| body.clone()).collect();
+    let asked = [
+        json!({"add": ["10.1.0.0/16", "10.2.0.0/16"], "remove": [], "dry_run": false}),
+        json!({"add": [], "remove": ["10.3.0.0/16"], "dry_run": true}),
+        json!({"add": [], "remove": ["10.3.0.0/16"], "dry_run": false}),
+    ];
+    assert_eq!(bodies, asked);
 }
 
 #[tokio::test]

@@ -47,7 +47,8 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
         let refuse = |error: PlanError| faults.insert(error.field.to_owned(), error.reason);
         Plan::new(subnet, supernet).map_err(refuse).ok()
     });
-    let trusted_subnets = trusted(
+    let trusted_subnets = networks(
+        "trusted_subnets",
         request.trusted_subnets.as_deref().unwrap_or_default(),
         &mut faults,
     );
@@ -68,7 +69,7 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
     match plan {
         Some(plan) if faults.is_empty() => Ok(Checked {
             plan,
-            trusted_subnets,
+            trusted_subnets: texts(&trusted_subnets),
             initial_size: i16::try_from(initial_size).expect("it is at most 7"),
             grace_ms: i32::try_from(grace_s * 1000).expect("a day of milliseconds fits"),
         }),
@@ -83,12 +84,6 @@ fn network(field: &str, text: &str, faults: &mut BTreeMap<String, String>) -> Op
         faults.insert(field.to_owned(), reason);
     }
     network
-}
-
-/// Trusted subnets as Postgres takes them.
-fn trusted(subnets: &[String], faults: &mut BTreeMap<String, String>) -> Vec<String> {
-    let checked = networks("trusted_subnets", subnets, faults);
-    checked.iter().map(ToString::to_string).collect()
 }
 
 /// A list of networks: parsed, without host bits, each once.
@@ -183,7 +178,7 @@ pub async fn grid_update(
     let subnets = request
         .trusted_subnets
         .as_deref()
-        .map(|new| trusted(new, &mut faults));
+        .map(|new| networks("trusted_subnets", new, &mut faults));
     if !faults.is_empty() {
         return Err(ControlError::Invalid(faults));
     }
@@ -191,22 +186,33 @@ pub async fn grid_update(
     change(app, call, "grid_update", move |tx| {
         Box::pin(async move {
             let grid = LockedGrid::by_name(tx, name).await?;
-            let current: Vec<String> = grid
-                .row
-                .trusted_subnets
-                .iter()
-                .map(ToString::to_string)
-                .collect();
-            if let Some(subnets) = subnets.as_ref().filter(|new| **new != current) {
-                let revision = grid.stamp().await?;
-                tx.execute(&query::GRID_UPDATE, &[&grid.row.id, subnets, &revision])
-                    .await?;
+            if let Some(subnets) = subnets {
+                set_trusted(&grid, subnets).await?;
             }
             let answer = tx.one(&query::GRID_LIST, &[&name]).await?;
             Ok(grid.changed(answer))
         })
     })
     .await
+}
+
+/// Sets a grid's trusted subnets, if they differ.
+pub(super) async fn set_trusted(
+    grid: &LockedGrid<'_, '_>,
+    subnets: &[Ipv4Network],
+) -> Result<(), ControlError> {
+    if grid.row.trusted_subnets == subnets {
+        return Ok(());
+    }
+    let revision = grid.stamp().await?;
+    let params: [crate::db::Param; 3] = [&grid.row.id, &texts(subnets), &revision];
+    grid.tx.execute(&query::GRID_UPDATE, &params).await?;
+    Ok(())
+}
+
+/// Networks as Postgres takes them.
+fn texts(networks: &[Ipv4Network]) -> Vec<String> {
+    networks.iter().map(ToString::to_string).collect()
 }
 
 /// Removes a grid that has neither services nor nodes.

@@ -12,23 +12,16 @@ use kontena_schema::limits::TRUSTED_SUBNETS_MAX;
 use kontena_schema::path::{Path, Site, path};
 use kontena_schema::query;
 
-use super::grid::{grid_show, networks};
+use super::grid::{grid_show, networks, set_trusted};
+use super::node::node_list;
 use super::{Call, ControlError, LockedGrid, change};
 use crate::app::App;
-use crate::db::Tx;
 
 /// Where the overlay of a grid may run in clear.
 pub async fn trust_show(app: &App, name: &str) -> Result<Trust, ControlError> {
-    let grid = grid_show(app, name).await?;
-    let nodes: Vec<Node> = app
-        .db
-        .all(&query::NODE_LIST, &[&name, &None::<String>])
-        .await?;
-    Ok(trust(
-        &nodes,
-        &grid.trusted_subnets,
-        grid.trusted_subnets.clone(),
-    ))
+    let subnets = grid_show(app, name).await?.trusted_subnets;
+    let nodes = node_list(app, name).await?;
+    Ok(trust(&nodes, &subnets, subnets.clone()))
 }
 
 /// Adds and removes networks in which the overlay may run in clear.
@@ -53,25 +46,15 @@ pub async fn trust_change(
             let grid = LockedGrid::by_name(tx, name).await?;
             let old = &grid.row.trusted_subnets;
             let new = changed(old, add, remove)?;
-            let answer = trust(&nodes(tx, name).await?, old, new);
-            if answer.trusted_subnets != *old && !request.dry_run {
-                let texts: Vec<String> = answer
-                    .trusted_subnets
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect();
-                let revision = grid.stamp().await?;
-                tx.execute(&query::GRID_UPDATE, &[&grid.row.id, &texts, &revision])
-                    .await?;
+            let nodes: Vec<Node> = tx.all(&query::NODE_LIST, &[&name, &None::<String>]).await?;
+            let answer = trust(&nodes, old, new);
+            if !request.dry_run {
+                set_trusted(&grid, &answer.trusted_subnets).await?;
             }
             Ok(grid.changed(answer))
         })
     })
     .await
-}
-
-async fn nodes(tx: &Tx<'_>, grid: &str) -> Result<Vec<Node>, ControlError> {
-    Ok(tx.all(&query::NODE_LIST, &[&grid, &None::<String>]).await?)
 }
 
 /// The list after a change.

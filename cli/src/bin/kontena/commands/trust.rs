@@ -67,23 +67,3 @@ fn told(trust: &Trust, dry_run: bool) -> String {
         trust.to_fast, trust.to_sealed, trust.fast_pairs, trust.sealed_pairs
     )
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_would_change_is_told_apart_from_what_did() {
-        let trust = Trust {
-            trusted_subnets: Vec::new(),
-            fast_pairs: 3,
-            sealed_pairs: 7,
-            unknown_pairs: 0,
-            to_fast: 1,
-            to_sealed: 2,
-        };
-        let done = "pairs of nodes that turned fast: 1, sealed: 2; then in all fast: 3, sealed: 7";
-        assert_eq!(told(&trust, false), done);
-        assert_eq!(told(&trust, true), done.replace("turned", "would turn"));
-    }
-}
