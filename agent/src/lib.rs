@@ -6,6 +6,7 @@ pub mod directory;
 pub mod dns;
 pub mod docker;
 pub mod facts;
+pub mod keys;
 pub mod link;
 pub mod overlay;
 pub mod plan;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Duration, sleep};
 use tracing::{error, info, warn};
@@ -19,7 +19,7 @@ use crate::link::Link;
 use crate::overlay::Overlay;
 use crate::reconcile::{Reconciler, Slots};
 use crate::task::Tasks;
-use crate::{dns, facts};
+use crate::{dns, facts, keys};
 
 /// How soon an overlay that could not be opened is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
@@ -78,6 +78,20 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     let (directory_in, directory) = watch::channel(known);
     tasks.spawn("keep", keep(store.clone(), received, directory_in));
 
+    let keys = keys::load(&store, &keys::generate);
+    let (keys_in, host_keys) = watch::channel(Arc::new(keys.host_keys()));
+    let key_taken = Arc::new(Notify::new());
+    tasks.spawn(
+        "keys",
+        keys::watch(
+            keys,
+            store.clone(),
+            directory.clone(),
+            key_taken.clone(),
+            keys_in,
+        ),
+    );
+
     let (public_in, public_ip) = watch::channel(None);
     tasks.spawn(
         "public-ip",
@@ -92,7 +106,13 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     let (facts_in, facts) = watch::channel(None);
     tasks.spawn(
         "facts",
-        facts::watch(docker.clone(), config.clone(), public_ip, facts_in),
+        facts::watch(
+            docker.clone(),
+            config.clone(),
+            public_ip,
+            host_keys.clone(),
+            facts_in,
+        ),
     );
     let doubts = Arc::new(Doubts::default());
     tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
@@ -114,7 +134,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     tasks.spawn("reconcile", reconciler.run());
     tasks.spawn(
         "link",
-        Link::new(config, store, received_in, host, facts).run(),
+        Link::new(config, store, received_in, host, facts, key_taken).run(),
     );
 }
 

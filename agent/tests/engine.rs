@@ -91,6 +91,9 @@ fn directory() -> Directory {
         number,
         address,
         site,
+        keys: None,
+        next_key_known: false,
+        key_turn: kontena_schema::ids::KeyTurn(0),
     };
     let shared = Shared {
         grid: Some(grid),

@@ -129,6 +129,7 @@ fn hello(name: &str) -> Hello {
             private_ip: None,
             cpus: 1,
             mem_total_bytes: 1 << 30,
+            keys: None,
         },
         inventory: Vec::new(),
     }

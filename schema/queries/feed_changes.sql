@@ -17,7 +17,9 @@ select
             select coalesce(jsonb_agg(jsonb_build_object(
                 'id', n.id, 'name', n.name, 'number', n.number,
                 'address', host(at.subnet::inet + n.number), 'region', n.region,
-                'public_ip', host(n.public_ip), 'private_ip', host(n.private_ip)) order by n.id), '[]')
+                'public_ip', host(n.public_ip), 'private_ip', host(n.private_ip),
+                'keys', case when n.key is not null then jsonb_build_object('current', n.key, 'next', n.next_key) end,
+                'next_key_known', n.next_key_known, 'key_turn', n.key_turn) order by n.id), '[]')
             from nodes n where n.grid_id = at.id and n.revision > at.since),
         'endpoints', (
             select coalesce(jsonb_agg(jsonb_build_object(

@@ -71,6 +71,12 @@ id!(
     Revision
 );
 
+id!(
+    /// Counts how often a change of a node's key was asked for.
+    #[derive(Default)]
+    KeyTurn
+);
+
 impl Revision {
     /// Before everything: an agent here knows nothing.
     pub const ZERO: Revision = Revision(0);

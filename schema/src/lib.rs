@@ -9,6 +9,7 @@ pub mod address;
 pub mod agent;
 pub mod http;
 pub mod ids;
+pub mod key;
 pub mod limits;
 pub mod mac;
 pub mod name;

@@ -64,8 +64,18 @@ pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// model); no service may publish them.
 pub const INFRASTRUCTURE_PORTS: [u16; 5] = [53, 2379, 2380, 6783, 6784];
 
-/// The UDP port of the fast path, VXLAN.
+/// The UDP port of the sealed path, WireGuard.
+pub const WIREGUARD_PORT: u16 = 6783;
+
+/// The UDP port of the fast path, VXLAN; inside the sealed path too.
 pub const VXLAN_PORT: u16 = 6784;
+
+/// The addresses of nodes inside the sealed path, by their numbers. They are of
+/// shared address space (RFC 6598) and seen nowhere else.
+pub const INNER_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(100, 127, 81, 0), 24);
+
+/// The UDP port, inside the sealed path only, of the agents' messages to each other.
+pub const PROBE_PORT: u16 = 6785;
 
 /// The overlay's MTU: VXLAN inside WireGuard over an IPv6 underlay of 1500
 /// bytes (1500 - 40 - 8 - 32 - 20 - 8 - 8 - 14), so that a pair can change its

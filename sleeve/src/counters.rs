@@ -34,6 +34,8 @@ drops! {
     wrong_envelope,
     /// From the underlay: the table does not name that peer for the source MAC.
     wrong_sender,
+    /// From the underlay: ARP that contradicts the table.
+    wrong_arp,
     /// The bridge did not take it.
     not_delivered,
 }

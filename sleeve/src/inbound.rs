@@ -1,18 +1,21 @@
 //! From the underlay to the bridge.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
+use kontena_schema::key::PublicKey;
 use kontena_schema::mac::Mac;
 
 use crate::coalesce::Coalescer;
 use crate::counters::count;
 use crate::headers::ETHERNET;
+use crate::message::{self, Message};
 use crate::peer::Tunnel;
-use crate::sleeve::{Shared, View, retry_later};
+use crate::sleeve::{Shared, retry_later};
+use crate::view::{Keys, View};
 use crate::vxlan::Envelope;
 
 /// The most that one call receives.
@@ -31,7 +34,7 @@ const COOKIE: u8 = 3;
 const DATA: u8 = 4;
 /// Room for the longest answer of WireGuard to one packet.
 const ANSWER: usize = 2048;
-const SOURCE: std::ops::Range<usize> = 6..12;
+const SOURCE: usize = 6;
 /// The most that a cookie's reply has (WireGuard whitepaper section 5.4.7).
 const COOKIE_REPLY: usize = 64;
 
@@ -118,25 +121,29 @@ impl Work<'_> {
     /// Who begins a handshake. It says so under a seal that costs a little to open,
     /// so under load it first has to prove its address.
     fn initiator(&self, view: &View, packet: &[u8], from: SocketAddr) -> Option<Arc<Tunnel>> {
-        let mut cookie = [0; COOKIE_REPLY];
-        let limiter = &view.identity.limiter;
-        let verified = match limiter.verify_packet(Some(from.ip()), packet, &mut cookie) {
-            Ok(verified) => verified,
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                self.shared.send(reply, from);
-                return None;
+        for identity in &view.identities {
+            let mut cookie = [0; COOKIE_REPLY];
+            let limiter = &identity.limiter;
+            match limiter.verify_packet(Some(from.ip()), packet, &mut cookie) {
+                Ok(Packet::HandshakeInit(init)) => {
+                    if !self.shared.greets(from.ip()) {
+                        return None;
+                    }
+                    let (private, public) = (&identity.private.0, &identity.public);
+                    let half = parse_handshake_anon(private, public, &init).ok()?;
+                    let own = PublicKey(public.to_bytes());
+                    let peer = PublicKey(half.peer_static_public);
+                    return view.by_keys(Keys { own, peer }).cloned();
+                }
+                Err(TunnResult::WriteToNetwork(reply)) => {
+                    self.shared.send(reply, from);
+                    return None;
+                }
+                // It is for another key of this host, or for nobody here.
+                _ => {}
             }
-            Err(_) => return None,
-        };
-        let Packet::HandshakeInit(init) = verified else {
-            return None;
-        };
-        if !self.shared.greets(from.ip()) {
-            return None;
         }
-        let identity = &view.identity;
-        let half = parse_handshake_anon(&identity.private, &identity.public, &init).ok()?;
-        view.by_key(&half.peer_static_public.into()).cloned()
+        None
     }
 
     /// Opens a packet into the buffer at `at`; where it ends, if it holds one for
@@ -177,8 +184,12 @@ impl Work<'_> {
                 return None;
             }
         };
-        // It was sealed by the peer: there it is.
+        // It was sealed by the peer: there it is. Who begins a handshake may only
+        // repeat what the peer said once.
         state.endpoint = from;
+        if matches!(kind, Some(RESPONSE | DATA)) {
+            tunnel.hear();
+        }
         while queued
             && let TunnResult::WriteToNetwork(packet) =
                 state.tunn.decapsulate(None, &[], &mut self.answer)
@@ -202,19 +213,61 @@ impl Work<'_> {
             to: settings.inner,
             vni: settings.vni,
         };
-        let frame = match Envelope::parse(&opened[at..end]) {
+        let packet = &opened[at..end];
+        let frame = match Envelope::parse(packet) {
             Some((envelope, head)) if envelope == wanted => at + head,
-            _ => return count(&shared.counters.wrong_envelope),
+            Some(_) => return count(&shared.counters.wrong_envelope),
+            None => {
+                let Some(contents) = message::contents(packet, tunnel.inner, settings.inner) else {
+                    return count(&shared.counters.wrong_envelope);
+                };
+                let (from, contents) = (tunnel.inner, contents.to_vec());
+                return (shared.inbox)(Message { from, contents });
+            }
         };
-        if end - frame < ETHERNET {
+        let Some(sender) = Sender::of(&opened[frame..end]) else {
             return count(&shared.counters.wrong_envelope);
-        }
-        let mut source = [0; 6];
-        source.copy_from_slice(&opened[frame..end][SOURCE]);
-        if view.holder(Mac(source)) != Some(tunnel.inner) {
+        };
+        let behind = |mac| view.holder(mac).filter(|of| of.behind == tunnel.inner);
+        if behind(sender.mac).is_none() {
             return count(&shared.counters.wrong_sender);
         }
+        // Of an ARP message, what it says of its sender is what caches take.
+        if let Some((mac, address)) = sender.arp
+            && behind(mac).is_none_or(|of| of.address != address)
+        {
+            return count(&shared.counters.wrong_arp);
+        }
         coalescer.push(opened, (frame, end), |pieces| shared.deliver(pieces));
+    }
+}
+
+/// Who a frame says that it is from.
+struct Sender {
+    mac: Mac,
+    /// For ARP: who it says has which address.
+    arp: Option<(Mac, Ipv4Addr)>,
+}
+
+impl Sender {
+    /// None for what is no frame, or ARP cut short.
+    fn of(frame: &[u8]) -> Option<Self> {
+        // RFC 826, after the Ethernet header.
+        const ARP_SENDER: usize = ETHERNET + 8;
+        const ARP: [u8; 2] = [0x08, 0x06];
+        let octets = |at: usize| frame.get(at..at + 6)?.try_into().ok().map(Mac);
+        let kind = frame.get(ETHERNET - 2..ETHERNET)?;
+        let arp = if kind == ARP {
+            let address: [u8; 4] = frame
+                .get(ARP_SENDER + 6..ARP_SENDER + 10)?
+                .try_into()
+                .ok()?;
+            Some((octets(ARP_SENDER)?, address.into()))
+        } else {
+            None
+        };
+        let mac = octets(SOURCE)?;
+        Some(Self { mac, arp })
     }
 }
 

@@ -7,10 +7,12 @@ use kontena_schema::mac::Mac;
 
 use crate::counters::count;
 use crate::headers::ETHERNET;
+use crate::message::SEAL;
 use crate::peer::Tunnel;
 use crate::segment::segments;
-use crate::sleeve::{Shared, View, retry_later};
+use crate::sleeve::{Shared, retry_later};
 use crate::udp::Burst;
+use crate::view::{Route, View};
 use crate::virtio::{self, Header};
 use crate::vxlan::{self, Envelope};
 
@@ -18,8 +20,6 @@ use crate::vxlan::{self, Envelope};
 const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
 /// The longest sealed packet: the longest that UDP takes.
 const SEALED: usize = 65_536;
-/// WireGuard's header and tag around a packet.
-const SEAL: usize = 32;
 /// How many frames are read before what they became is sent.
 const FRAMES: usize = 64;
 
@@ -75,12 +75,12 @@ impl Work<'_> {
         let Some(target) = frame.first_chunk::<6>().map(|octets| Mac(*octets)) else {
             return count(&drops.malformed_out);
         };
-        let tunnels = view.targets(target);
-        if tunnels.is_empty() {
+        let routes = view.targets(target);
+        if routes.is_empty() {
             return count(&drops.unknown_target);
         }
         let cut = segments(header, frame, |head, payload| {
-            for tunnel in tunnels {
+            for tunnel in routes.iter().filter_map(Route::tunnel) {
                 self.seal(tunnel, head, payload);
             }
         });

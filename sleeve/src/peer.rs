@@ -1,21 +1,35 @@
 //! One tunnel.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::Tunn;
-use boringtun::x25519::PublicKey;
+use kontena_schema::key::PublicKey;
+
+use crate::view::Keys;
 
 /// Keeps the way through NAT open, and tells each side that the other lives; half
 /// of the shortest time after which common routers forget (RFC 4787 asks for 2 min,
 /// many have 30 s).
 pub(crate) const KEEPALIVE_S: u16 = 15;
 
-/// A tunnel to one key of one peer.
+/// A peer that was not heard for so long, twice the keepalive and some, may be gone.
+const SILENT_AFTER: Duration = Duration::from_secs(35);
+
+/// A tunnel between one key of this host and one of a peer.
 pub(crate) struct Tunnel {
-    pub(crate) key: PublicKey,
+    pub(crate) keys: Keys,
     pub(crate) inner: Ipv4Addr,
+    /// Its number in the messages of its peer.
+    pub(crate) index: u32,
+    born: Instant,
+    /// Milliseconds from `born` to when the peer was last heard in it, and 1; 0 for
+    /// never.
+    heard: AtomicU64,
+    /// Whether handshakes are begun here, and not only answered.
+    begins: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -34,19 +48,21 @@ impl State {
     }
 }
 
-/// How a tunnel is.
+/// How the way to a peer is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerStatus {
-    /// The peer's key.
-    pub key: PublicKey,
-    /// Its address inside the tunnel.
+    /// The peer's address inside the tunnel.
     pub inner: Ipv4Addr,
+    /// The key of the peer that is in use.
+    pub key: PublicKey,
+    /// This host's key that is in use.
+    pub own: PublicKey,
     /// Where it was last heard from, or is to be found.
     pub endpoint: SocketAddr,
     /// How long ago the last handshake was completed.
     pub last_handshake: Option<Duration>,
-    /// How long the last handshake's answer took.
-    pub round_trip: Option<Duration>,
+    /// How long ago anything sealed came from it.
+    pub heard: Option<Duration>,
     /// The share of sealed packets that did not arrive here, from 0 to 1.
     pub loss: f32,
     /// Bytes of packets that were sent.
@@ -56,13 +72,25 @@ pub struct PeerStatus {
 }
 
 impl Tunnel {
-    pub(crate) fn new(key: PublicKey, inner: Ipv4Addr, tunn: Tunn, endpoint: SocketAddr) -> Self {
+    pub(crate) fn new(
+        keys: Keys,
+        (inner, endpoint): (Ipv4Addr, SocketAddr),
+        (index, tunn): (u32, Tunn),
+    ) -> Self {
         let state = Mutex::new(State {
             tunn,
             endpoint,
             named: endpoint,
         });
-        Self { key, inner, state }
+        Self {
+            keys,
+            inner,
+            index,
+            born: Instant::now(),
+            heard: AtomicU64::new(0),
+            begins: AtomicBool::new(false),
+            state,
+        }
     }
 
     /// A panic elsewhere leaves a tunnel that is as good as before.
@@ -70,27 +98,53 @@ impl Tunnel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the endpoint that the table names; whether it is another one than the
-    /// table named before.
-    pub(crate) fn renamed(&self, endpoint: SocketAddr) -> bool {
+    /// Takes what the table says; whether a handshake is to begin for it, because the
+    /// table names another endpoint than before, or did not let this side begin.
+    pub(crate) fn set(&self, endpoint: SocketAddr, begins: bool) -> bool {
+        let began = self.begins.swap(begins, Ordering::Relaxed);
         let mut state = self.lock();
         let renamed = state.named != endpoint;
         if renamed {
             state.named = endpoint;
             state.endpoint = endpoint;
         }
-        renamed
+        begins && (renamed || !began)
+    }
+
+    pub(crate) fn begins(&self) -> bool {
+        self.begins.load(Ordering::Relaxed)
+    }
+
+    /// Something that the peer sealed has come.
+    pub(crate) fn hear(&self) {
+        let now = self.born.elapsed().as_millis() as u64;
+        self.heard.store(now + 1, Ordering::Relaxed);
+    }
+
+    /// How long ago the peer was heard.
+    pub(crate) fn heard(&self) -> Option<Duration> {
+        let heard = self.heard.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(
+            self.born
+                .elapsed()
+                .saturating_sub(Duration::from_millis(heard)),
+        )
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.heard().is_some_and(|heard| heard < SILENT_AFTER)
     }
 
     pub(crate) fn status(&self) -> PeerStatus {
         let state = self.lock();
-        let (last_handshake, sent, received, loss, round_trip_ms) = state.tunn.stats();
+        let (last_handshake, sent, received, loss, _) = state.tunn.stats();
         PeerStatus {
-            key: self.key,
             inner: self.inner,
+            key: self.keys.peer,
+            own: self.keys.own,
             endpoint: state.endpoint,
             last_handshake,
-            round_trip: round_trip_ms.map(|ms| Duration::from_millis(ms.into())),
+            heard: self.heard(),
             loss,
             sent_bytes: sent as u64,
             received_bytes: received as u64,

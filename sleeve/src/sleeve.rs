@@ -9,23 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Tunn, TunnResult};
-use boringtun::x25519::{PublicKey, StaticSecret};
-use kontena_schema::mac::Mac;
+use boringtun::noise::TunnResult;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::counters::{Counters, Drops};
-use crate::peer::{KEEPALIVE_S, PeerStatus, Tunnel};
-use crate::table::{Peer, Table};
+use crate::message::{self, Message};
+use crate::peer::{PeerStatus, Tunnel};
+use crate::table::Table;
 use crate::tap::Tap;
 use crate::udp::Socket;
+use crate::view::{Route, View};
 use crate::{inbound, outbound};
 
-/// Handshakes a second beyond which a sender must prove its address: a whole grid
-/// that begins at once is below it. Each is counted twice.
-const HANDSHAKES_PER_S: u64 = 1024;
 /// Handshakes a second from one address; a whole region may be behind one NAT, and
 /// repeats its greetings every 5 s.
 const GREETINGS_PER_S: u32 = 64;
@@ -37,8 +33,6 @@ const LIMIT_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 /// The longest that a timer has to say: a handshake.
 const TIMED: usize = 256;
-/// Tunnels are numbered with 24 bits (boringtun).
-const INDEXES: u32 = 1 << 24;
 
 /// What a sleeve keeps through its life.
 #[derive(Clone, Debug)]
@@ -94,84 +88,23 @@ pub(crate) struct Shared {
     pub(crate) tap: Tap,
     pub(crate) socket: Socket,
     pub(crate) counters: Counters,
+    pub(crate) inbox: Box<dyn Fn(Message) + Send + Sync>,
     view: RwLock<Arc<View>>,
     /// Handshakes that began in this second, by who began them.
     greetings: Mutex<HashMap<IpAddr, u32>>,
     stop: EventFd,
 }
 
-/// The table, as the threads need it; replaced as a whole.
-pub(crate) struct View {
-    pub(crate) identity: Identity,
-    by_index: HashMap<u32, Arc<Tunnel>>,
-    by_key: HashMap<PublicKey, (u32, Arc<Tunnel>)>,
-    holders: HashMap<Mac, Ipv4Addr>,
-    /// The tunnel that frames for a tunnel address take.
-    senders: HashMap<Ipv4Addr, Arc<Tunnel>>,
-    floods: Vec<Arc<Tunnel>>,
-}
-
-/// This host's key.
-#[derive(Clone)]
-pub(crate) struct Identity {
-    pub(crate) private: StaticSecret,
-    pub(crate) public: PublicKey,
-    pub(crate) limiter: Arc<RateLimiter>,
-}
-
-impl Identity {
-    fn new(private: StaticSecret) -> Self {
-        let public = PublicKey::from(&private);
-        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_S));
-        Self {
-            private,
-            public,
-            limiter,
-        }
-    }
-}
-
-impl View {
-    fn empty(identity: Identity) -> Self {
-        Self {
-            identity,
-            by_index: HashMap::new(),
-            by_key: HashMap::new(),
-            holders: HashMap::new(),
-            senders: HashMap::new(),
-            floods: Vec::new(),
-        }
-    }
-
-    pub(crate) fn by_index(&self, index: u32) -> Option<&Arc<Tunnel>> {
-        self.by_index.get(&index)
-    }
-
-    pub(crate) fn by_key(&self, key: &PublicKey) -> Option<&Arc<Tunnel>> {
-        self.by_key.get(key).map(|(_, tunnel)| tunnel)
-    }
-
-    /// Behind which peer a MAC is.
-    pub(crate) fn holder(&self, mac: Mac) -> Option<Ipv4Addr> {
-        self.holders.get(&mac).copied()
-    }
-
-    /// The tunnels that a frame for this MAC takes.
-    pub(crate) fn targets(&self, mac: Mac) -> &[Arc<Tunnel>] {
-        const FOR_MANY: u8 = 1;
-        if mac.0[0] & FOR_MANY != 0 {
-            return &self.floods;
-        }
-        let inner = self.holders.get(&mac);
-        let sender = inner.and_then(|inner| self.senders.get(inner));
-        sender.map_or(&[], std::slice::from_ref)
-    }
-}
-
 impl Sleeve {
     /// Makes the device, down, and the socket, in the network namespace of the
     /// calling thread, with a table without peers.
-    pub fn start(settings: Settings, private: StaticSecret) -> Result<Self, SleeveError> {
+    ///
+    /// `inbox` gets the messages of peers' agents, on the thread that carries frames:
+    /// it must not wait.
+    pub fn start(
+        settings: Settings,
+        inbox: impl Fn(Message) + Send + Sync + 'static,
+    ) -> Result<Self, SleeveError> {
         let tap = Tap::create(&settings.device).map_err(|error| SleeveError::Device {
             name: settings.device.clone(),
             error,
@@ -184,7 +117,8 @@ impl Sleeve {
             tap,
             socket,
             counters: Counters::default(),
-            view: RwLock::new(Arc::new(View::empty(Identity::new(private)))),
+            inbox: Box::new(inbox),
+            view: RwLock::default(),
             greetings: Mutex::default(),
             stop: stop.map_err(|errno| SleeveError::Thread(errno.into()))?,
         });
@@ -216,41 +150,7 @@ impl Sleeve {
             .next_index
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let old = self.shared.view();
-        let mut view = View::empty(old.identity.clone());
-        let mut greeted = Vec::new();
-        for peer in &table.peers {
-            // Two tunnels to one key would take each other's sessions.
-            if view.by_key.contains_key(&peer.key) {
-                continue;
-            }
-            let (index, tunnel) = match old.by_key.get(&peer.key) {
-                Some((index, kept)) if kept.inner == peer.inner => {
-                    if kept.renamed(peer.endpoint) {
-                        greeted.push(Arc::clone(kept));
-                    }
-                    (*index, Arc::clone(kept))
-                }
-                _ => {
-                    let index = free_index(&mut next_index, &old, &view);
-                    let new = Arc::new(tunnel(&view.identity, index, peer));
-                    greeted.push(Arc::clone(&new));
-                    (index, new)
-                }
-            };
-            view.by_index.insert(index, Arc::clone(&tunnel));
-            view.by_key.insert(peer.key, (index, Arc::clone(&tunnel)));
-            if peer.sends {
-                let first = !view.senders.contains_key(&peer.inner);
-                if first && table.floods.contains(&peer.inner) {
-                    view.floods.push(Arc::clone(&tunnel));
-                }
-                if first {
-                    view.senders.insert(peer.inner, tunnel);
-                }
-            }
-        }
-        view.holders.clone_from(&table.macs);
+        let (view, greeted) = View::next(&self.shared.view(), table, &mut next_index);
         *self
             .shared
             .view
@@ -262,15 +162,37 @@ impl Sleeve {
         }
     }
 
-    /// How each tunnel is, in the order of the inner addresses.
+    /// Sends a message to the agent of a peer, if there is a session with it; whether
+    /// it was sent.
+    pub fn send(&self, to: Ipv4Addr, message: &[u8]) -> bool {
+        let view = self.shared.view();
+        let route = view.route(to).and_then(Route::tunnel);
+        let Some(tunnel) = route.filter(|tunnel| tunnel.is_alive()) else {
+            return false;
+        };
+        let from = self.shared.settings.inner;
+        let Some(packet) = message::packet(from, to, message) else {
+            return false;
+        };
+        let mut sealed = vec![0; packet.len() + message::SEAL];
+        let mut state = tunnel.lock();
+        let endpoint = state.endpoint;
+        match state.tunn.encapsulate(&packet, &mut sealed) {
+            TunnResult::WriteToNetwork(sealed) => {
+                self.shared.socket.send_now(sealed, endpoint).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// How the way to each peer is, in the order of the inner addresses.
     pub fn status(&self) -> Vec<PeerStatus> {
         let view = self.shared.view();
         let mut all: Vec<_> = view
-            .by_index
-            .values()
-            .map(|tunnel| tunnel.status())
+            .routes()
+            .filter_map(|route| Some(route.tunnel()?.status()))
             .collect();
-        all.sort_by_key(|status| (status.inner, status.key.to_bytes()));
+        all.sort_by_key(|status| status.inner);
         all
     }
 
@@ -295,29 +217,6 @@ impl Drop for Sleeve {
         for thread in self.threads.drain(..) {
             // Its panic was told when it happened.
             let _ = thread.join();
-        }
-    }
-}
-
-fn tunnel(identity: &Identity, index: u32, peer: &Peer) -> Tunnel {
-    let tunn = Tunn::new(
-        identity.private.clone(),
-        peer.key,
-        None,
-        Some(KEEPALIVE_S),
-        index,
-        Some(Arc::clone(&identity.limiter)),
-    );
-    Tunnel::new(peer.key, peer.inner, tunn, peer.endpoint)
-}
-
-/// A number that no tunnel has, so that a late packet meets no other tunnel.
-fn free_index(next: &mut u32, old: &View, new: &View) -> u32 {
-    loop {
-        let index = *next;
-        *next = (index + 1) % INDEXES;
-        if !old.by_index.contains_key(&index) && !new.by_index.contains_key(&index) {
-            return index;
         }
     }
 }
@@ -404,11 +303,17 @@ fn keep_time(shared: &Shared) {
         let view = shared.view();
         if limited.elapsed() >= LIMIT_EVERY {
             limited = Instant::now();
-            view.identity.limiter.reset_count();
+            for identity in &view.identities {
+                identity.limiter.reset_count();
+            }
             let greetings = shared.greetings.lock();
             greetings.unwrap_or_else(PoisonError::into_inner).clear();
         }
-        for tunnel in view.by_index.values() {
+        for tunnel in view.tunnels_all() {
+            // What only answers has nothing to say before it was asked.
+            if !tunnel.begins() && !tunnel.is_alive() {
+                continue;
+            }
             let mut state = tunnel.lock();
             let mut said = state.tunn.update_timers(&mut buffer);
             // A mesh never gives a peer up; where it went to may have been wrong.
@@ -417,7 +322,7 @@ fn keep_time(shared: &Shared) {
                 state.forget_endpoint();
             }
             let endpoint = state.endpoint;
-            if lost {
+            if lost && tunnel.begins() {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
             if let TunnResult::WriteToNetwork(packet) = said {

@@ -1,33 +1,45 @@
 //! Who the peers are, and whose frames go where.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use boringtun::x25519::PublicKey;
+use kontena_schema::key::PublicKey;
 use kontena_schema::mac::Mac;
 
-/// A host at the other end of a sealed path, under one of its keys.
+use crate::key::PrivateKey;
+
+/// A host at the other end of a sealed path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its key; there is one entry for each key that it may use.
-    pub key: PublicKey,
-    /// Its address inside the tunnel.
-    pub inner: Ipv4Addr,
-    /// Where it was last known to be. It may move, as WireGuard has it.
+    /// The key that it uses.
+    pub current: PublicKey,
+    /// The key that it will use next, if it said so.
+    pub next: Option<PublicKey>,
+    /// Where it is to be found. It may move, as WireGuard has it.
     pub endpoint: SocketAddr,
-    /// Whether frames for it go to this key, and not only come from it.
-    pub sends: bool,
+}
+
+/// Who has a MAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The tunnel address of the peer that it is behind.
+    pub behind: Ipv4Addr,
+    /// Its overlay address.
+    pub address: Ipv4Addr,
 }
 
 /// Everything that can be changed while the sleeve works.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// The peers.
-    pub peers: Vec<Peer>,
-    /// The tunnel address of the peer that each MAC is behind. It decides where a
-    /// frame goes, and from whom it may come.
-    pub macs: HashMap<Mac, Ipv4Addr>,
+    /// This host's keys: with the first one it begins, under the others it still
+    /// answers.
+    pub own: Vec<PrivateKey>,
+    /// The peers, by their addresses inside the tunnel.
+    pub peers: BTreeMap<Ipv4Addr, Peer>,
+    /// Who has which MAC. It decides where a frame goes, from whom it may come, and
+    /// what ARP may say.
+    pub holders: BTreeMap<Mac, Holder>,
     /// The tunnel addresses of the peers that get a copy of what is for all. Those
     /// with a fast path get it there.
-    pub floods: HashSet<Ipv4Addr>,
+    pub floods: BTreeSet<Ipv4Addr>,
 }

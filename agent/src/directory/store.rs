@@ -1,6 +1,6 @@
 //! What survives the agent, as files in its state directory.
 //!
-//! `node-token` (mode 600), `directory.json`, `commands.json`, and `bin/w`, the
+//! `node-token` (mode 600), `directory.json`, `commands.json`, `keys.json`, and `bin/w`, the
 //! program that containers mount. Each is replaced whole: written beside, synced,
 //! renamed, the directory synced. A file that cannot be read counts as absent and
 //! is said so: what was in it comes again from the Master. Only the journal does
@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::Directory;
 use crate::config::Secret;
+use crate::keys::Keys;
 
 /// The state directory.
 #[derive(Clone, Debug)]
@@ -39,6 +40,7 @@ pub struct Unreadable;
 const TOKEN: &str = "node-token";
 const DIRECTORY: &str = "directory.json";
 const COMMANDS: &str = "commands.json";
+const KEYS: &str = "keys.json";
 
 impl Store {
     /// Makes the state directory where it is missing.
@@ -91,9 +93,19 @@ impl Store {
         self.save(COMMANDS, journal)
     }
 
+    /// The host's keys.
+    pub fn keys(&self) -> Option<Keys> {
+        self.json(KEYS).ok()?
+    }
+
+    /// Keeps the host's keys.
+    pub fn save_keys(&self, keys: &Keys) -> Result<(), StoreError> {
+        self.save(KEYS, keys)
+    }
+
     /// Forgets the grid: a node that was removed from it keeps nothing.
     pub fn forget(&self) -> Result<(), StoreError> {
-        [TOKEN, DIRECTORY, COMMANDS]
+        [TOKEN, DIRECTORY, COMMANDS, KEYS]
             .into_iter()
             .try_for_each(|name| self.unlink(name))
     }

@@ -21,6 +21,7 @@ use url::Url;
 
 use crate::config::Config;
 use crate::docker::words;
+use crate::keys::HostKeys;
 
 /// How often the host is looked at; an address that moved is told this late.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -54,12 +55,15 @@ pub async fn watch(
     docker: Docker,
     config: Arc<Config>,
     mut public_ip: watch::Receiver<Option<Ipv4Addr>>,
+    mut keys: watch::Receiver<Arc<HostKeys>>,
     slot: watch::Sender<Option<Arc<HostFacts>>>,
 ) {
     loop {
         let public = *public_ip.borrow_and_update();
+        let told = keys.borrow_and_update().told;
         let pause = match look(&docker, &config, public).await {
-            Ok(facts) => {
+            Ok(mut facts) => {
+                facts.facts.keys = Some(told);
                 publish(&slot, facts);
                 LOOK_EVERY
             }
@@ -71,6 +75,7 @@ pub async fn watch(
         tokio::select! {
             () = sleep(pause) => {}
             Ok(()) = public_ip.changed() => {}
+            Ok(()) = keys.changed() => {}
         }
     }
 }
@@ -134,6 +139,7 @@ fn facts(engine: SystemInfo, public_ip: Option<Ipv4Addr>, private_ip: Option<Ipv
             .mem_total
             .and_then(|n| u64::try_from(n).ok())
             .unwrap_or_default(),
+        keys: None,
     }
 }
 

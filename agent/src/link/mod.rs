@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kontena_schema::agent::close;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -39,6 +39,8 @@ pub struct Link {
     directory: watch::Sender<Arc<Directory>>,
     host: HostSlot,
     facts: FactsSlot,
+    /// Rung when another node of the grid has this host's key.
+    key_taken: Arc<Notify>,
     machine: Machine,
     /// Tells this run of the agent from any other that shows the same engine id.
     instance: Uuid,
@@ -57,6 +59,7 @@ impl Link {
         directory: watch::Sender<Arc<Directory>>,
         host: HostSlot,
         facts: FactsSlot,
+        key_taken: Arc<Notify>,
     ) -> Self {
         let machine = Machine::new(Instant::now(), store.node_token().is_some());
         Self {
@@ -65,6 +68,7 @@ impl Link {
             directory,
             host,
             facts,
+            key_taken,
             machine,
             instance: Uuid::new_v4(),
             connections: 0,
@@ -101,6 +105,10 @@ impl Link {
                 "another host with the same Docker engine id is connected; everything here stays \
                  as it is, but this host learns nothing new until one of the two gets another id"
             ),
+            End::Closed(close::KEY_TAKEN, _) => {
+                warn!(%end, "this host makes another key");
+                self.key_taken.notify_one();
+            }
             End::Closed(..) => info!(%end, "not connected"),
             End::Protocol(_) => {
                 error!(%end, "not connected");

@@ -55,6 +55,7 @@ fn facts() -> HostFacts {
             private_ip: None,
             cpus: 1,
             mem_total_bytes: 1,
+            keys: None,
         },
     }
 }
@@ -84,7 +85,14 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
     let (directory_in, directory) = watch::channel(Arc::new(known));
     let (host, host_out) = watch::channel(host(1, 7));
     let (facts, facts_out) = watch::channel(Some(Arc::new(facts())));
-    let link = Link::new(config, store.clone(), directory_in, host_out, facts_out);
+    let link = Link::new(
+        config,
+        store.clone(),
+        directory_in,
+        host_out,
+        facts_out,
+        Arc::default(),
+    );
     let mut tasks = Tasks::new();
     tasks.spawn("link", link.run());
     Bed {

@@ -159,6 +159,7 @@ impl OverlayIntent {
                 Reach::Fast(_) => None,
                 Reach::None(why) => Some(why),
             },
+            next_key: None,
         };
         self.peers.iter().map(report).collect()
     }

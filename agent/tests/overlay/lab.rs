@@ -105,6 +105,9 @@ impl Host {
             number: NodeNumber::try_from(number).unwrap(),
             address: Ipv4Addr::new(10, 81, 0, number),
             site,
+            keys: None,
+            next_key_known: false,
+            key_turn: kontena_schema::ids::KeyTurn(0),
         };
         Self {
             keeper,

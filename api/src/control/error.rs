@@ -54,6 +54,9 @@ pub enum ControlError {
         /// The node.
         node: String,
     },
+    /// Another node of the grid has the key.
+    #[error("another node of the grid has this public key")]
+    KeyTaken,
     /// What was asked for may or may not have happened.
     #[error("the outcome is not known")]
     Unavailable,

@@ -11,6 +11,7 @@ pub mod container;
 pub mod deploy;
 mod error;
 pub mod grid;
+pub mod key;
 pub mod lane;
 pub mod lease;
 mod links;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::node::{self, NodeRow};
 use super::service::ServiceRow;
-use super::{Changed, ControlError, LockedGrid, deploy, returning};
+use super::{Changed, ControlError, LockedGrid, deploy, key, returning};
 use crate::app::App;
 use crate::db::{DbError, Param, Tx};
 use crate::token::{TokenKind, TokenRow};
@@ -202,7 +202,10 @@ async fn update_facts(
         tx.execute_exactly(1, &query::NODE_UPDATE_SITE, &update)
             .await?;
     }
-    Ok(())
+    match &facts.keys {
+        Some(keys) => key::update(grid, node, keys).await,
+        None => Ok(()),
+    }
 }
 
 /// Changes of a node's facts during a session.

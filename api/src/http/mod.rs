@@ -87,6 +87,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
             "/v1/nodes/{grid}/{node}",
             get(nodes::show).delete(nodes::remove),
         ),
+        ("/v1/nodes/{grid}/{node}/key", post(nodes::turn_key)),
         (
             "/v1/grids/{grid}/stacks",
             get(stacks::list).post(stacks::create),

@@ -6,7 +6,7 @@ use kontena_schema::http::nodes::{Node, Nodes};
 use super::HttpError;
 use super::extract::{Admin, Change, NoBody, Segments};
 use crate::control::grid::Empty;
-use crate::control::node;
+use crate::control::{key, node};
 
 /// `GET /v1/grids/{grid}/nodes`
 pub async fn list(
@@ -26,6 +26,14 @@ pub async fn show(
     admin: Admin,
 ) -> Result<Json<Node>, HttpError> {
     admin.answer(node::node_show(&admin.app, &grid, &name).await)
+}
+
+/// `POST /v1/nodes/{grid}/{node}/key`
+pub async fn turn_key(
+    Segments((grid, name)): Segments<(String, String)>,
+    Change { admin, call, .. }: Change<NoBody>,
+) -> Result<Json<Empty>, HttpError> {
+    admin.answer(key::node_key_turn(&admin.app, &call, &grid, &name).await)
 }
 
 /// `DELETE /v1/nodes/{grid}/{node}`

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::app::App;
 use crate::control::LockedGrid;
+use crate::control::key::next_keys_known;
 use crate::control::loss::nodes_lose;
 use crate::db::{DbError, Param};
 
@@ -97,6 +98,9 @@ pub async fn forget(app: Arc<App>) {
         }
         if let Err(error) = overdue(&app).await {
             tracing::warn!(%error, "overdue rows stay");
+        }
+        if let Err(error) = next_keys_known(&app).await {
+            tracing::warn!(%error, "nodes wait for the word that their next keys are known");
         }
         if forgotten.is_none_or(|at: Instant| at.elapsed() >= FORGET_EVERY) {
             forgotten = Some(Instant::now());

@@ -7,6 +7,7 @@ mod agents;
 mod deploys;
 mod grids;
 mod http;
+mod keys;
 mod leases;
 mod ledger;
 mod queries;

@@ -340,6 +340,7 @@ pub fn facts(engine: &str) -> Facts {
         private_ip: Some("10.1.0.1".parse().unwrap()),
         cpus: 2,
         mem_total_bytes: 1 << 30,
+        keys: None,
     }
 }
 

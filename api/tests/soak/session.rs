@@ -266,6 +266,7 @@ fn facts(engine: &str) -> Facts {
         private_ip: None,
         cpus: 2,
         mem_total_bytes: 1 << 30,
+        keys: None,
     }
 }
 

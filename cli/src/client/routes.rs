@@ -72,6 +72,11 @@ impl Client {
         self.get(&["nodes", grid, node]).await
     }
 
+    /// Asks a node to change the key of its sealed paths.
+    pub async fn node_key_turn(&self, grid: &str, node: &str) -> Answer<()> {
+        self.post(&["nodes", grid, node, "key"], None::<&()>).await
+    }
+
     /// Removes a node from its grid.
     pub async fn node_remove(&self, grid: &str, node: &str) -> Answer<()> {
         self.delete(&["nodes", grid, node]).await

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::http::services::ServiceSpec;
 use crate::ids::{
-    CommandId, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision, ServiceRevision,
+    CommandId, GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision,
+    ServiceRevision,
 };
+use crate::key::PublicKeys;
 use crate::mac::Mac;
 use crate::path::Site;
 
@@ -93,6 +95,15 @@ pub struct NodeEntry {
     /// Where it is.
     #[serde(flatten)]
     pub site: Site,
+    /// Its keys for sealed paths, once it told them.
+    #[serde(default)]
+    pub keys: Option<PublicKeys>,
+    /// Every peer that is connected is ready for its next key.
+    #[serde(default)]
+    pub next_key_known: bool,
+    /// How often a change of its key was asked for.
+    #[serde(default)]
+    pub key_turn: KeyTurn,
 }
 
 /// A container's place on the overlay, from the moment that its address is

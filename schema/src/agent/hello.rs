@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::{Epoch, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision};
+use crate::key::PublicKeys;
 
 /// Who the agent is, what it knows and what runs on its host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct Facts {
     pub cpus: u32,
     /// Memory in bytes.
     pub mem_total_bytes: u64,
+    /// Its keys for sealed paths; an agent of the version before has none.
+    #[serde(default)]
+    pub keys: Option<PublicKeys>,
 }
 
 /// A service container that the agent found.

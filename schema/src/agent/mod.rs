@@ -66,6 +66,8 @@ pub mod close {
     pub const NODE_DUPLICATE: u16 = 4043;
     /// The grid has 254 nodes already.
     pub const GRID_FULL_NODES: u16 = 4042;
+    /// Another node of the grid has the same public key: make a new one.
+    pub const KEY_TAKEN: u16 = 4030;
     /// The node was removed from its grid.
     pub const NODE_REMOVED: u16 = 4040;
 }

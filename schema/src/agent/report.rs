@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{CommandId, LeaseNumber, NodeId, PlacementId, Revision, ServiceRevision};
+use crate::key::PublicKey;
 use crate::path::Path;
 
 /// What changed on the host since the last report of this connection; the first
@@ -111,4 +112,7 @@ pub struct PeerReport {
     pub path: Path,
     /// Why frames cannot travel on it; none if they can.
     pub unreachable: Option<String>,
+    /// The next key of the peer for which this node is ready.
+    #[serde(default)]
+    pub next_key: Option<PublicKey>,
 }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::PeerReport;
+use crate::key::PublicKey;
 
 /// A host node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub struct Node {
     pub connected_at: Option<String>,
     /// When its last session ended; none while one lasts.
     pub disconnected_at: Option<String>,
+    /// The public key of its sealed paths, in base64.
+    #[serde(default)]
+    pub public_key: Option<PublicKey>,
     /// Its paths to its peers, as it last reported them.
     #[serde(default)]
     pub peers: Vec<PeerReport>,

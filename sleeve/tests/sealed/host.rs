@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use kontena_lab::{Keeper, Place, Switch, underlay};
 use kontena_schema::mac::Mac;
-use kontena_sleeve::{Peer, PublicKey, Settings, Sleeve, StaticSecret, Table};
+use kontena_sleeve::{Holder, Message, Peer, PrivateKey, Settings, Sleeve, Table};
 
 pub const PORT: u16 = 6783;
 pub const VNI: u32 = 7;
@@ -48,14 +48,18 @@ impl Host {
     }
 
     pub fn sleeve_with(&self, vni: u32) -> Sleeve {
+        self.sleeve_that(vni, drop)
+    }
+
+    /// Starts it with somebody who gets the messages of peers.
+    pub fn sleeve_that(&self, vni: u32, inbox: impl Fn(Message) + Send + Sync + 'static) -> Sleeve {
         let settings = Settings {
             device: "kontena-tap".to_owned(),
             port: PORT,
             inner: inner(self.number),
             vni,
         };
-        let key = key(self.number);
-        let sleeve = self.keepers[0].run(move || Sleeve::start(settings, key).unwrap());
+        let sleeve = self.keepers[0].run(move || Sleeve::start(settings, inbox).unwrap());
         self.place.run(&format!(
             "ip link set kontena-tap mtu {MTU} master kontena up"
         ));
@@ -90,22 +94,29 @@ pub fn world(count: u8) -> (Switch, Vec<Host>, Vec<Sleeve>) {
 
 /// What one host knows of all.
 pub fn table(own: u8, all: impl IntoIterator<Item = u8>) -> Table {
-    let mut table = Table::default();
+    let mut table = Table {
+        own: vec![key(own)],
+        ..Table::default()
+    };
     for number in all.into_iter().filter(|number| *number != own) {
-        table.peers.push(Peer {
-            key: PublicKey::from(&key(number)),
-            inner: inner(number),
+        let peer = Peer {
+            current: key(number).public(),
+            next: None,
             endpoint: endpoint(number),
-            sends: true,
-        });
-        table.macs.insert(mac(number), inner(number));
+        };
+        table.peers.insert(inner(number), peer);
+        let holder = Holder {
+            behind: inner(number),
+            address: address(number),
+        };
+        table.holders.insert(mac(number), holder);
         table.floods.insert(inner(number));
     }
     table
 }
 
-pub fn key(number: u8) -> StaticSecret {
-    StaticSecret::from([number; 32])
+pub fn key(number: u8) -> PrivateKey {
+    PrivateKey::from_octets([number; 32])
 }
 
 pub fn endpoint(number: u8) -> SocketAddr {

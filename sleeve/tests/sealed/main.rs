@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod host;
+mod keys;
 mod path;
 mod strangers;
 mod wireguard;

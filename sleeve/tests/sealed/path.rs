@@ -181,7 +181,8 @@ fn a_tunnel_tells_how_it_is() {
     hosts[0].container.must_reach(address(2));
     let status = &sleeves[0].status()[0];
     assert_eq!((status.inner, status.endpoint), (inner(2), endpoint(2)));
-    assert_eq!(status.key, (&key(2)).into());
+    assert_eq!((status.own, status.key), (key(1).public(), key(2).public()));
+    assert!(status.heard.unwrap().as_secs() < 60);
     assert!(status.last_handshake.unwrap().as_secs() < 60);
     assert!(status.sent_bytes > 0 && status.received_bytes > 0);
 }
@@ -206,7 +207,7 @@ fn another_table_changes_whom_frames_go_to() {
     a.container.must_reach(address(2));
     // A MAC that is behind another peer now.
     let mut moved = table(1, 1..=3);
-    moved.macs.insert(mac(3), inner(2));
+    moved.holders.get_mut(&mac(3)).unwrap().behind = inner(2);
     sleeves[0].set_table(&moved);
     assert!(a.container.ping(address(3)).is_err());
 }
@@ -227,10 +228,11 @@ fn a_deleted_device_is_noticed() {
 }
 
 #[test]
-fn a_peer_listed_twice_gets_one_tunnel_and_one_copy() {
+fn two_peers_with_one_key_are_one_peer() {
     let (_switch, hosts, sleeves) = world(2);
     let mut twice = table(1, 1..=2);
-    twice.peers.push(twice.peers[0].clone());
+    twice.peers.insert(inner(3), twice.peers[&inner(2)].clone());
+    twice.floods.insert(inner(3));
     sleeves[0].set_table(&twice);
     assert_eq!(sleeves[0].status().len(), 1);
     hosts[0].container.must_reach(address(2));

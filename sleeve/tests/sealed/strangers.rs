@@ -1,10 +1,11 @@
 //! What others send comes to nothing.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kontena_lab::{Switch, eventually, send, underlay};
+use kontena_schema::mac::Mac;
 use kontena_sleeve::Drops;
 
 use crate::host::{Host, PORT, address, inner, mac, table, world};
@@ -104,6 +105,42 @@ fn a_frame_that_is_not_of_the_peer_that_sealed_it_is_dropped() {
 }
 
 #[test]
+fn arp_that_contradicts_the_table_is_dropped() {
+    let (_switch, hosts, sleeves) = world(3);
+    let [a, b, _] = &hosts[..] else {
+        unreachable!()
+    };
+    a.container.must_reach(address(2));
+    b.container.must_reach(address(1));
+    // The second container says that it has the third's address.
+    let arp = |mac: Mac, ip: Ipv4Addr| {
+        let ethernet = [&[0xff; 6][..], &mac_of(2), &[8, 6]].concat();
+        let says = [0, 1, 8, 0, 6, 4, 0, 1];
+        let ip = ip.octets();
+        [&ethernet[..], &says, &mac.0, &ip, &[0; 6], &ip, &[0; 18]].concat()
+    };
+    for (mac, ip) in [
+        (mac(2), address(3)),
+        (mac(3), address(3)),
+        (mac(9), address(2)),
+    ] {
+        let before = sleeves[0].drops().wrong_arp;
+        send(&b.container, "ethwe", &arp(mac, ip));
+        until(
+            "the message is counted",
+            || sleeves[0].drops(),
+            |drops| drops.wrong_arp - before,
+        );
+    }
+    let known = a.container.run("ip neigh show dev ethwe");
+    assert!(!known.contains(&address(3).to_string()), "{known}");
+}
+
+fn mac_of(number: u8) -> [u8; 6] {
+    mac(number).0
+}
+
+#[test]
 fn another_grid_s_frames_are_dropped_though_the_key_is_known() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
@@ -127,8 +164,9 @@ fn a_peer_may_not_speak_for_another_s_tunnel_address() {
     sleeves[0].set_table(&table(1, 1..=2));
     // The second has the first's key right, but believes in another inner address.
     let mut wrong = table(2, 1..=2);
-    wrong.peers[0].inner = inner(5);
-    wrong.macs.insert(mac(1), inner(5));
+    let peer = wrong.peers.remove(&inner(1)).unwrap();
+    wrong.peers.insert(inner(5), peer);
+    wrong.holders.get_mut(&mac(1)).unwrap().behind = inner(5);
     wrong.floods.insert(inner(5));
     sleeves[1].set_table(&wrong);
     assert!(hosts[1].container.ping(address(1)).is_err());

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Child, Stdio};
 
 use kontena_lab::{Switch, eventually};
-use kontena_sleeve::PublicKey;
+use kontena_schema::key::PublicKey;
 
 use crate::host::{Host, PORT, VNI, address, inner, key, mac, table};
 
@@ -34,8 +34,8 @@ fn wireguard(host: &Host) -> WireGuard {
         WireGuard(program.spawn().expect("wireguard-go is installed"))
     };
     let mut child = start();
-    let private = base64(&key(number).to_bytes());
-    let public = base64(PublicKey::from(&key(1)).as_bytes());
+    let private = PublicKey(key(number).to_octets()).to_string();
+    let public = key(1).public();
     let set = format!(
         "wg set {device} listen-port {PORT} private-key /dev/stdin peer {public} allowed-ips {}/32 endpoint 198.51.100.1:{PORT}",
         inner(1)
@@ -76,18 +76,6 @@ fn wireguard(host: &Host) -> WireGuard {
         place.run(&line);
     }
     child
-}
-
-fn base64(bytes: &[u8; 32]) -> String {
-    use std::process::Command;
-    let mut child = Command::new("base64")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(bytes).unwrap();
-    let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[test]

@@ -18,6 +18,11 @@ pub(crate) enum Command {
         /// Its name
         node: String,
     },
+    /// Asks a node to change the key of its sealed paths
+    RotateKey {
+        /// Its name
+        node: String,
+    },
     /// Removes a node from the grid
     #[command(visible_alias = "remove")]
     Rm {
@@ -42,6 +47,14 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session
                 .out
                 .show(&node, &client.node_show(&grid, &node).await?)?;
+        }
+        Command::RotateKey { node } => {
+            let step = session
+                .out
+                .step(format!("asking node {node} for a new key"));
+            client.node_key_turn(&grid, &node).await?;
+            step.done();
+            session.out.empty();
         }
         Command::Rm { node, force } => {
             confirm(&node, force.force)?;

@@ -1,0 +1,199 @@
+//! The table, as the threads need it: replaced as a whole, looked at per frame.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use boringtun::noise::Tunn;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::x25519;
+use kontena_schema::key::PublicKey;
+use kontena_schema::mac::Mac;
+
+use crate::key::PrivateKey;
+use crate::peer::{KEEPALIVE_S, Tunnel};
+use crate::table::{Holder, Peer, Table};
+
+/// Handshakes a second beyond which a sender must prove its address: a whole grid
+/// that begins at once is below it. Each is counted twice.
+const HANDSHAKES_PER_S: u64 = 1024;
+/// Tunnels are numbered with 24 bits (boringtun).
+const INDEXES: u32 = 1 << 24;
+
+/// What the threads look things up in.
+#[derive(Default)]
+pub(crate) struct View {
+    /// This host's keys; it begins with the first.
+    pub(crate) identities: Vec<Identity>,
+    by_index: HashMap<u32, Arc<Tunnel>>,
+    by_keys: HashMap<Keys, Arc<Tunnel>>,
+    holders: HashMap<Mac, Holder>,
+    routes: HashMap<Ipv4Addr, Route>,
+    floods: Vec<Route>,
+}
+
+/// One of this host's keys.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    pub(crate) private: PrivateKey,
+    pub(crate) public: x25519::PublicKey,
+    pub(crate) limiter: Arc<RateLimiter>,
+}
+
+/// The keys at both ends of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Keys {
+    pub(crate) own: PublicKey,
+    pub(crate) peer: PublicKey,
+}
+
+/// The tunnels to one peer: one, and while a key changes more.
+#[derive(Clone)]
+pub(crate) struct Route {
+    /// The newest keys first.
+    tunnels: Vec<Arc<Tunnel>>,
+}
+
+impl Route {
+    /// The tunnel that a frame takes: the one with the newest keys in which the peer
+    /// was heard, so that a new key is used at its first handshake and not before.
+    pub(crate) fn tunnel(&self) -> Option<&Arc<Tunnel>> {
+        let alone = self.tunnels.len() == 1;
+        let alive = self.tunnels.iter().find(|one| alone || one.is_alive());
+        alive.or_else(|| self.tunnels.iter().find(|one| one.begins()))
+    }
+}
+
+impl Identity {
+    fn new(private: &PrivateKey) -> Self {
+        let public = x25519::PublicKey::from(&private.0);
+        Self {
+            private: private.clone(),
+            public,
+            limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_S)),
+        }
+    }
+
+    fn key(&self) -> PublicKey {
+        PublicKey(self.public.to_bytes())
+    }
+}
+
+impl View {
+    /// The view of a table after `old`, and the tunnels that must begin a handshake.
+    /// A tunnel whose keys and peer stay is kept, with its session.
+    pub(crate) fn next(old: &Self, table: &Table, numbers: &mut u32) -> (Self, Vec<Arc<Tunnel>>) {
+        let mut view = Self::default();
+        for own in &table.own {
+            let key = own.public();
+            let known = old.identities.iter().find(|known| known.key() == key);
+            view.identities
+                .push(known.cloned().unwrap_or_else(|| Identity::new(own)));
+        }
+        let mut greeted = Vec::new();
+        for (&inner, peer) in &table.peers {
+            let tunnels = view.tunnels(old, (inner, peer), numbers, &mut greeted);
+            let route = Route { tunnels };
+            if table.floods.contains(&inner) {
+                view.floods.push(route.clone());
+            }
+            view.routes.insert(inner, route);
+        }
+        view.holders = table.holders.iter().map(|(&mac, &of)| (mac, of)).collect();
+        (view, greeted)
+    }
+
+    fn tunnels(
+        &mut self,
+        old: &Self,
+        (inner, peer): (Ipv4Addr, &Peer),
+        numbers: &mut u32,
+        greeted: &mut Vec<Arc<Tunnel>>,
+    ) -> Vec<Arc<Tunnel>> {
+        let mut tunnels = Vec::new();
+        for (at, identity) in self.identities.clone().iter().enumerate() {
+            for key in peer.next.into_iter().chain([peer.current]) {
+                let own = identity.key();
+                let keys = Keys { own, peer: key };
+                // Two tunnels with the same keys would take each other's sessions.
+                if own == key || self.by_keys.contains_key(&keys) {
+                    continue;
+                }
+                let kept = old.by_keys.get(&keys).filter(|kept| kept.inner == inner);
+                let tunnel = kept.cloned().unwrap_or_else(|| {
+                    let index = self.free_index(old, numbers);
+                    let tunn = tunn(identity, key, index);
+                    Arc::new(Tunnel::new(keys, (inner, peer.endpoint), (index, tunn)))
+                });
+                let begins = at == 0 && key == peer.current;
+                if tunnel.set(peer.endpoint, begins) {
+                    greeted.push(Arc::clone(&tunnel));
+                }
+                self.by_index.insert(tunnel.index, Arc::clone(&tunnel));
+                self.by_keys.insert(keys, Arc::clone(&tunnel));
+                tunnels.push(tunnel);
+            }
+        }
+        tunnels
+    }
+
+    /// A number that no tunnel has, so that a late packet meets no other tunnel.
+    fn free_index(&self, old: &Self, next: &mut u32) -> u32 {
+        loop {
+            let index = *next;
+            *next = (index + 1) % INDEXES;
+            if !old.by_index.contains_key(&index) && !self.by_index.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    pub(crate) fn by_index(&self, index: u32) -> Option<&Arc<Tunnel>> {
+        self.by_index.get(&index)
+    }
+
+    pub(crate) fn by_keys(&self, keys: Keys) -> Option<&Arc<Tunnel>> {
+        self.by_keys.get(&keys)
+    }
+
+    pub(crate) fn tunnels_all(&self) -> impl Iterator<Item = &Arc<Tunnel>> {
+        self.by_index.values()
+    }
+
+    /// The way to each peer.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values()
+    }
+
+    /// The way to one peer.
+    pub(crate) fn route(&self, inner: Ipv4Addr) -> Option<&Route> {
+        self.routes.get(&inner)
+    }
+
+    /// Who has a MAC.
+    pub(crate) fn holder(&self, mac: Mac) -> Option<Holder> {
+        self.holders.get(&mac).copied()
+    }
+
+    /// The ways that a frame for this MAC takes.
+    pub(crate) fn targets(&self, mac: Mac) -> &[Route] {
+        const FOR_MANY: u8 = 1;
+        if mac.0[0] & FOR_MANY != 0 {
+            return &self.floods;
+        }
+        let holder = self.holders.get(&mac);
+        let route = holder.and_then(|holder| self.routes.get(&holder.behind));
+        route.map_or(&[], std::slice::from_ref)
+    }
+}
+
+fn tunn(identity: &Identity, peer: PublicKey, index: u32) -> Tunn {
+    Tunn::new(
+        identity.private.0.clone(),
+        peer.0.into(),
+        None,
+        Some(KEEPALIVE_S),
+        index,
+        Some(Arc::clone(&identity.limiter)),
+    )
+}
