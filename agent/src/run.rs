@@ -125,6 +125,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     };
     let slots = Slots {
         directory,
+        keys: host_keys,
         doubts,
         zone: zone_in,
         host: host_in,

@@ -1,6 +1,7 @@
 //! Every bound that two processes or two modules share, each with its reason.
 //! Bounds of one module alone stand beside the code that they bound.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Longest DNS label (RFC 1035 section 2.3.4).

@@ -8,6 +8,9 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::ids::NodeId;
 
 /// What a path depends on at one of its ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +60,22 @@ pub fn path(a: &Site, b: &Site, trusted_subnets: &[Ipv4Network]) -> Path {
         (Some(to), _) => Path::Sealed { to },
         (None, _) => Path::Unknown,
     }
+}
+
+/// What a path between two nodes depends on, as a number: two agents whose numbers
+/// agree compute the same path. It is the same from both ends.
+pub fn agreement(
+    (a, site_a): (NodeId, &Site),
+    (b, site_b): (NodeId, &Site),
+    trusted_subnets: &[Ipv4Network],
+) -> u64 {
+    let mut ends = [(a, site_a), (b, site_b)];
+    ends.sort_by_key(|(id, _)| *id);
+    let mut trusted = trusted_subnets.to_vec();
+    trusted.sort();
+    let text = serde_json::to_vec(&(ends, trusted)).expect("sites and networks are plain JSON");
+    let [h, g, f, e, d, c, b, a, ..] = <[u8; 32]>::from(Sha256::digest(text));
+    u64::from_be_bytes([h, g, f, e, d, c, b, a])
 }
 
 #[cfg(test)]
@@ -118,5 +137,25 @@ mod tests {
         let hidden = site("us", None, Some([10, 1, 0, 4]));
         assert_eq!(path(&a, &hidden, &[]), Path::Unknown);
         assert!(matches!(path(&hidden, &a, &[]), Path::Sealed { .. }));
+    }
+
+    #[test]
+    fn two_ends_agree_exactly_when_they_know_the_same() {
+        let trusted: [Ipv4Network; 2] = ["10.1.0.0/16", "10.2.0.0/16"].map(|n| n.parse().unwrap());
+        let a = site("fi", None, Some([10, 1, 0, 1]));
+        let b = site("fi", None, Some([10, 1, 0, 2]));
+        let moved = site("us", None, Some([10, 1, 0, 2]));
+        let (one, two) = (NodeId(1), NodeId(2));
+        let here = agreement((one, &a), (two, &b), &trusted);
+        let turned = [trusted[1], trusted[0]];
+        assert_eq!(here, agreement((two, &b), (one, &a), &turned));
+        for other in [
+            agreement((one, &a), (two, &b), &trusted[..1]),
+            agreement((one, &a), (two, &moved), &trusted),
+            agreement((one, &b), (two, &a), &trusted),
+            agreement((one, &a), (NodeId(3), &b), &trusted),
+        ] {
+            assert_ne!(here, other);
+        }
     }
 }

@@ -186,7 +186,7 @@ impl Work<'_> {
         };
         // It was sealed by the peer: there it is. Who begins a handshake may only
         // repeat what the peer said once.
-        state.endpoint = from;
+        state.endpoint = Some(from);
         if matches!(kind, Some(RESPONSE | DATA)) {
             tunnel.hear();
         }

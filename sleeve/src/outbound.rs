@@ -113,7 +113,10 @@ impl Work<'_> {
         };
         let endpoint = state.endpoint;
         drop(state);
-        let lost = self.burst.add(&shared.socket, endpoint, sealed);
+        let lost = match endpoint {
+            Some(endpoint) => self.burst.add(&shared.socket, endpoint, sealed),
+            None => 1,
+        };
         shared.not_sent(lost);
     }
 

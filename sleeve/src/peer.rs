@@ -36,15 +36,15 @@ pub(crate) struct Tunnel {
 pub(crate) struct State {
     pub(crate) tunn: Tunn,
     /// Where it was last heard from, or is to be found.
-    pub(crate) endpoint: SocketAddr,
+    pub(crate) endpoint: Option<SocketAddr>,
     /// Where the table said last that it is to be found.
-    named: SocketAddr,
+    named: Option<SocketAddr>,
 }
 
 impl State {
     /// Goes back to where the table says that the peer is.
     pub(crate) fn forget_endpoint(&mut self) {
-        self.endpoint = self.named;
+        self.endpoint = self.named.or(self.endpoint);
     }
 }
 
@@ -58,7 +58,7 @@ pub struct PeerStatus {
     /// This host's key that is in use.
     pub own: PublicKey,
     /// Where it was last heard from, or is to be found.
-    pub endpoint: SocketAddr,
+    pub endpoint: Option<SocketAddr>,
     /// How long ago the last handshake was completed.
     pub last_handshake: Option<Duration>,
     /// How long ago anything sealed came from it.
@@ -74,7 +74,7 @@ pub struct PeerStatus {
 impl Tunnel {
     pub(crate) fn new(
         keys: Keys,
-        (inner, endpoint): (Ipv4Addr, SocketAddr),
+        (inner, endpoint): (Ipv4Addr, Option<SocketAddr>),
         (index, tunn): (u32, Tunn),
     ) -> Self {
         let state = Mutex::new(State {
@@ -100,13 +100,14 @@ impl Tunnel {
 
     /// Takes what the table says; whether a handshake is to begin for it, because the
     /// table names another endpoint than before, or did not let this side begin.
-    pub(crate) fn set(&self, endpoint: SocketAddr, begins: bool) -> bool {
+    pub(crate) fn set(&self, endpoint: Option<SocketAddr>, begins: bool) -> bool {
         let began = self.begins.swap(begins, Ordering::Relaxed);
         let mut state = self.lock();
         let renamed = state.named != endpoint;
         if renamed {
             state.named = endpoint;
-            state.endpoint = endpoint;
+            // Where it was heard is better than nothing.
+            state.endpoint = endpoint.or(state.endpoint);
         }
         begins && (renamed || !began)
     }

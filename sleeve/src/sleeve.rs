@@ -177,8 +177,8 @@ impl Sleeve {
         let mut sealed = vec![0; packet.len() + message::SEAL];
         let mut state = tunnel.lock();
         let endpoint = state.endpoint;
-        match state.tunn.encapsulate(&packet, &mut sealed) {
-            TunnResult::WriteToNetwork(sealed) => {
+        match (state.tunn.encapsulate(&packet, &mut sealed), endpoint) {
+            (TunnResult::WriteToNetwork(sealed), Some(endpoint)) => {
                 self.shared.socket.send_now(sealed, endpoint).is_ok()
             }
             _ => false,
@@ -194,6 +194,12 @@ impl Sleeve {
             .collect();
         all.sort_by_key(|status| status.inner);
         all
+    }
+
+    /// How the way to one peer is.
+    pub fn status_of(&self, inner: Ipv4Addr) -> Option<PeerStatus> {
+        let view = self.shared.view();
+        Some(view.route(inner)?.tunnel()?.status())
     }
 
     /// Whether frames are carried. If not, only a new sleeve helps: the device was
@@ -270,7 +276,9 @@ impl Shared {
     fn greet(&self, tunnel: &Tunnel) {
         let mut buffer = [0; TIMED];
         let mut state = tunnel.lock();
-        let endpoint = state.endpoint;
+        let Some(endpoint) = state.endpoint else {
+            return;
+        };
         let greeting = state.tunn.format_handshake_initiation(&mut buffer, true);
         if let TunnResult::WriteToNetwork(packet) = greeting {
             self.send(packet, endpoint);
@@ -321,7 +329,9 @@ fn keep_time(shared: &Shared) {
             if lost {
                 state.forget_endpoint();
             }
-            let endpoint = state.endpoint;
+            let Some(endpoint) = state.endpoint else {
+                continue;
+            };
             if lost && tunnel.begins() {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }

@@ -15,8 +15,9 @@ pub struct Peer {
     pub current: PublicKey,
     /// The key that it will use next, if it said so.
     pub next: Option<PublicKey>,
-    /// Where it is to be found. It may move, as WireGuard has it.
-    pub endpoint: SocketAddr,
+    /// Where it is to be found; without, only it can begin. It may move, as WireGuard
+    /// has it.
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// Who has a MAC.

@@ -22,21 +22,24 @@ use super::error::Cause;
 use super::fdb::{self, UNKNOWN_MACS};
 use super::intent::Attachment;
 use super::netlink::{MULTICAST, Namespace, Netlink, Put};
-use super::state::{BridgeSettings, PortSettings};
+use super::paths::Paths;
+use super::state::{BridgeSettings, PortSettings, SleeveIdentity};
 use super::step::{Link, Step};
 use super::{filter, forwarding, guard};
 
 /// Executes the steps of one pass.
 pub(crate) struct Hands<'a> {
     netlink: &'a Netlink,
+    paths: &'a Paths,
     /// The interface indexes that were looked up in this pass.
     indexes: BTreeMap<Link, u32>,
 }
 
 impl<'a> Hands<'a> {
-    pub(crate) fn new(netlink: &'a Netlink) -> Self {
+    pub(crate) fn new(netlink: &'a Netlink, paths: &'a Paths) -> Self {
         Self {
             netlink,
+            paths,
             indexes: BTreeMap::new(),
         }
     }
@@ -60,6 +63,17 @@ impl<'a> Hands<'a> {
             Step::RemoveAddress(address) => self.remove_address(*address).await,
             Step::CreateTunnel { vni, mtu } => self.create_tunnel(*vni, *mtu).await,
             Step::SetTunnel(port) => self.set_port(Link::Tunnel, *port).await,
+            Step::StartSleeve(identity) => self.start_sleeve(*identity),
+            Step::StopSleeve => {
+                self.indexes.remove(&Link::Tap);
+                self.paths.stop_sleeve();
+                Ok(())
+            }
+            Step::SetTap(port) => self.set_port(Link::Tap, *port).await,
+            Step::SetTable(table) => {
+                self.paths.set_table(table);
+                Ok(())
+            }
             Step::DeleteLink(link) => self.delete_link(*link).await,
             Step::Attach { placement, to, mtu } => self.attach(*placement, to, *mtu).await,
             Step::SetHostEnd {
@@ -94,12 +108,12 @@ impl<'a> Hands<'a> {
                 Some(Put::Append),
             ),
             Step::DeleteFlood(to) => (self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?, None),
-            Step::SetBridgeEntry(mac) => (
-                fdb::port_entry(self.index(Link::Tunnel).await?, mac),
+            Step::SetBridgeEntry(mac, port) => (
+                fdb::port_entry(self.index(port.link()).await?, mac),
                 Some(Put::Replace),
             ),
-            Step::DeleteBridgeEntry(mac) => {
-                (fdb::port_entry(self.index(Link::Tunnel).await?, mac), None)
+            Step::DeleteBridgeEntry(mac, port) => {
+                (fdb::port_entry(self.index(port.link()).await?, mac), None)
             }
             _ => unreachable!("{step} is no entry of a table"),
         };
@@ -206,6 +220,11 @@ impl<'a> Hands<'a> {
         links.set_port(flags).execute().await?;
         no_ipv6_address(self.netlink, index).await?;
         set_link(self.netlink, index, port.mtu).await
+    }
+
+    fn start_sleeve(&mut self, identity: SleeveIdentity) -> Result<(), Cause> {
+        self.indexes.remove(&Link::Tap);
+        Ok(self.paths.start_sleeve(identity)?)
     }
 
     async fn delete_link(&mut self, link: Link) -> Result<(), Cause> {

@@ -68,6 +68,9 @@ pub enum Cause {
         /// The last of what it said.
         message: String,
     },
+    /// The sealed path cannot be started.
+    #[error(transparent)]
+    Sleeve(#[from] kontena_sleeve::SleeveError),
     /// An interface that was to be changed does not exist.
     #[error("there is no interface {0}")]
     NoInterface(String),

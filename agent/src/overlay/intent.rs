@@ -1,21 +1,27 @@
 //! What the overlay of this host is to look like.
 //!
-//! Everything here is derived from the grid's directory and from the containers
-//! that run on this host; nothing from the kernel. Which peer may get frames at
-//! all is decided in one place, [`OverlayIntent::reach`]: whoever is not fast
-//! gets neither an FDB entry nor a neighbour nor a place in the filter.
+//! Everything here is derived from the grid's directory, from the containers that
+//! run on this host and from what is known of the pairs; nothing from the kernel.
+//! How a peer gets frames, and whether it does at all, is decided in one place,
+//! [`OverlayIntent::reach`]: only who is fast has an FDB entry of the tunnel, only
+//! who may be has a place in the filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::agent::PeerReport;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{NodeId, PlacementId};
-use kontena_schema::limits::OVERLAY_MTU;
+use kontena_schema::key::PublicKeys;
+use kontena_schema::limits::{OVERLAY_MTU, WIREGUARD_PORT};
 use kontena_schema::mac::Mac;
-use kontena_schema::path::{Path, path};
+use kontena_schema::path::{Path, agreement, path, peer_address};
+use kontena_sleeve::{PrivateKey, Table};
+
+use super::pair::{Clear, Ends, PairState, Wanted};
+use super::paths::PairStates;
 
 /// Everything that decides how this host's overlay looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct OverlayIntent {
     pub peers: BTreeMap<NodeId, PeerIntent>,
     /// The endpoints on other nodes.
     pub endpoints: Vec<RemoteEndpoint>,
+    /// This host's keys for sealed paths; it begins with the first.
+    pub keys: Vec<PrivateKey>,
     /// The containers of this host that are to have an `ethwe`. It is complete:
     /// what is not in it loses its interface.
     pub attachments: BTreeMap<PlacementId, Attachment>,
@@ -44,6 +52,8 @@ pub struct OwnNode {
     pub address: Ipv4Addr,
     /// The MAC of its bridge.
     pub mac: Mac,
+    /// Its address inside sealed paths.
+    pub inner: Ipv4Addr,
     /// Its addresses on the underlay; a peer at one of them is this host under
     /// a former id, and gets no frames.
     pub underlay: BTreeSet<Ipv4Addr>,
@@ -54,8 +64,20 @@ pub struct OwnNode {
 pub struct PeerIntent {
     /// Its overlay address.
     pub overlay_address: Ipv4Addr,
-    /// How it is reached.
+    /// Its address inside sealed paths.
+    pub inner: Ipv4Addr,
+    /// Its keys; without them nothing reaches it.
+    pub keys: Option<PublicKeys>,
+    /// How it is to be reached.
     pub path: Path,
+    /// What path it takes depends on, as a number.
+    pub agreement: u64,
+    /// The address at which it reaches this node.
+    pub back: Option<Ipv4Addr>,
+    /// Where it may be found, the right address first.
+    pub places: Vec<Ipv4Addr>,
+    /// What is known of the pair.
+    pub state: PairState,
 }
 
 /// A container on another node.
@@ -82,32 +104,48 @@ pub struct Attachment {
     pub mac: Mac,
 }
 
-/// Whether frames may be sent to a peer.
+/// How frames may be sent to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// In clear, to this underlay address.
     Fast(Ipv4Addr),
+    /// Sealed; clear ones are taken from this underlay address.
+    Accepting(Ipv4Addr),
+    /// Sealed.
+    Sealed,
     /// Not at all, and why.
     None(String),
 }
 
+/// What an intent has besides the directory.
+#[derive(Clone, Debug, Default)]
+pub struct OwnState {
+    /// The containers of this host that are to have an `ethwe`.
+    pub attachments: BTreeMap<PlacementId, Attachment>,
+    /// This host's keys.
+    pub keys: Vec<PrivateKey>,
+    /// What is known of the pairs.
+    pub pairs: PairStates,
+}
+
 impl OverlayIntent {
-    /// What the directory and the running containers ask for on node `own`.
+    /// What the directory and this host's state ask for on node `own`.
     pub fn from_directory<'a>(
         grid: &GridSettings,
         own: &NodeEntry,
         nodes: impl IntoIterator<Item = &'a NodeEntry>,
         endpoints: impl IntoIterator<Item = &'a Endpoint>,
-        attachments: BTreeMap<PlacementId, Attachment>,
+        state: OwnState,
     ) -> Self {
-        let peer = |node: &NodeEntry| PeerIntent {
-            overlay_address: node.address,
-            path: path(&own.site, &node.site, &grid.trusted_subnets),
-        };
         let remote = |e: &Endpoint| RemoteEndpoint {
             address: e.address,
             mac: e.mac(),
             node: e.node,
+        };
+        let peers = nodes.into_iter().filter(|node| node.id != own.id);
+        let peer = |node: &NodeEntry| {
+            let state = state.pairs.get(&node.id).copied().unwrap_or_default();
+            (node.id, PeerIntent::of(grid, own, node, state))
         };
         Self {
             vni: grid.vni,
@@ -115,53 +153,121 @@ impl OverlayIntent {
             own: OwnNode {
                 address: own.address,
                 mac: Mac::of_node(own.address),
+                inner: own.number.inner_address(),
                 underlay: [own.site.public_ip, own.site.private_ip]
                     .into_iter()
                     .flatten()
                     .collect(),
             },
             mtu: OVERLAY_MTU,
-            peers: nodes
-                .into_iter()
-                .filter(|node| node.id != own.id)
-                .map(|node| (node.id, peer(node)))
-                .collect(),
+            peers: peers.map(peer).collect(),
             endpoints: endpoints
                 .into_iter()
                 .filter(|e| e.node != own.id)
                 .map(remote)
                 .collect(),
-            attachments,
+            keys: state.keys,
+            attachments: state.attachments,
         }
     }
 
-    /// Whether frames may be sent to this peer.
+    /// How frames may be sent to this peer.
     pub(crate) fn reach(&self, peer: &PeerIntent) -> Reach {
-        match peer.path {
-            Path::Fast { to } if self.own.underlay.contains(&to) => {
-                Reach::None(format!("its address {to} is this node's own"))
-            }
-            Path::Fast { to } => Reach::Fast(to),
-            Path::Sealed { to } => Reach::None(format!(
-                "no sealed path to {} yet: its address {to} is outside the grid's trusted subnets",
-                peer.overlay_address
-            )),
-            Path::Unknown => Reach::None("its address on the underlay is not known".to_owned()),
+        let own = |address: &Ipv4Addr| self.own.underlay.contains(address);
+        if let Some(same) = peer.places.first().filter(|place| own(place)) {
+            return Reach::None(format!("its address {same} is this node's own"));
+        }
+        if peer.keys.is_none() {
+            return Reach::None("its key is not known".to_owned());
+        }
+        match (peer.path, peer.state.clear) {
+            (Path::Fast { to }, Clear::Send) => Reach::Fast(to),
+            (Path::Fast { to }, Clear::Accept) => Reach::Accepting(to),
+            _ => Reach::Sealed,
         }
     }
 
-    /// What is to be told of each peer.
-    pub fn peer_reports(&self) -> Vec<PeerReport> {
-        let report = |(&node, peer): (&NodeId, &PeerIntent)| PeerReport {
-            node,
-            path: peer.path,
-            unreachable: match self.reach(peer) {
-                Reach::Fast(_) => None,
-                Reach::None(why) => Some(why),
-            },
-            next_key: None,
+    /// What a pair with this peer is to be; none without a way to it.
+    pub(crate) fn wanted(&self, peer: &PeerIntent) -> Option<Wanted> {
+        if matches!(self.reach(peer), Reach::None(_)) {
+            return None;
+        }
+        let fast = match (peer.path, peer.back) {
+            (Path::Fast { to }, Some(own)) => Some(Ends { peer: to, own }),
+            _ => None,
+        };
+        Some(Wanted {
+            inner: peer.inner,
+            agreement: peer.agreement,
+            fast,
+            places: peer.places.clone(),
+        })
+    }
+
+    /// What is to be told of each peer; `ready` is where the sealed path knows the
+    /// peers' keys.
+    pub(crate) fn peer_reports(&self, ready: Option<&Table>) -> Vec<PeerReport> {
+        let report = |(&node, peer): (&NodeId, &PeerIntent)| {
+            let next = peer.keys.and_then(|keys| keys.next);
+            let known = ready.and_then(|table| table.peers.get(&peer.inner)?.next);
+            let (path, unreachable) = self.seen(peer);
+            PeerReport {
+                node,
+                path,
+                unreachable,
+                next_key: next.filter(|next| Some(*next) == known),
+            }
         };
         self.peers.iter().map(report).collect()
+    }
+
+    /// The path that frames take, and why they do not arrive.
+    fn seen(&self, peer: &PeerIntent) -> (Path, Option<String>) {
+        let heard_at = match peer.state.heard_at {
+            Some(SocketAddr::V4(at)) => Some(*at.ip()),
+            _ => None,
+        };
+        let place = peer.state.place.or(peer.places.first().copied());
+        let sealed = heard_at
+            .or(place)
+            .map_or(Path::Unknown, |to| Path::Sealed { to });
+        match self.reach(peer) {
+            Reach::None(why) => (peer.path, Some(why)),
+            Reach::Fast(to) => (Path::Fast { to }, None),
+            Reach::Accepting(_) | Reach::Sealed if peer.state.alive => (sealed, None),
+            Reach::Accepting(_) | Reach::Sealed => {
+                let why = match place {
+                    Some(at) => format!("no handshake with {at} at UDP port {WIREGUARD_PORT}"),
+                    None => "its address on the underlay is not known".to_owned(),
+                };
+                (sealed, Some(why))
+            }
+        }
+    }
+}
+
+impl PeerIntent {
+    fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry, state: PairState) -> Self {
+        let trusted = &grid.trusted_subnets;
+        let right = peer_address(&own.site, &node.site);
+        // Where it is not found at the right address, it may be at its other one.
+        let others = [node.site.private_ip, node.site.public_ip];
+        // Hosts behind one address translator have the same public address.
+        let own_ips = [own.site.private_ip, own.site.public_ip];
+        let others = others
+            .into_iter()
+            .flatten()
+            .filter(|ip| Some(*ip) != right && !own_ips.contains(&Some(*ip)));
+        Self {
+            overlay_address: node.address,
+            inner: node.number.inner_address(),
+            keys: node.keys,
+            path: path(&own.site, &node.site, trusted),
+            agreement: agreement((own.id, &own.site), (node.id, &node.site), trusted),
+            back: peer_address(&node.site, &own.site),
+            places: right.into_iter().chain(others).collect(),
+            state,
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The data plane of this host: the bridge, the tunnel and the containers'
-//! interfaces.
+//! The data plane of this host: the bridge, the tunnel, the sealed path and the
+//! containers' interfaces.
 //!
 //! [`OverlayIntent`] says what is to be, `observe` reads what the kernel has,
 //! `plan` is the pure difference of the two, and `apply` executes one step of
@@ -7,19 +7,24 @@
 //! adopts what is right and changes only what differs. Only what is told of a
 //! container that cannot be seen now is what was last seen of it.
 //!
-//! Invariants: no frame leaves for a peer that is not fast, and none comes from
+//! Frames to other hosts leave sealed, through the sleeve; to those that the pair's
+//! state machine (`pair`) finds worth it they leave in clear, through the tunnel. The
+//! pairs are kept up by `paths`, also while nobody reconciles.
+//!
+//! Invariants: no clear frame leaves for a peer that is not fast, and none comes from
 //! whom the directory does not have; the packet filter is there before the tunnel
 //! is, and the tunnel's guard before it is up, and both go after it; what has no
 //! reason in the intent has no veth, FDB entry or neighbour.
 //!
-//! Absent on purpose: learning from frames (the directory is the authority),
-//! and the sealed path.
+//! Absent on purpose: learning from frames (the directory is the authority).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kontena_schema::agent::PeerReport;
-use kontena_schema::ids::PlacementId;
-use tokio::sync::Mutex;
+use kontena_schema::ids::{NodeId, PlacementId};
+use kontena_sleeve::Drops;
+use tokio::sync::{Mutex, watch};
 
 mod announce;
 mod apply;
@@ -32,23 +37,33 @@ mod intent;
 mod netlink;
 mod nft;
 mod observe;
+mod pair;
+mod paths;
 mod plan;
+mod probe;
 mod program;
 mod state;
 mod step;
 
 pub use error::{Cause, OverlayError};
-pub use intent::{Attachment, OverlayIntent, OwnNode, PeerIntent, RemoteEndpoint};
+pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
+pub use pair::{Clear, PairState};
+pub use paths::{Health, PairStates};
 
 use apply::Hands;
+use intent::Reach;
 use netlink::{Namespace, Netlink};
 use observe::observe;
+use paths::Paths;
+use state::{FilterState, Observed};
 use step::Step;
 
 /// The name of the bridge that carries the overlay.
 pub const BRIDGE: &str = "kontena";
 /// The name of the VXLAN device.
 pub const TUNNEL: &str = "kontena-vx";
+/// The name of the sealed path's device.
+pub const TAP: &str = "kontena-tap";
 /// The name of a container's overlay interface.
 pub const CONTAINER_INTERFACE: &str = "ethwe";
 
@@ -58,6 +73,7 @@ pub const CONTAINER_INTERFACE: &str = "ethwe";
 pub struct Overlay {
     netlink: Netlink,
     namespace: Namespace,
+    paths: Paths,
     /// What the last pass left attached. Two passes at once would each undo what
     /// the other does.
     one_pass: Mutex<BTreeMap<PlacementId, Attachment>>,
@@ -92,8 +108,25 @@ impl Overlay {
         Ok(Self {
             netlink,
             namespace,
+            paths: Paths::new(),
             one_pass: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// What is known of the pairs of this node, for the intent: it must be reconciled
+    /// again when that changes.
+    pub fn pairs(&self) -> watch::Receiver<PairStates> {
+        self.paths.states()
+    }
+
+    /// How the way to each peer is.
+    pub fn health(&self) -> BTreeMap<NodeId, Health> {
+        self.paths.health()
+    }
+
+    /// What the sealed path dropped since its start, if it works.
+    pub fn sealed_drops(&self) -> Option<Drops> {
+        self.paths.drops()
     }
 
     /// Makes the host agree with `intent`. It goes on after an error and tells
@@ -101,10 +134,11 @@ impl Overlay {
     pub async fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
         let mut before = self.one_pass.lock().await;
         let mut report = OverlayReport {
-            peers: intent.peer_reports(),
+            peers: intent.peer_reports(None),
             ..Default::default()
         };
-        let observed = observe(&self.netlink, &self.namespace, &intent.attachments).await;
+        let seen = (&self.netlink, &self.paths, &self.namespace);
+        let observed = observe(seen, &intent.attachments).await;
         let (observed, unseen) = match observed {
             Ok(seen) => seen,
             Err(error) => {
@@ -127,8 +161,27 @@ impl Overlay {
             let keeps = same && !unseen.error.is_lasting();
             report.failed(id.filter(|_| !keeps), unseen.error);
         }
-        self.apply(&plan::plan(intent, &observed), &mut report)
-            .await;
+        let adopted = self.adopted(intent, &observed);
+        let wanted = |(&node, peer): (&NodeId, &PeerIntent)| Some((node, intent.wanted(peer)?));
+        // First of all, so that peers stop sending in clear what is not taken soon.
+        let wanted = intent.peers.iter().filter_map(wanted).collect();
+        self.paths.want(wanted, &adopted);
+        let mut intent = Cow::Borrowed(intent);
+        for (node, &clear) in &adopted {
+            if let Some(peer) = intent.to_mut().peers.get_mut(node) {
+                peer.state.clear = clear;
+            }
+        }
+        let steps = plan::plan(&intent, &observed);
+        let guarded = self.apply(&steps, &mut report).await;
+        let accepted = |(&node, peer): (&NodeId, &PeerIntent)| {
+            let accepted = matches!(intent.reach(peer), Reach::Fast(_) | Reach::Accepting(_));
+            (accepted && guarded).then_some(node)
+        };
+        let accepted = intent.peers.iter().filter_map(accepted).collect();
+        self.paths.set_accepted(&accepted);
+        let ready = self.paths.sleeve().map(|sleeve| sleeve.table);
+        report.peers = intent.peer_reports(ready.as_ref());
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
         *before = intent.attachments.clone();
         before.retain(|id, _| attached(id));
@@ -141,7 +194,9 @@ impl Overlay {
         let mut before = self.one_pass.lock().await;
         before.clear();
         let mut report = OverlayReport::default();
-        match observe(&self.netlink, &self.namespace, &BTreeMap::new()).await {
+        let seen = (&self.netlink, &self.paths, &self.namespace);
+        self.paths.want(BTreeMap::new(), &BTreeMap::new());
+        match observe(seen, &BTreeMap::new()).await {
             Ok((observed, unseen)) => {
                 report
                     .errors
@@ -154,8 +209,29 @@ impl Overlay {
         report.errors
     }
 
-    async fn apply(&self, steps: &[Step], report: &mut OverlayReport) {
-        let mut hands = Hands::new(&self.netlink);
+    /// The pairs that a former run of the agent left clear, as far as this run knows
+    /// nothing of them yet.
+    fn adopted(&self, intent: &OverlayIntent, observed: &Observed) -> BTreeMap<NodeId, Clear> {
+        let (FilterState::Sound(accepted), Some(tunnel)) = (&observed.filter, &observed.tunnel)
+        else {
+            return BTreeMap::new();
+        };
+        let left = |(&node, peer): (&NodeId, &PeerIntent)| {
+            let to = intent.wanted(peer)?.fast?.peer;
+            let new = accepted.contains(&to) && !self.paths.knows(node);
+            let clear = if tunnel.floods.contains(&to) {
+                Clear::Send
+            } else {
+                Clear::Accept
+            };
+            new.then_some((node, clear))
+        };
+        intent.peers.iter().filter_map(left).collect()
+    }
+
+    /// Executes steps; whether those that guard paths all succeeded.
+    async fn apply(&self, steps: &[Step], report: &mut OverlayReport) -> bool {
+        let mut hands = Hands::new(&self.netlink, &self.paths);
         let mut failures = Failures::default();
         for step in steps {
             if failures.forbid(step) {
@@ -181,6 +257,7 @@ impl Overlay {
                 steps: failures.forbidden,
             });
         }
+        !failures.guard
     }
 }
 

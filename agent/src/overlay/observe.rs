@@ -16,8 +16,10 @@ use super::error::{Cause, OverlayError};
 use super::fdb::{self, Tables};
 use super::intent::Attachment;
 use super::netlink::{MULTICAST, Namespace, Netlink, name_of};
+use super::paths::Paths;
 use super::state::{
-    Bridge, BridgeSettings, ContainerEnd, HostEnd, Observed, PortSettings, Tunnel, TunnelIdentity,
+    Bridge, BridgeSettings, ContainerEnd, HostEnd, Observed, Port, PortSettings, RemoteEntry,
+    Tunnel, TunnelIdentity,
 };
 use super::step::Link;
 use super::{CONTAINER_INTERFACE, filter, forwarding, guard};
@@ -25,8 +27,7 @@ use super::{CONTAINER_INTERFACE, filter, forwarding, guard};
 /// Reads everything that a plan for these attachments depends on. What hinders
 /// only a part of it is told beside the rest.
 pub(crate) async fn observe(
-    netlink: &Netlink,
-    own_namespace: &Namespace,
+    (netlink, paths, own_namespace): (&Netlink, &Paths, &Namespace),
     attachments: &BTreeMap<PlacementId, Attachment>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
@@ -53,6 +54,8 @@ pub(crate) async fn observe(
         .map_err(failed("the overlay"))?;
     let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
     let host_ends = links.host_ends();
+    let tap = links.by_link.get(&Link::Tap).map(|link| links.port(link));
+    let remote = links.remote();
     let forwarding = forwarding.ok();
     Ok((
         Observed {
@@ -61,6 +64,9 @@ pub(crate) async fn observe(
             forwarding,
             bridge,
             tunnel,
+            sleeve: paths.sleeve(),
+            tap,
+            remote,
             host_ends,
             containers,
         },
@@ -129,8 +135,18 @@ impl Links {
             port: self.port(link),
             entries,
             floods,
-            bridge_entries: self.tables.of_port(link.header.index),
         })
+    }
+
+    /// The bridge's entries for other hosts, at whichever port.
+    fn remote(&self) -> BTreeMap<Mac, RemoteEntry> {
+        let of = |port: Port| {
+            let index = self.index(port.link());
+            let entries = index.map(|index| self.tables.of_port(index));
+            let entries = entries.unwrap_or_default().into_iter();
+            entries.map(move |(mac, pinned)| (mac, RemoteEntry { port, pinned }))
+        };
+        of(Port::Tunnel).chain(of(Port::Tap)).collect()
     }
 
     fn host_ends(&self) -> BTreeMap<PlacementId, HostEnd> {

@@ -1,65 +1,113 @@
 //! The difference between what is to be and what is, as ordered steps.
 //!
-//! The order is the point. The filter comes before the tunnel, the guard
-//! before the tunnel is up; what is wrong is
-//! removed before anything new uses the same address or MAC; a path gets its
-//! new target before it loses the old one; a peer that is no longer fast loses
-//! its entries before the filter closes behind it; containers come last, when
-//! all that they may want to reach can be reached.
+//! The order is the point. The filter comes before the tunnel, the guard before the
+//! tunnel is up; what is wrong is removed before anything new uses the same address
+//! or MAC; containers come last, when all that they may want to reach can be
+//! reached. A peer that changes between sealed and clear has its new path before it
+//! loses the old one: the way for everybody's frames first, then the MACs one by
+//! one, then the old way ends, and the filter closes behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
-use kontena_schema::ids::PlacementId;
-use kontena_schema::limits::VXLAN_PORT;
+use kontena_schema::ids::{NodeId, PlacementId};
+use kontena_schema::limits::{VXLAN_PORT, WIREGUARD_PORT};
 use kontena_schema::mac::Mac;
+use kontena_sleeve::{Holder, Peer, Table};
 
-use super::intent::{Attachment, OverlayIntent, Reach};
+use super::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
 use super::state::{
     Bridge, BridgeSettings, ContainerEnd, FilterState, Forwarding, GuardState, HostEnd, Observed,
-    PortSettings, Tunnel, TunnelIdentity,
+    Port, PortSettings, RemoteEntry, SleeveIdentity, SleeveState, Tunnel, TunnelIdentity,
 };
 use super::step::{Link, Step};
 
-/// What the tables of bridge and tunnel are to hold.
+/// What the tables of bridge, tunnel and sealed path are to hold.
 struct Entries {
-    /// The underlay addresses of fast peers.
+    /// The underlay addresses of peers whose clear packets are taken.
+    accepted: BTreeSet<Ipv4Addr>,
+    /// Those of peers that get clear packets.
     fast: BTreeSet<Ipv4Addr>,
-    /// Where frames for a MAC go; fast peers and what is on them.
-    remote: BTreeMap<Mac, Ipv4Addr>,
-    /// Whose frames come in; the same.
+    /// Where the tunnel sends frames for a MAC.
+    targets: BTreeMap<Mac, Ipv4Addr>,
+    /// Where the bridge sends frames for a MAC.
+    ports: BTreeMap<Mac, Port>,
+    /// Whose clear frames come in.
     holders: BTreeMap<Ipv4Addr, Mac>,
-    /// Who has an overlay address: the above, and the containers of this host.
+    /// Who has an overlay address: all of the above, and the containers of this host.
     neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// Who is at the other ends of the sealed path.
+    table: Table,
 }
 
 impl Entries {
     fn of(intent: &OverlayIntent) -> Self {
-        let fast_nodes: BTreeMap<_, _> = intent
-            .peers
-            .iter()
-            .filter_map(|(&node, peer)| match intent.reach(peer) {
-                Reach::Fast(to) => Some((node, (peer, to))),
-                Reach::None(_) => None,
-            })
-            .collect();
-        let nodes = fast_nodes.values().map(|&(peer, to)| {
-            let address = peer.overlay_address;
-            (address, Mac::of_node(address), to)
-        });
-        let endpoints = intent.endpoints.iter().filter_map(|endpoint| {
-            let (_, to) = fast_nodes.get(&endpoint.node)?;
-            Some((endpoint.address, endpoint.mac, *to))
-        });
-        let remote: Vec<_> = nodes.chain(endpoints).collect();
         let local = intent.attachments.values().map(|to| (to.address, to.mac));
-        let holders: BTreeMap<_, _> = remote.iter().map(|&(ip, mac, _)| (ip, mac)).collect();
-        Self {
-            fast: fast_nodes.values().map(|&(_, to)| to).collect(),
-            remote: remote.iter().map(|&(_, mac, to)| (mac, to)).collect(),
-            neighbours: holders.clone().into_iter().chain(local).collect(),
-            holders,
+        let mut entries = Self {
+            accepted: BTreeSet::new(),
+            fast: BTreeSet::new(),
+            targets: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            neighbours: local.collect(),
+            table: Table {
+                own: intent.keys.clone(),
+                ..Table::default()
+            },
+        };
+        let mut behind: BTreeMap<NodeId, Vec<(Ipv4Addr, Mac)>> = BTreeMap::new();
+        for endpoint in &intent.endpoints {
+            let holder = (endpoint.address, endpoint.mac);
+            behind.entry(endpoint.node).or_default().push(holder);
+        }
+        for (node, peer) in &intent.peers {
+            let own = (peer.overlay_address, Mac::of_node(peer.overlay_address));
+            let others = behind.remove(node).unwrap_or_default();
+            entries.add(peer, &intent.reach(peer), own, others);
+        }
+        entries
+    }
+
+    fn add(
+        &mut self,
+        peer: &PeerIntent,
+        reach: &Reach,
+        own: (Ipv4Addr, Mac),
+        others: Vec<(Ipv4Addr, Mac)>,
+    ) {
+        let Some(keys) = peer.keys.filter(|_| !matches!(reach, Reach::None(_))) else {
+            return;
+        };
+        let accepted = match *reach {
+            Reach::Fast(to) | Reach::Accepting(to) => Some(to),
+            _ => None,
+        };
+        let fast = accepted.filter(|_| matches!(reach, Reach::Fast(_)));
+        self.accepted.extend(accepted);
+        self.fast.extend(fast);
+        let place = peer.state.place.or(peer.places.first().copied());
+        let sealed = Peer {
+            current: keys.current,
+            next: keys.next,
+            endpoint: place.map(|place| (place, WIREGUARD_PORT).into()),
+        };
+        self.table.peers.insert(peer.inner, sealed);
+        if fast.is_none() {
+            self.table.floods.insert(peer.inner);
+        }
+        for (address, mac) in [own].into_iter().chain(others) {
+            self.neighbours.insert(address, mac);
+            let behind = peer.inner;
+            self.table.holders.insert(mac, Holder { behind, address });
+            if accepted.is_some() {
+                self.holders.insert(address, mac);
+            }
+            self.ports
+                .insert(mac, fast.map_or(Port::Tap, |_| Port::Tunnel));
+            if let Some(to) = fast {
+                self.targets.insert(mac, to);
+            }
         }
     }
 }
@@ -71,25 +119,57 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .tunnel
         .as_ref()
         .filter(|t| t.identity == tunnel_identity(intent));
+    let sleeve = observed
+        .sleeve
+        .as_ref()
+        .filter(|sleeve| sleeve.identity == sleeve_identity(intent));
+    // What is bound to another device goes with it.
+    let remote: BTreeMap<Mac, RemoteEntry> = observed
+        .remote
+        .iter()
+        .filter(|(_, entry)| match entry.port {
+            Port::Tunnel => tunnel.is_some(),
+            Port::Tap => sleeve.is_some(),
+        })
+        .map(|(&mac, &entry)| (mac, entry))
+        .collect();
     let mut steps = Vec::new();
 
-    open_filter(&entries.fast, &observed.filter, &mut steps);
+    open_filter(&entries.accepted, &observed.filter, &mut steps);
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));
     }
     detach(intent, observed, &mut steps);
-    remove_entries(&entries, observed.bridge.as_ref(), tunnel, &mut steps);
+    remove_entries(
+        &entries,
+        observed.bridge.as_ref(),
+        (tunnel, &remote),
+        &mut steps,
+    );
     set_bridge(intent, observed.bridge.as_ref(), &mut steps);
     create_tunnel(intent, tunnel, &mut steps);
     guard_tunnel(&entries.holders, tunnel, &observed.guard, &mut steps);
-    set_tunnel(intent, tunnel, &mut steps);
+    let port = tunnel_port(intent);
+    if tunnel.is_none_or(|t| t.port != port) {
+        steps.push(Step::SetTunnel(port));
+    }
+    if sleeve.is_none() {
+        steps.push(Step::StartSleeve(sleeve_identity(intent)));
+    }
+    let flooded = seal(&entries.table, sleeve, &mut steps);
+    if sleeve.is_none() || observed.tap != Some(port) {
+        steps.push(Step::SetTap(port));
+    }
     // With another MAC the bridge forgets its neighbours.
     let kept = observed
         .bridge
         .as_ref()
         .filter(|bridge| bridge.mac == intent.own.mac);
-    add_entries(&entries, kept, tunnel, &mut steps);
-    close_filter(&entries.fast, &observed.filter, &mut steps);
+    add_entries(&entries, kept, (tunnel, &remote), &mut steps);
+    if flooded != entries.table {
+        steps.push(Step::SetTable(Box::new(entries.table)));
+    }
+    close_filter(&entries.accepted, &observed.filter, &mut steps);
     allow_forwarding(observed.forwarding.as_ref(), &mut steps);
     attach(intent, observed, &mut steps);
     announce(observed, &mut steps);
@@ -105,7 +185,9 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     let tunnel = observed.tunnel.as_ref().map(|_| Link::Tunnel);
     let bridge = observed.bridge.as_ref().map(|_| Link::Bridge);
     let links = tunnel.into_iter().chain(ends).chain(bridge);
-    let mut steps: Vec<Step> = links.map(Step::DeleteLink).collect();
+    let sleeve = observed.sleeve.as_ref().map(|_| Step::StopSleeve);
+    let mut steps: Vec<Step> = sleeve.into_iter().collect();
+    steps.extend(links.map(Step::DeleteLink));
     for (&place, &count) in observed.forwarding.iter().flat_map(|f| &f.present) {
         steps.extend(std::iter::repeat_n(Step::ForgetForwarding(place), count));
     }
@@ -161,10 +243,12 @@ fn is_of_lease(end: &ContainerEnd, to: &Attachment) -> bool {
     end.paired && end.mac == to.mac
 }
 
+/// Takes away what nobody has any more. What only changes its path keeps its
+/// entries until the new one is there.
 fn remove_entries(
     entries: &Entries,
     bridge: Option<&Bridge>,
-    tunnel: Option<&Tunnel>,
+    (tunnel, remote): (Option<&Tunnel>, &BTreeMap<Mac, RemoteEntry>),
     steps: &mut Vec<Step>,
 ) {
     if let Some(bridge) = bridge {
@@ -174,19 +258,15 @@ fn remove_entries(
             .filter(|ip| !entries.neighbours.contains_key(ip));
         steps.extend(stale.map(|&ip| Step::DeleteNeighbour(ip)));
     }
-    if let Some(tunnel) = tunnel {
-        let stale = tunnel
-            .bridge_entries
-            .keys()
-            .filter(|mac| !entries.remote.contains_key(mac));
-        steps.extend(stale.map(|&mac| Step::DeleteBridgeEntry(mac)));
-        // An entry with several targets cannot be replaced as a whole.
-        let stale = tunnel
-            .entries
-            .iter()
-            .filter(|(mac, targets)| !entries.remote.contains_key(mac) || targets.len() > 1);
-        steps.extend(stale.map(|(&mac, _)| Step::DeleteTunnelEntry(mac)));
-    }
+    let stale = remote
+        .iter()
+        .filter(|(mac, _)| !entries.ports.contains_key(mac));
+    steps.extend(stale.map(|(&mac, entry)| Step::DeleteBridgeEntry(mac, entry.port)));
+    // An entry with several targets cannot be replaced as a whole.
+    let known = tunnel.iter().flat_map(|tunnel| &tunnel.entries);
+    let stale =
+        known.filter(|(mac, targets)| !entries.ports.contains_key(mac) || targets.len() > 1);
+    steps.extend(stale.map(|(&mac, _)| Step::DeleteTunnelEntry(mac)));
 }
 
 fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<Step>) {
@@ -264,8 +344,16 @@ fn guard_tunnel(
     }
 }
 
-fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
-    let wanted = PortSettings {
+fn sleeve_identity(intent: &OverlayIntent) -> SleeveIdentity {
+    SleeveIdentity {
+        vni: intent.vni,
+        inner: intent.own.inner,
+    }
+}
+
+/// A port of the bridge that leads to other hosts.
+fn tunnel_port(intent: &OverlayIntent) -> PortSettings {
+    PortSettings {
         mtu: intent.mtu,
         up: true,
         on_bridge: true,
@@ -274,35 +362,43 @@ fn set_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Vec<S
         flood: false,
         isolated: true,
         neigh_suppress: true,
-    };
-    if tunnel.is_none_or(|t| t.port != wanted) {
-        steps.push(Step::SetTunnel(wanted));
     }
 }
 
-/// New targets first, then what points at them; the old flood targets last.
+/// Says who is at the other ends; who gets what is for all keeps getting it sealed
+/// until it gets it in clear. The table after that.
+fn seal(wanted: &Table, sleeve: Option<&SleeveState>, steps: &mut Vec<Step>) -> Table {
+    let mut table = wanted.clone();
+    let present = sleeve.map(|sleeve| &sleeve.table);
+    let before = present.iter().flat_map(|table| &table.floods);
+    let still = before.filter(|inner| wanted.peers.contains_key(inner));
+    table.floods.extend(still);
+    if present != Some(&table) {
+        steps.push(Step::SetTable(Box::new(table.clone())));
+    }
+    table
+}
+
+/// New targets first, then what points at them; the old ones last.
 fn add_entries(
     entries: &Entries,
     bridge: Option<&Bridge>,
-    tunnel: Option<&Tunnel>,
+    (tunnel, remote): (Option<&Tunnel>, &BTreeMap<Mac, RemoteEntry>),
     steps: &mut Vec<Step>,
 ) {
     let floods = tunnel.map(|t| t.floods.clone()).unwrap_or_default();
-    steps.extend(
-        entries
-            .fast
-            .difference(&floods)
-            .map(|&to| Step::AddFlood(to)),
-    );
-    for (&mac, &to) in &entries.remote {
-        if tunnel
-            .and_then(|t| t.entries.get(&mac))
-            .is_none_or(|now| *now != BTreeSet::from([to]))
-        {
-            steps.push(Step::SetTunnelEntry(mac, to));
+    let new = entries.fast.difference(&floods);
+    steps.extend(new.map(|&to| Step::AddFlood(to)));
+    let present = |mac: &Mac| tunnel.and_then(|tunnel| tunnel.entries.get(mac));
+    for (mac, &to) in &entries.targets {
+        if present(mac).is_none_or(|now| *now != BTreeSet::from([to])) {
+            steps.push(Step::SetTunnelEntry(*mac, to));
         }
-        if tunnel.and_then(|t| t.bridge_entries.get(&mac)) != Some(&true) {
-            steps.push(Step::SetBridgeEntry(mac));
+    }
+    for (&mac, &port) in &entries.ports {
+        let wanted = RemoteEntry { port, pinned: true };
+        if remote.get(&mac) != Some(&wanted) {
+            steps.push(Step::SetBridgeEntry(mac, port));
         }
     }
     for (&ip, &mac) in &entries.neighbours {
@@ -310,11 +406,15 @@ fn add_entries(
             steps.push(Step::SetNeighbour(ip, mac));
         }
     }
-    steps.extend(
-        floods
-            .difference(&entries.fast)
-            .map(|&to| Step::DeleteFlood(to)),
-    );
+    let sealed_now = |mac: &&Mac| present(mac).is_some_and(|targets| targets.len() == 1);
+    let unused = entries
+        .ports
+        .keys()
+        .filter(|mac| !entries.targets.contains_key(mac))
+        .filter(sealed_now);
+    steps.extend(unused.map(|&mac| Step::DeleteTunnelEntry(mac)));
+    let old = floods.difference(&entries.fast);
+    steps.extend(old.map(|&to| Step::DeleteFlood(to)));
 }
 
 fn allow_forwarding(forwarding: Option<&Forwarding>, steps: &mut Vec<Step>) {

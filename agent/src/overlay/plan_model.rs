@@ -19,6 +19,9 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
         }),
         bridge: None,
         tunnel: None,
+        sleeve: None,
+        tap: None,
+        remote: BTreeMap::new(),
         host_ends: BTreeMap::new(),
         containers: intent.attachments.keys().map(|&id| (id, None)).collect(),
     }
@@ -84,7 +87,6 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
                 port: fresh_port(*mtu),
                 entries: BTreeMap::new(),
                 floods: BTreeSet::new(),
-                bridge_entries: BTreeMap::new(),
             });
         }
         Step::SetTunnel(port) => {
@@ -92,7 +94,54 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
             assert!(guarded, "the guard comes before the tunnel is up");
             model.tunnel.as_mut().expect("a tunnel").port = *port;
         }
+        Step::StartSleeve(_) | Step::StopSleeve | Step::SetTap(_) | Step::SetTable(_) => {
+            apply_to_sleeve(model, step);
+        }
+        Step::SetBridgeEntry(mac, port) => {
+            let there = match port {
+                Port::Tunnel => model.tunnel.as_ref().map(|tunnel| tunnel.port),
+                Port::Tap => model.tap,
+            };
+            assert!(
+                there.expect("the port").on_bridge,
+                "only ports have entries"
+            );
+            let (port, pinned) = (*port, true);
+            model.remote.insert(*mac, RemoteEntry { port, pinned });
+        }
+        Step::DeleteBridgeEntry(mac, port) => {
+            let entry = model.remote.remove(mac).expect("an entry");
+            assert_eq!(entry.port, *port);
+        }
         entry => apply_to_tunnel(model.tunnel.as_mut().expect("a tunnel"), entry),
+    }
+}
+
+/// A device that goes takes the bridge's entries for it along.
+fn forget_port(model: &mut Observed, port: Port) {
+    model.remote.retain(|_, entry| entry.port != port);
+}
+
+fn apply_to_sleeve(model: &mut Observed, step: &Step) {
+    match step {
+        Step::StartSleeve(identity) => {
+            forget_port(model, Port::Tap);
+            model.tap = Some(fresh_port(1500));
+            model.sleeve = Some(SleeveState {
+                identity: *identity,
+                table: Table::default(),
+            });
+        }
+        Step::StopSleeve => {
+            forget_port(model, Port::Tap);
+            model.tap = None;
+            model.sleeve.take().expect("a sealed path");
+        }
+        Step::SetTap(port) => *model.tap.as_mut().expect("a device") = *port,
+        Step::SetTable(table) => {
+            model.sleeve.as_mut().expect("a sealed path").table = (**table).clone();
+        }
+        other => unreachable!("{other}"),
     }
 }
 
@@ -159,11 +208,13 @@ fn delete_link(model: &mut Observed, link: Link) {
         Link::Bridge => drop(model.bridge.take().expect("a bridge")),
         Link::Tunnel => {
             model.tunnel.take().expect("a tunnel");
+            forget_port(model, Port::Tunnel);
             // Older kernels drop the chain with its device.
             if matches!(model.guard, GuardState::Sound(_)) {
                 model.guard = GuardState::Broken;
             }
         }
+        Link::Tap => unreachable!("it goes with the sealed path"),
         Link::HostEnd(id) => {
             model.host_ends.remove(&id).expect("a host end");
             // A pair goes as a whole.
@@ -185,11 +236,6 @@ fn apply_to_tunnel(tunnel: &mut Tunnel, step: &Step) {
             *targets = BTreeSet::from([*to]);
         }
         Step::DeleteTunnelEntry(mac) => assert!(tunnel.entries.remove(mac).is_some()),
-        Step::SetBridgeEntry(mac) => {
-            assert!(tunnel.port.on_bridge, "only ports have entries");
-            tunnel.bridge_entries.insert(*mac, true);
-        }
-        Step::DeleteBridgeEntry(mac) => assert!(tunnel.bridge_entries.remove(mac).is_some()),
         Step::AddFlood(to) => assert!(tunnel.floods.insert(*to)),
         Step::DeleteFlood(to) => assert!(tunnel.floods.remove(to)),
         other => unreachable!("{other}"),

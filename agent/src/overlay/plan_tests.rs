@@ -1,11 +1,14 @@
 //! The plan against a model of the kernel: random intents from random states.
 
 use kontena_schema::ids::{LeaseNumber, NodeId};
+use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_schema::path::Path;
+use kontena_sleeve::PrivateKey;
 use proptest::prelude::*;
 
 use super::super::Failures;
 use super::super::intent::{OwnNode, PeerIntent, RemoteEndpoint};
+use super::super::pair::{Clear, PairState};
 use super::model::{DOCKER_USER, allowed, apply, bare, forward};
 use super::*;
 
@@ -21,19 +24,58 @@ fn any_path() -> impl Strategy<Value = Path> {
     })
 }
 
+fn any_state() -> impl Strategy<Value = PairState> {
+    let clear = prop_oneof![
+        2 => Just(Clear::Send), 1 => Just(Clear::Accept), 1 => Just(Clear::No)
+    ];
+    clear.prop_map(|clear| PairState {
+        clear,
+        ..PairState::default()
+    })
+}
+
+/// How a peer is reached, what is known of the pair, and its keys.
+fn any_peer() -> impl Strategy<Value = (Path, PairState, Option<PublicKeys>)> {
+    let keys =
+        (1_u8..250, proptest::option::of(1_u8..250)).prop_map(|(current, next)| PublicKeys {
+            current: PublicKey([current; 32]),
+            next: next.map(|next| PublicKey([next; 32])),
+        });
+    (
+        any_path(),
+        any_state(),
+        proptest::option::weighted(0.9, keys),
+    )
+}
+
 prop_compose! {
     fn any_intent()(
         vni in 7_u32..9,
         own in 1_u8..3,
         mtu in 1369_u32..1371,
-        paths in proptest::collection::btree_map(10_i64..16, any_path(), 0..5),
+        peers in proptest::collection::btree_map(10_i64..16, any_peer(), 0..5),
+        key in 1_u8..4,
         endpoints in proptest::collection::btree_map((1_u8..20, 1_i64..3), 10_i64..18, 0..8),
         local in proptest::collection::btree_map(1_i64..5, (20_u8..23, 1_i64..3), 0..4),
     ) -> OverlayIntent {
         let own_address = Ipv4Addr::new(10, 81, 0, own);
-        let peer = |(node, path): (i64, Path)| {
-            let overlay_address = Ipv4Addr::new(10, 81, 0, node.try_into().unwrap());
-            (NodeId(node), PeerIntent { overlay_address, path })
+        let peer = |(node, (path, state, keys)): (i64, (Path, PairState, Option<PublicKeys>))| {
+            let number = node.try_into().unwrap();
+            let places = match path {
+                Path::Fast { to } | Path::Sealed { to } => vec![to],
+                Path::Unknown => vec![],
+            };
+            let peer = PeerIntent {
+                overlay_address: Ipv4Addr::new(10, 81, 0, number),
+                inner: Ipv4Addr::new(100, 127, 81, number),
+                keys,
+                path,
+                agreement: 7,
+                back: Some(underlay(own)),
+                places,
+                state,
+            };
+            (NodeId(node), peer)
         };
         let remote = |((host, lease), node): ((u8, i64), i64)| {
             let address = Ipv4Addr::new(10, 81, 1, host);
@@ -53,10 +95,12 @@ prop_compose! {
             own: OwnNode {
                 address: own_address,
                 mac: Mac::of_node(own_address),
+                inner: Ipv4Addr::new(100, 127, 81, own),
                 underlay: BTreeSet::from([underlay(own)]),
             },
             mtu,
-            peers: paths.into_iter().map(peer).collect(),
+            keys: vec![PrivateKey::from_octets([key; 32])],
+            peers: peers.into_iter().map(peer).collect(),
             endpoints: endpoints.into_values().collect(),
             attachments: local.into_iter().map(attachment).collect(),
         }
@@ -86,11 +130,9 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
         tunnel
             .entries
             .insert(Mac([2; 6]), BTreeSet::from([underlay(1), underlay(99)]));
-        tunnel
-            .bridge_entries
-            .values_mut()
-            .for_each(|pinned| *pinned = false);
         tunnel.port.isolated = false;
+        let entries = model.remote.values_mut();
+        entries.for_each(|entry| entry.pinned = false);
     }
     if damage & 8 != 0 {
         model
@@ -106,21 +148,39 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     if damage & 16 != 0 {
         model.guard = GuardState::Broken;
     }
+    // The agent was restarted, or its sealed path ended.
+    if damage & 32 != 0 {
+        model.sleeve = None;
+        model.tap = None;
+        model.remote.retain(|_, entry| entry.port != Port::Tap);
+    }
     model
 }
 
-fn fast(intent: &OverlayIntent) -> BTreeSet<Ipv4Addr> {
+/// The underlay addresses of peers whose pairs are at least so clear.
+fn clear(intent: &OverlayIntent, least: Clear) -> BTreeSet<Ipv4Addr> {
     let of = |peer: &PeerIntent| match peer.path {
-        Path::Fast { to } if !intent.own.underlay.contains(&to) => Some(to),
+        Path::Fast { to } if !intent.own.underlay.contains(&to) => {
+            let keyed = peer.keys.is_some() && peer.state.clear >= least;
+            keyed.then_some(to)
+        }
         _ => None,
     };
     intent.peers.values().filter_map(of).collect()
 }
 
+/// The MACs that somebody of the intent has elsewhere, and the node that has it.
+fn remote_macs(intent: &OverlayIntent) -> BTreeMap<Mac, NodeId> {
+    let nodes = intent.peers.iter();
+    let nodes = nodes.map(|(&node, peer)| (Mac::of_node(peer.overlay_address), node));
+    let endpoints = intent.endpoints.iter().map(|e| (e.mac, e.node));
+    nodes.chain(endpoints).collect()
+}
+
 proptest! {
     #[test]
     fn overlay_plan_leads_where_nothing_is_left_to_do(
-        first in any_intent(), second in any_intent(), damage in 0_u8..32,
+        first in any_intent(), second in any_intent(), damage in 0_u8..64,
     ) {
         let mut model = host_after(&first, &second, damage);
         for step in plan(&second, &model.clone()) {
@@ -135,15 +195,15 @@ proptest! {
         prop_assert_eq!(plan_removal(&model), vec![]);
         prop_assert_eq!(&model.guard, &GuardState::Missing);
         let nothing = model.host_ends.is_empty() && model.bridge.is_none() && model.tunnel.is_none();
-        prop_assert!(nothing);
+        prop_assert!(nothing && model.sleeve.is_none() && model.tap.is_none());
     }
 
     #[test]
     fn overlay_plan_gives_entries_to_fast_peers_only_and_never_ahead_of_the_filter(
-        first in any_intent(), second in any_intent(), damage in 0_u8..32,
+        first in any_intent(), second in any_intent(), damage in 0_u8..64,
     ) {
         let mut model = host_after(&first, &second, damage);
-        let fast = fast(&second);
+        let (fast, accepted) = (clear(&second, Clear::Send), clear(&second, Clear::Accept));
         for step in plan(&second, &model.clone()) {
             if let Step::SetTunnelEntry(_, to) | Step::AddFlood(to) = &step {
                 prop_assert!(fast.contains(to), "{step}");
@@ -157,12 +217,12 @@ proptest! {
             }
             apply(&mut model, &step);
         }
-        prop_assert_eq!(allowed(&mut model).clone(), fast);
+        prop_assert_eq!(allowed(&mut model).clone(), accepted);
     }
 
     #[test]
     fn overlay_plan_lets_in_whom_the_directory_has_and_no_former_holder_beside_a_new_one(
-        first in any_intent(), second in any_intent(), damage in 0_u8..32,
+        first in any_intent(), second in any_intent(), damage in 0_u8..64,
     ) {
         let mut model = host_after(&first, &second, damage);
         for step in plan(&second, &model.clone()) {
@@ -176,12 +236,56 @@ proptest! {
         prop_assert_eq!(&model.guard, &GuardState::Sound(Entries::of(&second).holders));
         let entries = &model.tunnel.as_ref().expect("a tunnel").entries;
         let senders: BTreeSet<_> = Entries::of(&second).holders.into_values().collect();
-        prop_assert_eq!(senders, entries.keys().copied().collect::<BTreeSet<_>>());
+        prop_assert!(entries.keys().all(|mac| senders.contains(mac)));
+    }
+
+    /// While a peer changes its path, a frame for it has one at every moment, and what
+    /// is for all reaches it; a frame for a sealed peer never meets the tunnel.
+    #[test]
+    fn overlay_plan_leaves_no_peer_without_a_way_in_between(
+        first in any_intent(), changes in proptest::collection::vec(any_state(), 5),
+    ) {
+        let mut second = first.clone();
+        for (peer, state) in second.peers.values_mut().zip(changes) {
+            peer.state = state;
+        }
+        let mut model = host_after(&first, &second, 0);
+        let macs = remote_macs(&first);
+        for step in plan(&second, &model.clone()) {
+            apply(&mut model, &step);
+            let (tunnel, sleeve) = (model.tunnel.as_ref().unwrap(), model.sleeve.as_ref().unwrap());
+            for (mac, node) in &macs {
+                let Some(peer) = second.peers.get(node) else { continue };
+                if matches!(second.reach(peer), Reach::None(_)) {
+                    continue;
+                }
+                let sealed = sleeve.table.holders.get(mac).map(|holder| holder.behind);
+                prop_assert_eq!(sealed, Some(peer.inner), "{}", &step);
+                let flooded = sleeve.table.floods.contains(&peer.inner)
+                    || matches!(peer.path, Path::Fast { to } if tunnel.floods.contains(&to));
+                prop_assert!(flooded, "{}", &step);
+                let port = model.remote[mac].port;
+                let target = tunnel.entries.get(mac);
+                prop_assert!(port == Port::Tap || target.is_some(), "{} has no target: {}", mac, &step);
+                let clear = port == Port::Tunnel;
+                let may = [&first, &second].map(|of| matches!(of.reach(&of.peers[node]), Reach::Fast(_)));
+                prop_assert!(!clear || may.contains(&true), "{}", &step);
+            }
+        }
+        for (mac, node) in &macs {
+            let Some(peer) = second.peers.get(node) else { continue };
+            let fast = matches!(second.reach(peer), Reach::Fast(_));
+            let there = model.remote.get(mac).map(|entry| entry.port == Port::Tunnel);
+            prop_assert!(there.is_none_or(|there| there == fast));
+            let tunnel = model.tunnel.as_ref().unwrap();
+            prop_assert_eq!(tunnel.entries.contains_key(mac), fast);
+        }
+        prop_assert_eq!(&model.sleeve.unwrap().table, &Entries::of(&second).table);
     }
 
     #[test]
     fn overlay_plan_opens_no_path_once_a_guard_has_failed(
-        first in any_intent(), second in any_intent(), damage in 0_u8..32, failing in 0_usize..6,
+        first in any_intent(), second in any_intent(), damage in 0_u8..64, failing in 0_usize..6,
     ) {
         let mut model = host_after(&first, &second, damage);
         let before = model.tunnel.clone();
@@ -204,7 +308,7 @@ proptest! {
 
     #[test]
     fn overlay_plan_removes_before_it_adds_and_makes_before_it_breaks(
-        first in any_intent(), second in any_intent(), damage in 0_u8..32,
+        first in any_intent(), second in any_intent(), damage in 0_u8..64,
     ) {
         let steps = plan(&second, &host_after(&first, &second, damage));
         let last = |wanted: fn(&Step) -> bool| steps.iter().rposition(wanted);
@@ -212,12 +316,11 @@ proptest! {
         let before = |a: Option<usize>, b: Option<usize>| a.zip(b).is_none_or(|(a, b)| a < b);
         let removal = |step: &Step| matches!(
             step,
-            Step::DeleteNeighbour(_) | Step::DeleteTunnelEntry(_) | Step::DeleteBridgeEntry(_)
-                | Step::DeleteLink(_)
+            Step::DeleteNeighbour(_) | Step::DeleteBridgeEntry(..) | Step::DeleteLink(_)
         );
         let addition = |step: &Step| matches!(
             step,
-            Step::SetNeighbour(..) | Step::SetTunnelEntry(..) | Step::SetBridgeEntry(_)
+            Step::SetNeighbour(..) | Step::SetTunnelEntry(..) | Step::SetBridgeEntry(..)
                 | Step::AddFlood(_) | Step::Attach { .. }
         );
         prop_assert!(before(last(removal), first(addition)), "{steps:#?}");
@@ -226,6 +329,9 @@ proptest! {
         let delete_flood = first(|step| matches!(step, Step::DeleteFlood(_)));
         let redirect = |step: &Step| matches!(step, Step::AddFlood(_) | Step::SetTunnelEntry(..));
         prop_assert!(before(last(redirect), delete_flood), "{steps:#?}");
+        let moved = last(|step| matches!(step, Step::SetBridgeEntry(..)));
+        prop_assert!(before(moved, delete_flood), "{steps:#?}");
+        prop_assert!(before(last(|step| matches!(step, Step::SetTunnelEntry(..))), moved));
         let attach = first(|step| matches!(step, Step::Attach { .. }));
         prop_assert!(before(last(redirect), attach), "{steps:#?}");
     }
@@ -248,9 +354,11 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
         own: OwnNode {
             address: own,
             mac: Mac::of_node(own),
+            inner: Ipv4Addr::new(100, 127, 81, 1),
             underlay: BTreeSet::new(),
         },
         mtu: 1370,
+        keys: vec![],
         peers: BTreeMap::new(),
         endpoints: Vec::new(),
         attachments: BTreeMap::from([(PlacementId(1), attachment)]),

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use kontena_schema::ids::PlacementId;
 use kontena_schema::mac::Mac;
+use kontena_sleeve::Table;
 
 /// Everything of ours on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,11 @@ pub(crate) struct Observed {
     pub(crate) forwarding: Option<Forwarding>,
     pub(crate) bridge: Option<Bridge>,
     pub(crate) tunnel: Option<Tunnel>,
+    /// The sealed path, if it works, and the port of the bridge that leads to it.
+    pub(crate) sleeve: Option<SleeveState>,
+    pub(crate) tap: Option<PortSettings>,
+    /// The MACs of other hosts that the bridge has, and where it sends for them.
+    pub(crate) remote: BTreeMap<Mac, RemoteEntry>,
     /// The host's ends of veth pairs, by the placement that their name says.
     pub(crate) host_ends: BTreeMap<PlacementId, HostEnd>,
     /// The containers of the intent that could be looked into; what is inside
@@ -102,9 +108,38 @@ pub(crate) struct Tunnel {
     pub(crate) entries: BTreeMap<Mac, BTreeSet<Ipv4Addr>>,
     /// Where it sends frames for MACs that it does not know.
     pub(crate) floods: BTreeSet<Ipv4Addr>,
-    /// The MACs that the bridge sends to it, and whether each entry is pinned
-    /// there, so that no frame with that source can move it.
-    pub(crate) bridge_entries: BTreeMap<Mac, bool>,
+}
+
+/// The ports of the bridge that lead to other hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Port {
+    /// In clear.
+    Tunnel,
+    /// Sealed.
+    Tap,
+}
+
+/// An entry of the bridge's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RemoteEntry {
+    pub(crate) port: Port,
+    /// Whether it is pinned there, so that no frame with that source can move it.
+    pub(crate) pinned: bool,
+}
+
+/// The sealed path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SleeveState {
+    pub(crate) identity: SleeveIdentity,
+    pub(crate) table: Table,
+}
+
+/// What makes a sealed path another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SleeveIdentity {
+    pub(crate) vni: u32,
+    /// This host's address inside the tunnel.
+    pub(crate) inner: Ipv4Addr,
 }
 
 /// What makes a VXLAN device another one.

@@ -7,10 +7,13 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use kontena_schema::ids::PlacementId;
 use kontena_schema::mac::Mac;
+use kontena_sleeve::Table;
 
 use super::intent::Attachment;
-use super::state::{BridgeSettings, Chain, ForwardPlace, PortSettings, Variant};
-use super::{BRIDGE, CONTAINER_INTERFACE, TUNNEL};
+use super::state::{
+    BridgeSettings, Chain, ForwardPlace, Port, PortSettings, SleeveIdentity, Variant,
+};
+use super::{BRIDGE, CONTAINER_INTERFACE, TAP, TUNNEL};
 
 /// One change to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,13 @@ pub(crate) enum Step {
         mtu: u32,
     },
     SetTunnel(PortSettings),
+    /// End the sealed path that is there, and start one, with nobody at the other
+    /// ends yet.
+    StartSleeve(SleeveIdentity),
+    StopSleeve,
+    SetTap(PortSettings),
+    /// Say who is at the other ends of the sealed path.
+    SetTable(Box<Table>),
     DeleteLink(Link),
     /// Make a veth pair whose far end is in the container from the start; both
     /// ends stay down.
@@ -71,8 +81,8 @@ pub(crate) enum Step {
     DeleteNeighbour(Ipv4Addr),
     SetTunnelEntry(Mac, Ipv4Addr),
     DeleteTunnelEntry(Mac),
-    SetBridgeEntry(Mac),
-    DeleteBridgeEntry(Mac),
+    SetBridgeEntry(Mac, Port),
+    DeleteBridgeEntry(Mac, Port),
     AddFlood(Ipv4Addr),
     DeleteFlood(Ipv4Addr),
     /// Tell the containers of this host who has an address now.
@@ -84,6 +94,7 @@ pub(crate) enum Step {
 pub(crate) enum Link {
     Bridge,
     Tunnel,
+    Tap,
     HostEnd(PlacementId),
 }
 
@@ -97,7 +108,7 @@ impl Step {
             Step::CreateTunnel { .. }
                 | Step::SetTunnel(_)
                 | Step::SetTunnelEntry(..)
-                | Step::SetBridgeEntry(_)
+                | Step::SetBridgeEntry(_, Port::Tunnel)
                 | Step::SetNeighbour(..)
                 | Step::AddFlood(_)
         )
@@ -142,6 +153,7 @@ impl Link {
         match self {
             Link::Bridge => BRIDGE.to_owned(),
             Link::Tunnel => TUNNEL.to_owned(),
+            Link::Tap => TAP.to_owned(),
             Link::HostEnd(placement) => format!("{HOST_END_PREFIX}{:x}", placement.0),
         }
     }
@@ -152,12 +164,23 @@ impl Link {
         match name {
             BRIDGE => return Some(Link::Bridge),
             TUNNEL => return Some(Link::Tunnel),
+            TAP => return Some(Link::Tap),
             _ => {}
         }
         let digits = name.strip_prefix(HOST_END_PREFIX)?;
         let placement = i64::from_str_radix(digits, 16).ok()?;
         let link = Link::HostEnd(PlacementId(placement));
         (digits.len() <= HOST_END_DIGITS && link.name() == name).then_some(link)
+    }
+}
+
+impl Port {
+    /// The link that is this port.
+    pub(crate) fn link(self) -> Link {
+        match self {
+            Port::Tunnel => Link::Tunnel,
+            Port::Tap => Link::Tap,
+        }
     }
 }
 
@@ -213,6 +236,10 @@ impl fmt::Display for Step {
             Step::RemoveAddress(address) => write!(f, "take the address {address} from {BRIDGE}"),
             Step::CreateTunnel { vni, .. } => write!(f, "create {TUNNEL} with VNI {vni}"),
             Step::SetTunnel(_) => write!(f, "set up {TUNNEL}"),
+            Step::StartSleeve(_) => write!(f, "start the sealed path"),
+            Step::StopSleeve => write!(f, "end the sealed path"),
+            Step::SetTap(_) => write!(f, "set up {TAP}"),
+            Step::SetTable(table) => write!(f, "seal for {} peers", table.peers.len()),
             Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
             Step::Attach { placement, to, .. } => {
                 write!(
@@ -230,8 +257,10 @@ impl fmt::Display for Step {
             Step::DeleteNeighbour(address) => write!(f, "delete the neighbour {address}"),
             Step::SetTunnelEntry(mac, to) => write!(f, "send frames for {mac} to {to}"),
             Step::DeleteTunnelEntry(mac) => write!(f, "send frames for {mac} nowhere"),
-            Step::SetBridgeEntry(mac) => write!(f, "pin {mac} to {TUNNEL}"),
-            Step::DeleteBridgeEntry(mac) => write!(f, "unpin {mac} from {TUNNEL}"),
+            Step::SetBridgeEntry(mac, port) => write!(f, "pin {mac} to {}", port.link().name()),
+            Step::DeleteBridgeEntry(mac, port) => {
+                write!(f, "unpin {mac} from {}", port.link().name())
+            }
             Step::AddFlood(to) => write!(f, "flood to {to}"),
             Step::DeleteFlood(to) => write!(f, "flood no more to {to}"),
             Step::Announce(holders) => {
@@ -247,7 +276,7 @@ mod tests {
 
     #[test]
     fn names_of_links_fit_and_lead_back_to_them() {
-        for link in [Link::Bridge, Link::Tunnel]
+        for link in [Link::Bridge, Link::Tunnel, Link::Tap]
             .into_iter()
             .chain([1, 0x1f, (1 << 36) - 1].map(|id| Link::HostEnd(PlacementId(id))))
         {

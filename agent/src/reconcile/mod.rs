@@ -32,7 +32,8 @@ use crate::directory::{Directory, Store};
 use crate::dns::zone::{Local, Zone};
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
-use crate::overlay::{Overlay, OverlayIntent};
+use crate::keys::HostKeys;
+use crate::overlay::{Overlay, OverlayIntent, OwnState, PairStates};
 use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
@@ -49,6 +50,8 @@ const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 pub struct Slots {
     /// What the Master wants.
     pub directory: watch::Receiver<Arc<Directory>>,
+    /// This host's keys.
+    pub keys: watch::Receiver<Arc<HostKeys>>,
     /// Containers that have to be looked at.
     pub doubts: Arc<Doubts>,
     /// The names.
@@ -65,6 +68,8 @@ pub struct Reconciler {
     observer: Observer,
     engine_away: bool,
     overlay: Overlay,
+    /// What the overlay knows of this node's pairs.
+    pairs: watch::Receiver<PairStates>,
     works: Works,
     journal: Journal,
     attached: BTreeMap<PlacementId, Result<(), String>>,
@@ -91,6 +96,7 @@ impl Reconciler {
             store,
             observer: Observer::new(docker),
             engine_away: false,
+            pairs: overlay.pairs(),
             overlay,
             works,
             journal,
@@ -116,6 +122,8 @@ impl Reconciler {
                 Ok(()) = self.slots.directory.changed() => {}
                 () = doubts.changed() => {}
                 ended = self.works.ended(&doubts) => self.command_ended(ended),
+                Ok(()) = self.pairs.changed() => {}
+                Ok(()) = self.slots.keys.changed() => {}
                 () = sleep_until(retry.into()) => {}
                 _ = ticks.tick() => doubts.add_all(),
             }
@@ -242,7 +250,12 @@ impl Reconciler {
             |id| self.applied == Revision::ZERO || matches!(self.attached.get(&id), Some(Ok(())));
         let attachments = attachments(directory, containers, has_interface);
         let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
-        let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, attachments);
+        let state = OwnState {
+            attachments,
+            keys: self.slots.keys.borrow_and_update().own.clone(),
+            pairs: self.pairs.borrow_and_update().clone(),
+        };
+        let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, state);
         let report = self.overlay.reconcile(&intent).await;
         for err in &report.errors {
             error!(%err, "overlay");

@@ -6,16 +6,23 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 pub use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, send, underlay};
 use kontena_lab::{Keeper, packets};
 
-use kontena_agent::overlay::{Attachment, Overlay, OverlayError, OverlayIntent, OverlayReport};
+use kontena_agent::overlay::{
+    Attachment, Clear, Health, Overlay, OverlayError, OverlayIntent, OverlayReport, OwnState,
+    PairStates,
+};
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
-use kontena_schema::ids::{GridId, LeaseNumber, NodeId, NodeNumber, PlacementId};
+use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
+use kontena_schema::key::PublicKeys;
 use kontena_schema::mac::Mac;
-use kontena_schema::path::Site;
+use kontena_schema::path::{Path, Site, path};
+use kontena_sleeve::{Drops, PrivateKey};
 use nix::sched::{CloneFlags, unshare};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// A container's first process.
 pub struct Container {
@@ -83,9 +90,17 @@ impl Drop for Container {
 /// A host node.
 pub struct Host {
     keeper: Keeper,
+    agent: Mutex<Option<Agent>>,
     pub place: Place,
     pub node: NodeEntry,
+    pub keys: Vec<PrivateKey>,
     pub containers: Vec<Container>,
+}
+
+/// What of an agent is on a host: its overlay, and what runs it.
+struct Agent {
+    overlay: Arc<Overlay>,
+    runtime: Runtime,
 }
 
 impl Host {
@@ -99,22 +114,31 @@ impl Host {
             public_ip: None,
             private_ip: Some(ip),
         };
+        let key = PrivateKey::from_octets([number; 32]);
+        let keys = PublicKeys {
+            current: key.public(),
+            next: None,
+        };
         let node = NodeEntry {
             id: NodeId(number.into()),
             name: format!("node-{number}"),
             number: NodeNumber::try_from(number).unwrap(),
             address: Ipv4Addr::new(10, 81, 0, number),
             site,
-            keys: None,
+            keys: Some(keys),
             next_key_known: false,
-            key_turn: kontena_schema::ids::KeyTurn(0),
+            key_turn: KeyTurn(0),
         };
-        Self {
+        let host = Self {
             keeper,
+            agent: Mutex::new(None),
             place,
             node,
+            keys: vec![key],
             containers: Vec::new(),
-        }
+        };
+        host.start_agent();
+        host
     }
 
     /// Starts a container with address 10.81.1.`id`.
@@ -123,12 +147,56 @@ impl Host {
             .push(Container::start(id.into(), Ipv4Addr::new(10, 81, 1, id)));
     }
 
-    /// One pass of a freshly started agent.
+    /// Ends the agent, with nothing done first.
+    pub fn stop_agent(&self) {
+        let Some(Agent { overlay, runtime }) = self.agent.lock().unwrap().take() else {
+            return;
+        };
+        drop(overlay);
+        // What it runs holds the sealed path.
+        runtime.shutdown_timeout(BOUND);
+    }
+
+    pub fn start_agent(&self) {
+        let agent = self.keeper.run(|| {
+            // Its threads are in the namespace of the one that starts them.
+            let runtime = Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            let overlay = runtime.block_on(Overlay::new()).unwrap();
+            let overlay = Arc::new(overlay);
+            Agent { overlay, runtime }
+        });
+        *self.agent.lock().unwrap() = Some(agent);
+    }
+
+    fn agent(&self) -> (Arc<Overlay>, Handle) {
+        let agent = self.agent.lock().unwrap();
+        let agent = agent.as_ref().expect("an agent");
+        (Arc::clone(&agent.overlay), agent.runtime.handle().clone())
+    }
+
+    /// One pass.
     pub fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
+        let (overlay, runtime) = self.agent();
         let intent = intent.clone();
-        self.keeper.run(move || {
-            runtime().block_on(async { Overlay::new().await.unwrap().reconcile(&intent).await })
-        })
+        let pass = move || runtime.block_on(async { overlay.reconcile(&intent).await });
+        self.keeper.run(pass)
+    }
+
+    /// What it knows of its pairs.
+    pub fn pairs(&self) -> PairStates {
+        self.agent().0.pairs().borrow().clone()
+    }
+
+    pub fn health(&self) -> BTreeMap<NodeId, Health> {
+        self.agent().0.health()
+    }
+
+    pub fn sealed_drops(&self) -> Drops {
+        self.agent().0.sealed_drops().expect("a sealed path")
     }
 
     /// One pass that must succeed.
@@ -150,16 +218,10 @@ impl Host {
 
     /// Leaves the grid.
     pub fn remove_all(&self) -> Vec<OverlayError> {
-        self.keeper
-            .run(|| runtime().block_on(async { Overlay::new().await.unwrap().remove_all().await }))
+        let (overlay, runtime) = self.agent();
+        let leave = move || runtime.block_on(async { overlay.remove_all().await });
+        self.keeper.run(leave)
     }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
 }
 
 /// How many packets or frames one of our own tables dropped.
@@ -202,14 +264,56 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
         .iter()
         .map(|c| (c.placement, c.attachment()))
         .collect();
-    OverlayIntent::from_directory(grid, &own.node, nodes, &endpoints, attachments)
+    let state = OwnState {
+        attachments,
+        keys: own.keys.clone(),
+        pairs: own.pairs(),
+    };
+    OverlayIntent::from_directory(grid, &own.node, nodes, &endpoints, state)
 }
 
-/// One pass on every host, with what all of them have.
+/// One pass on a host, with what all of them have.
+pub fn pass(grid: &GridSettings, host: &Host, all: &[&Host]) -> usize {
+    host.must_reconcile(&intent(grid, host, all)).steps_applied
+}
+
+/// Passes on every host until all pairs are as the grid has them and nothing is
+/// left to do; how many steps there were.
 pub fn settle(grid: &GridSettings, all: &[&Host]) -> usize {
-    all.iter()
-        .map(|host| host.must_reconcile(&intent(grid, host, all)).steps_applied)
-        .sum()
+    settle_each(all, |_| grid)
+}
+
+/// The same, where hosts believe in grids of their own.
+pub fn settle_each<'a>(all: &[&Host], grid: impl Fn(&Host) -> &'a GridSettings) -> usize {
+    let mut steps = 0;
+    eventually("every pair is as it should be", || {
+        let more: usize = all.iter().map(|host| pass(grid(host), host, all)).sum();
+        steps += more;
+        if more > 0 {
+            return Err(format!("{more} steps more"));
+        }
+        all.iter()
+            .try_for_each(|host| settled(grid(host), host, all))
+    });
+    steps
+}
+
+/// Whether the pairs of a host are as far as they come.
+fn settled(grid: &GridSettings, own: &Host, all: &[&Host]) -> Result<(), String> {
+    let pairs = own.pairs();
+    for other in all.iter().filter(|other| other.node.id != own.node.id) {
+        let wanted = path(&own.node.site, &other.node.site, &grid.trusted_subnets);
+        let pair = pairs.get(&other.node.id).copied().unwrap_or_default();
+        let clear = match wanted {
+            Path::Fast { .. } => Clear::Send,
+            _ => Clear::No,
+        };
+        if !pair.alive || pair.clear != clear {
+            let (own, other) = (&own.node.name, &other.node.name);
+            return Err(format!("{own} to {other}: {pair:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// Hosts 1 to `count` with a container each, `settle`d.

@@ -102,7 +102,7 @@ pub fn table(own: u8, all: impl IntoIterator<Item = u8>) -> Table {
         let peer = Peer {
             current: key(number).public(),
             next: None,
-            endpoint: endpoint(number),
+            endpoint: Some(endpoint(number)),
         };
         table.peers.insert(inner(number), peer);
         let holder = Holder {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kontena_lab::{BOUND, Place, count, counted, eventually, underlay};
+use kontena_lab::{Switch, BOUND, Place, count, counted, eventually, underlay};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
@@ -172,7 +172,10 @@ fn a_peer_that_moved_is_found_where_it_speaks_from() {
     b.container.must_reach(address(1));
     a.container.must_reach(address(2));
     let status = sleeves[0].status();
-    assert_eq!(status[0].endpoint.to_string(), "198.51.100.77:6783");
+    assert_eq!(
+        status[0].endpoint,
+        Some("198.51.100.77:6783".parse().unwrap())
+    );
 }
 
 #[test]
@@ -180,11 +183,30 @@ fn a_tunnel_tells_how_it_is() {
     let (_switch, hosts, sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
     let status = &sleeves[0].status()[0];
-    assert_eq!((status.inner, status.endpoint), (inner(2), endpoint(2)));
+    assert_eq!(
+        (status.inner, status.endpoint),
+        (inner(2), Some(endpoint(2)))
+    );
     assert_eq!((status.own, status.key), (key(1).public(), key(2).public()));
     assert!(status.heard.unwrap().as_secs() < 60);
     assert!(status.last_handshake.unwrap().as_secs() < 60);
     assert!(status.sent_bytes > 0 && status.received_bytes > 0);
+}
+
+#[test]
+fn a_peer_whose_place_is_not_known_is_found_when_it_speaks() {
+    let switch = Switch::start();
+    let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
+    let sleeves: Vec<_> = hosts.iter().map(Host::sleeve).collect();
+    let mut hidden = table(1, 1..=2);
+    hidden.peers.get_mut(&inner(2)).unwrap().endpoint = None;
+    sleeves[0].set_table(&hidden);
+    assert!(hosts[0].container.ping(address(2)).is_err());
+    assert_eq!(sleeves[0].status()[0].endpoint, None);
+    sleeves[1].set_table(&table(2, 1..=2));
+    hosts[1].container.must_reach(address(1));
+    hosts[0].container.must_reach(address(2));
+    assert_eq!(sleeves[0].status()[0].endpoint, Some(endpoint(2)));
 }
 
 #[test]

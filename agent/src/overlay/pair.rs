@@ -1,0 +1,328 @@
+//! A pair of nodes, as one of the two sees it: where the other is tried, and whether
+//! packets between them may be clear.
+//!
+//! Everything begins sealed. To send in clear, this end must know that the other one
+//! is who it says, at exactly the address that the directory names: so it needs a
+//! live tunnel to that address, and a probe that came through it and says that the
+//! other end knows the same of the pair, hears this end at exactly *its* address, and
+//! takes clear packets. To take them, all but the last is needed:
+//!
+//! ```text
+//!            tunnel at the address, ends agree      the peer accepts
+//!   No ------------------------------------> Accept ---------------> Send
+//!   ^                                          |  ^------------------ |
+//!   +--- any of it ends, or 30 s of silence ---+----------------------+
+//! ```
+//!
+//! Two ends that disagree, because one of them does not know yet what the Master
+//! decided, are sealed as soon as the first probe says so.
+//!
+//! It is pure: time is passed in, and what it says is sent by others.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use kontena_schema::limits::WIREGUARD_PORT;
+
+use super::probe::Probe;
+
+/// A peer that is not heard for so long at one of its addresses is tried at the
+/// other one.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a pair stays clear without a probe: an agent that is restarted comes
+/// back sooner, and a host that took a dead one's address gets nothing afterwards.
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
+/// Probes whose times are remembered; answers come within the next few.
+const REMEMBERED: usize = 16;
+/// Probes over which losses are counted.
+const WINDOW: u32 = 64;
+
+/// How far a pair may use clear packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Clear {
+    /// All is sealed.
+    #[default]
+    No,
+    /// Clear packets of the peer are taken; what is sent is sealed.
+    Accept,
+    /// They are sent, too.
+    Send,
+}
+
+/// What the directory says of a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// The peer's address inside the tunnel.
+    pub(crate) inner: Ipv4Addr,
+    /// What the path depends on (`schema::path::agreement`).
+    pub(crate) agreement: u64,
+    /// The addresses of a fast path; none if it is to be sealed.
+    pub(crate) fast: Option<Ends>,
+    /// Where the peer may be found, the right address first.
+    pub(crate) places: Vec<Ipv4Addr>,
+}
+
+/// The addresses that the two ends use for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) peer: Ipv4Addr,
+    pub(crate) own: Ipv4Addr,
+}
+
+/// What the plan needs of a pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PairState {
+    /// How far it may be clear.
+    pub clear: Clear,
+    /// Where the peer is tried.
+    pub place: Option<Ipv4Addr>,
+    /// Whether the peer was heard lately.
+    pub alive: bool,
+    /// Where it was heard last.
+    pub heard_at: Option<SocketAddr>,
+}
+
+/// How the tunnel to the peer is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tunnel {
+    /// Where the peer is heard, or tried.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// Whether it was heard lately.
+    pub(crate) alive: bool,
+}
+
+/// A pair.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    wanted: Wanted,
+    /// Which of the places is tried, and since when in vain.
+    place: usize,
+    in_vain_since: Instant,
+    tunnel: Tunnel,
+    clear: Clear,
+    /// Until then the state of a former run stands, if no probe contradicts.
+    adopted_until: Option<Instant>,
+    /// Whether the kernel takes clear packets of the peer.
+    accepted: bool,
+    /// This end's probes: how many, and when the last ones were sent.
+    sent: u32,
+    sent_at: VecDeque<(u32, Instant)>,
+    /// What the last one said.
+    said: Option<Said>,
+    heard: Option<Heard>,
+    round_trip: Option<Duration>,
+}
+
+/// What a probe says besides numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Said {
+    agreement: u64,
+    hears_at: Option<SocketAddrV4>,
+    accepts: bool,
+}
+
+#[derive(Debug)]
+struct Heard {
+    probe: Probe,
+    at: Instant,
+    /// Which of the last probes came; the lowest bit is the newest.
+    came: u64,
+}
+
+impl Pair {
+    pub(crate) fn new(wanted: Wanted, now: Instant) -> Self {
+        Self {
+            wanted,
+            place: 0,
+            in_vain_since: now,
+            tunnel: Tunnel::default(),
+            clear: Clear::No,
+            adopted_until: None,
+            accepted: false,
+            sent: 0,
+            sent_at: VecDeque::with_capacity(REMEMBERED),
+            said: None,
+            heard: None,
+            round_trip: None,
+        }
+    }
+
+    /// The kernel was left like this by a former run of the agent.
+    pub(crate) fn adopt(&mut self, clear: Clear, now: Instant) {
+        self.clear = clear;
+        self.accepted = clear >= Clear::Accept;
+        self.adopted_until = Some(now + SILENCE);
+    }
+
+    /// Takes what the directory says now.
+    pub(crate) fn want(&mut self, wanted: Wanted, now: Instant) {
+        if self.wanted.places != wanted.places {
+            self.place = 0;
+            self.in_vain_since = now;
+        }
+        self.wanted = wanted;
+    }
+
+    /// Whether the kernel takes clear packets of the peer.
+    pub(crate) fn set_accepted(&mut self, accepted: bool) {
+        self.accepted = accepted;
+    }
+
+    pub(crate) fn inner(&self) -> Ipv4Addr {
+        self.wanted.inner
+    }
+
+    /// What the plan needs.
+    pub(crate) fn state(&self) -> PairState {
+        PairState {
+            clear: self.clear,
+            place: self.wanted.places.get(self.place).copied(),
+            alive: self.tunnel.alive,
+            heard_at: self.tunnel.endpoint.filter(|_| self.tunnel.alive),
+        }
+    }
+
+    /// How long probes take to the peer and back.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// The share of the peer's last probes that did not come.
+    pub(crate) fn loss(&self) -> Option<f32> {
+        let heard = self.heard.as_ref()?;
+        let sent = heard.probe.number.min(WINDOW);
+        let came = heard.came.count_ones().min(sent);
+        Some((sent - came) as f32 / sent as f32)
+    }
+
+    /// A probe came through the tunnel.
+    pub(crate) fn hear(&mut self, probe: Probe, now: Instant) {
+        self.measure(&probe, now);
+        let came = match &self.heard {
+            Some(before) if before.probe.run == probe.run => {
+                let ahead = probe.number.wrapping_sub(before.probe.number);
+                if ahead == 0 || ahead > u32::MAX / 2 {
+                    // It was overtaken; what came later counts.
+                    let behind = ahead.wrapping_neg();
+                    let bit = 1_u64.checked_shl(behind).unwrap_or(0);
+                    let came = before.came | bit;
+                    if let Some(heard) = &mut self.heard {
+                        heard.came = came;
+                    }
+                    return;
+                }
+                before.came.checked_shl(ahead).unwrap_or(0) | 1
+            }
+            _ => 1,
+        };
+        self.heard = Some(Heard {
+            probe,
+            at: now,
+            came,
+        });
+        self.adopted_until = None;
+    }
+
+    fn measure(&mut self, probe: &Probe, now: Instant) {
+        let Some((number, ago)) = probe.heard else {
+            return;
+        };
+        let sent = self.sent_at.iter().find(|(sent, _)| *sent == number);
+        let Some(taken) = sent.map(|(_, at)| now.saturating_duration_since(*at)) else {
+            return;
+        };
+        let taken = taken.saturating_sub(ago);
+        // Smoothed as TCP does (RFC 6298 section 2).
+        self.round_trip = Some(match self.round_trip {
+            Some(before) => (before * 7 + taken) / 8,
+            None => taken,
+        });
+    }
+
+    /// Looks at everything again.
+    pub(crate) fn look(&mut self, tunnel: Tunnel, now: Instant) {
+        self.tunnel = tunnel;
+        if tunnel.alive {
+            self.in_vain_since = now;
+        } else if now.saturating_duration_since(self.in_vain_since) >= PATIENCE {
+            self.in_vain_since = now;
+            self.place = (self.place + 1) % self.wanted.places.len().max(1);
+        }
+        self.clear = self.decide(now);
+    }
+
+    fn decide(&self, now: Instant) -> Clear {
+        let Some(ends) = self.wanted.fast else {
+            return Clear::No;
+        };
+        let elsewhere = self.tunnel.endpoint != Some(at(ends.peer).into());
+        if self.adopted_until.is_some_and(|until| now < until) {
+            let contradicted = self.tunnel.alive && elsewhere;
+            return if contradicted { Clear::No } else { self.clear };
+        }
+        let Some(heard) = self.heard.as_ref().filter(|_| !elsewhere) else {
+            return Clear::No;
+        };
+        let silent = now.saturating_duration_since(heard.at) >= SILENCE;
+        let agrees = heard.probe.agreement == self.wanted.agreement
+            && heard.probe.hears_at == Some(at(ends.own));
+        match (agrees && !silent, heard.probe.accepts) {
+            (false, _) => Clear::No,
+            (true, false) => Clear::Accept,
+            (true, true) => Clear::Send,
+        }
+    }
+
+    /// The next probe, if the peer must know something new or it is time for one.
+    pub(crate) fn probe(&mut self, run: u32, every: Duration, now: Instant) -> Option<Probe> {
+        let hears_at = match self.tunnel.endpoint.filter(|_| self.tunnel.alive) {
+            Some(SocketAddr::V4(at)) => Some(at),
+            _ => None,
+        };
+        let says = Said {
+            agreement: self.wanted.agreement,
+            hears_at,
+            accepts: self.accepted && self.clear >= Clear::Accept,
+        };
+        let last = self.sent_at.back().map(|(_, at)| *at);
+        let due = last.is_none_or(|at| now.saturating_duration_since(at) >= every);
+        if !due && self.said == Some(says) {
+            return None;
+        }
+        let heard = self.heard.as_ref().map(|heard| {
+            let ago = now.saturating_duration_since(heard.at);
+            (heard.probe.number, ago)
+        });
+        Some(Probe {
+            agreement: says.agreement,
+            hears_at,
+            accepts: says.accepts,
+            number: self.sent.checked_add(1).unwrap_or(1),
+            run,
+            heard,
+        })
+    }
+
+    /// That probe was sent.
+    pub(crate) fn sent(&mut self, probe: &Probe, now: Instant) {
+        self.sent = probe.number;
+        self.said = Some(Said {
+            agreement: probe.agreement,
+            hears_at: probe.hears_at,
+            accepts: probe.accepts,
+        });
+        if self.sent_at.len() == REMEMBERED {
+            self.sent_at.pop_front();
+        }
+        self.sent_at.push_back((probe.number, now));
+    }
+}
+
+fn at(address: Ipv4Addr) -> SocketAddrV4 {
+    SocketAddrV4::new(address, WIREGUARD_PORT)
+}
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;

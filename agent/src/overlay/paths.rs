@@ -1,0 +1,306 @@
+//! The pairs of this node, kept up: probes are sent and heard, and what follows from
+//! them is published.
+//!
+//! The sealed path lives here too, because probes need it while nobody reconciles.
+//! Everything is behind one lock that is held for short: no await, no disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kontena_schema::ids::NodeId;
+use kontena_schema::limits::WIREGUARD_PORT;
+use kontena_sleeve::{Message, PeerStatus, Settings, Sleeve, SleeveError, Table};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::TAP;
+use super::pair::{Clear, Pair, PairState, Tunnel, Wanted};
+use super::probe::Probe;
+use super::state::{SleeveIdentity, SleeveState};
+
+/// Most messages that wait to be read. More than one probe of each peer never wait,
+/// and what is lost is sent again.
+const INBOX: usize = 1024;
+/// How often tunnels are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How often a peer gets a probe in a small grid.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How many probes a second a node sends at most when nothing changes.
+const PROBES_PER_S: u32 = 32;
+/// A peer that was not heard for so long, twice the keepalive and some, may be gone.
+const SILENT_AFTER: Duration = Duration::from_secs(35);
+
+/// What is known of each pair and matters to the plan.
+pub type PairStates = BTreeMap<NodeId, PairState>;
+
+/// The pairs of this node.
+pub(crate) struct Paths {
+    shared: Arc<Shared>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    states: watch::Sender<PairStates>,
+    inbox: mpsc::Sender<Message>,
+}
+
+struct Inner {
+    sealed: Option<Sealed>,
+    pairs: BTreeMap<NodeId, Pair>,
+    /// Tells the runs of this agent apart.
+    run: u32,
+}
+
+/// The sealed path and how it was set.
+struct Sealed {
+    sleeve: Sleeve,
+    identity: SleeveIdentity,
+    table: Table,
+}
+
+/// What is told of a peer to people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Health {
+    /// How its tunnel is.
+    pub tunnel: PeerStatus,
+    /// How long a probe takes there and back.
+    pub round_trip: Option<Duration>,
+    /// The share of its last probes that did not come.
+    pub loss: Option<f32>,
+}
+
+impl Paths {
+    /// No pairs yet; must be called inside a tokio runtime.
+    pub(crate) fn new() -> Self {
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let inner = Inner {
+            sealed: None,
+            pairs: BTreeMap::new(),
+            run: fastrand::u32(..),
+        };
+        let shared = Arc::new(Shared {
+            inner: Mutex::new(inner),
+            states: watch::Sender::new(PairStates::new()),
+            inbox,
+        });
+        let keeper = tokio::spawn(keep(Arc::clone(&shared), messages));
+        Self {
+            shared,
+            _keeper: AbortOnDropHandle::new(keeper),
+        }
+    }
+
+    /// What is known of the pairs, now and later.
+    pub(crate) fn states(&self) -> watch::Receiver<PairStates> {
+        self.shared.states.subscribe()
+    }
+
+    /// Starts the sealed path in the network namespace of the calling thread, after
+    /// ending the one that was there.
+    pub(crate) fn start_sleeve(&self, identity: SleeveIdentity) -> Result<(), SleeveError> {
+        self.stop_sleeve();
+        let inbox = self.shared.inbox.clone();
+        let settings = Settings {
+            device: TAP.to_owned(),
+            port: WIREGUARD_PORT,
+            inner: identity.inner,
+            vni: identity.vni,
+        };
+        let sleeve = Sleeve::start(settings, move |message| {
+            let _ = inbox.try_send(message);
+        })?;
+        self.shared.lock().sealed = Some(Sealed {
+            sleeve,
+            identity,
+            table: Table::default(),
+        });
+        Ok(())
+    }
+
+    /// Ends the sealed path.
+    pub(crate) fn stop_sleeve(&self) {
+        let ended = self.shared.lock().sealed.take();
+        // Its threads are waited for without the lock.
+        drop(ended);
+    }
+
+    /// Sets who is at the other ends. Without a sealed path there is nobody.
+    pub(crate) fn set_table(&self, table: &Table) {
+        if let Some(sealed) = &mut self.shared.lock().sealed {
+            sealed.sleeve.set_table(table);
+            sealed.table = table.clone();
+        }
+    }
+
+    /// The sealed path, if it works.
+    pub(crate) fn sleeve(&self) -> Option<SleeveState> {
+        let inner = self.shared.lock();
+        let sealed = inner.sealed.as_ref().filter(|s| s.sleeve.is_alive())?;
+        Some(SleeveState {
+            identity: sealed.identity,
+            table: sealed.table.clone(),
+        })
+    }
+
+    /// Takes what the directory says. Pairs that are not known yet are as `adopted`
+    /// says, which is what a former run left.
+    pub(crate) fn want(&self, wanted: BTreeMap<NodeId, Wanted>, adopted: &BTreeMap<NodeId, Clear>) {
+        let now = Instant::now();
+        let mut inner = self.shared.lock();
+        inner.pairs.retain(|node, _| wanted.contains_key(node));
+        for (node, wanted) in wanted {
+            if let Some(pair) = inner.pairs.get_mut(&node) {
+                pair.want(wanted, now);
+                continue;
+            }
+            let mut pair = Pair::new(wanted, now);
+            if let Some(&clear) = adopted.get(&node) {
+                pair.adopt(clear, now);
+            }
+            inner.pairs.insert(node, pair);
+        }
+        inner.settle(now);
+        self.shared.publish(inner);
+    }
+
+    /// Of which peers the kernel takes clear packets now.
+    pub(crate) fn set_accepted(&self, accepted: &BTreeSet<NodeId>) {
+        let mut inner = self.shared.lock();
+        for (node, pair) in &mut inner.pairs {
+            pair.set_accepted(accepted.contains(node));
+        }
+        if inner.settle(Instant::now()) {
+            self.shared.publish(inner);
+        }
+    }
+
+    /// Whether a pair is kept for the node.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        self.shared.lock().pairs.contains_key(&node)
+    }
+
+    /// How the way to each peer is.
+    pub(crate) fn health(&self) -> BTreeMap<NodeId, Health> {
+        let inner = self.shared.lock();
+        let tunnels = inner.tunnels();
+        let health = |(&node, pair): (&NodeId, &Pair)| {
+            let health = Health {
+                tunnel: tunnels.get(&pair.inner())?.clone(),
+                round_trip: pair.round_trip(),
+                loss: pair.loss(),
+            };
+            Some((node, health))
+        };
+        inner.pairs.iter().filter_map(health).collect()
+    }
+
+    /// What the sealed path dropped since its start.
+    pub(crate) fn drops(&self) -> Option<kontena_sleeve::Drops> {
+        let inner = self.shared.lock();
+        Some(inner.sealed.as_ref()?.sleeve.drops())
+    }
+}
+
+/// Hears and probes, for ever.
+async fn keep(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                let mut inner = shared.lock();
+                if inner.settle(Instant::now()) {
+                    shared.publish(inner);
+                }
+            }
+            Some(message) = messages.recv() => shared.hear(&message),
+        }
+    }
+}
+
+impl Shared {
+    /// A panic elsewhere leaves pairs that are as good as before.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, message: &Message) {
+        let Some(probe) = Probe::read(&message.contents) else {
+            return;
+        };
+        let now = Instant::now();
+        let mut inner = self.lock();
+        if inner.hear(message.from, probe, now) {
+            self.publish(inner);
+        }
+    }
+
+    fn publish(&self, inner: MutexGuard<'_, Inner>) {
+        let states: PairStates = inner.pairs.iter().map(|(&n, p)| (n, p.state())).collect();
+        drop(inner);
+        self.states.send_if_modified(|old| {
+            let differs = *old != states;
+            *old = states;
+            differs
+        });
+    }
+}
+
+impl Inner {
+    fn tunnels(&self) -> BTreeMap<Ipv4Addr, PeerStatus> {
+        let all = self.sealed.iter().flat_map(|sealed| sealed.sleeve.status());
+        all.map(|status| (status.inner, status)).collect()
+    }
+
+    fn every(&self) -> Duration {
+        let many = u32::try_from(self.pairs.len()).unwrap_or(u32::MAX);
+        PROBE_EVERY * many.div_ceil(PROBES_PER_S).max(1)
+    }
+
+    /// Looks at all pairs, and sends the probes that are due; whether any changed.
+    fn settle(&mut self, now: Instant) -> bool {
+        let mut tunnels = self.tunnels();
+        let every = self.every();
+        let mut changed = false;
+        for pair in self.pairs.values_mut() {
+            let status = tunnels.remove(&pair.inner());
+            changed |= settle(pair, status, (self.sealed.as_ref(), self.run, every), now);
+        }
+        changed
+    }
+
+    fn hear(&mut self, from: Ipv4Addr, probe: Probe, now: Instant) -> bool {
+        let every = self.every();
+        let Some(pair) = self.pairs.values_mut().find(|pair| pair.inner() == from) else {
+            return false;
+        };
+        pair.hear(probe, now);
+        let sealed = self.sealed.as_ref();
+        let status = sealed.and_then(|sealed| sealed.sleeve.status_of(from));
+        settle(pair, status, (sealed, self.run, every), now)
+    }
+}
+
+fn settle(
+    pair: &mut Pair,
+    status: Option<PeerStatus>,
+    (sealed, run, every): (Option<&Sealed>, u32, Duration),
+    now: Instant,
+) -> bool {
+    let before = pair.state();
+    let tunnel = status.map(|status| Tunnel {
+        endpoint: status.endpoint,
+        alive: status.heard.is_some_and(|heard| heard < SILENT_AFTER),
+    });
+    pair.look(tunnel.unwrap_or_default(), now);
+    if let Some(probe) = pair.probe(run, every, now)
+        && sealed.is_some_and(|sealed| sealed.sleeve.send(pair.inner(), &probe.write()))
+    {
+        pair.sent(&probe, now);
+    }
+    pair.state() != before
+}
