@@ -1,6 +1,7 @@
 //! Puts the parts together: one slot for each thing that is known, one task for
 //! each part that knows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +16,7 @@ use crate::directory::{Directory, Store, StoreError};
 use crate::dns::zone::Zone;
 use crate::docker::observe::Doubts;
 use crate::docker::{self, bridge, events};
+use crate::keys::HostKeys;
 use crate::link::Link;
 use crate::overlay::Overlay;
 use crate::reconcile::{Reconciler, Slots};
@@ -78,19 +80,8 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     let (directory_in, directory) = watch::channel(known);
     tasks.spawn("keep", keep(store.clone(), received, directory_in));
 
-    let keys = keys::load(&store, &keys::generate);
-    let (keys_in, host_keys) = watch::channel(Arc::new(keys.host_keys()));
     let key_taken = Arc::new(Notify::new());
-    tasks.spawn(
-        "keys",
-        keys::watch(
-            keys,
-            store.clone(),
-            directory.clone(),
-            key_taken.clone(),
-            keys_in,
-        ),
-    );
+    let keys = start_keys(tasks, &store, &directory, &key_taken);
 
     let (public_in, public_ip) = watch::channel(None);
     tasks.spawn(
@@ -99,7 +90,10 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     );
 
     let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
-    tasks.spawn("bridge", bridge::watch(name, bridge_in));
+    tasks.spawn("bridge", bridge::watch(name.clone(), bridge_in));
+
+    let (masters_in, masters) = watch::channel(BTreeSet::new());
+    tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
     let docker = docker::connect(&config.docker_socket).await;
     name_in.send_replace(bridge::name(&docker).await);
@@ -110,7 +104,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
             docker.clone(),
             config.clone(),
             public_ip,
-            host_keys.clone(),
+            keys.clone(),
             facts_in,
         ),
     );
@@ -125,7 +119,9 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     };
     let slots = Slots {
         directory,
-        keys: host_keys,
+        keys,
+        masters,
+        docker_bridge: name,
         doubts,
         zone: zone_in,
         host: host_in,
@@ -137,6 +133,22 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
         "link",
         Link::new(config, store, received_in, host, facts, key_taken).run(),
     );
+}
+
+fn start_keys(
+    tasks: &mut Tasks,
+    store: &Store,
+    directory: &watch::Receiver<Arc<Directory>>,
+    taken: &Arc<Notify>,
+) -> watch::Receiver<Arc<HostKeys>> {
+    let keys = keys::load(store, &keys::generate);
+    let (slot, host_keys) = watch::channel(Arc::new(keys.host_keys()));
+    let (directory, taken) = (directory.clone(), taken.clone());
+    tasks.spawn(
+        "keys",
+        keys::watch(keys, store.clone(), directory, taken, slot),
+    );
+    host_keys
 }
 
 async fn overlay() -> Overlay {

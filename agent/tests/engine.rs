@@ -6,7 +6,7 @@
 //! and a built `weavewait`.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use kontena_agent::directory::{Directory, Store};
 use kontena_agent::dns::zone::Zone;
 use kontena_agent::docker::events;
 use kontena_agent::docker::observe::Doubts;
+use kontena_agent::keys;
 use kontena_agent::overlay::Overlay;
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
@@ -168,8 +169,14 @@ impl Host {
             bin: store.bin(),
             bridge,
         };
+        let (_, keys) = watch::channel(Arc::new(keys::load(&store, &keys::generate).host_keys()));
+        let (_, masters) = watch::channel(BTreeSet::new());
+        let (_, docker_bridge) = watch::channel("docker0".to_owned());
         let slots = Slots {
             directory: received,
+            keys,
+            masters,
+            docker_bridge,
             doubts,
             zone: zone_in,
             host: host_in,

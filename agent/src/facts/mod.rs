@@ -5,6 +5,7 @@
 //! public address may have to be asked for on the Internet; nothing waits for
 //! it, and an answer that does not come leaves the one that was known.
 
+pub mod master;
 pub mod net;
 
 use std::net::Ipv4Addr;

@@ -47,7 +47,8 @@ impl<'a> Hands<'a> {
     /// Executes one step.
     pub(crate) async fn apply(&mut self, step: &Step) -> Result<(), Cause> {
         match step {
-            Step::InstallFilter(peers) => filter::install(peers).await,
+            Step::InstallFilter(whole) => filter::install(whole).await,
+            Step::SetFence { old, new } => filter::fence(old, new).await,
             Step::AllowPeers(peers) => filter::allow(peers).await,
             Step::ForbidPeers(peers) => filter::forbid(peers).await,
             Step::RemoveFilter => filter::remove().await,

@@ -10,20 +10,27 @@
 //!
 //! A container is a stranger too. What it sends to a peer would leave with this
 //! host's address, so nothing for the tunnel is forwarded; what it sends to this
-//! host with a peer's address comes in where no way leads to that peer.
+//! host with a peer's address comes in where no way leads to that peer. And it has no
+//! business with the Master, whose port is closed to it; what was tried is counted in
+//! `dropped_master`.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use kontena_schema::limits::VXLAN_PORT;
 use serde_json::{Value, json};
 
 use super::error::Cause;
 use super::nft::{Elements, Table, count_and_drop, equals, field};
-use super::state::FilterState;
+use super::state::{Fence, Filter, FilterState};
 
 const TABLE: Table = Table { family: "inet" };
 const PEERS: &str = "fast_peers";
+/// Where the Master is: address and port.
+const MASTERS: &str = "masters";
+/// The bridges that containers are behind.
+const BRIDGES: &str = "container_bridges";
+const DROPPED_MASTER: &str = "dropped_master";
 /// Before connection tracking (-200), so that what is dropped costs nothing.
 const PRIORITY: i64 = -300;
 
@@ -60,12 +67,18 @@ const DIRECTIONS: [Direction; 3] = [
 
 /// Reads our table.
 pub(crate) async fn observe() -> Result<FilterState, Cause> {
-    TABLE.observe(&frame(), peers).await
+    TABLE.observe(&frame(), contents).await
 }
 
 /// Writes our whole table in the place of whatever had its name.
-pub(crate) async fn install(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
-    TABLE.install(&frame(), elements(peers)).await
+pub(crate) async fn install(filter: &Filter) -> Result<(), Cause> {
+    let contents = [elements(&filter.peers), of_fence(&filter.fence)].concat();
+    TABLE.install(&frame(), contents).await
+}
+
+/// Keeps containers from others than before.
+pub(crate) async fn fence(old: &Fence, new: &Fence) -> Result<(), Cause> {
+    TABLE.change(of_fence(old), of_fence(new)).await
 }
 
 /// Lets clear packets of more peers pass.
@@ -88,13 +101,43 @@ fn elements(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
     TABLE.elements(PEERS, peers).into_iter().collect()
 }
 
-fn peers(elements: &Elements) -> Option<BTreeSet<Ipv4Addr>> {
-    elements.of(PEERS, |element| element.as_str()?.parse().ok())
+fn of_fence(fence: &Fence) -> Vec<Value> {
+    let masters = fence.masters.iter();
+    let masters = masters.map(|at| json!({"concat": [at.ip(), at.port()]}));
+    let bridges = fence.bridges.iter().map(|name| json!(name));
+    let both = [
+        TABLE.elements(MASTERS, masters),
+        TABLE.elements(BRIDGES, bridges),
+    ];
+    both.into_iter().flatten().collect()
 }
 
-/// Everything in the table but the peers.
+fn contents(elements: &Elements) -> Option<Filter> {
+    let master = |element: &Value| {
+        let [ip, port] = element["concat"].as_array()?.as_slice() else {
+            return None;
+        };
+        let port = u16::try_from(port.as_u64()?).ok()?;
+        Some(SocketAddrV4::new(ip.as_str()?.parse().ok()?, port))
+    };
+    let fence = Fence {
+        masters: elements.of(MASTERS, master)?,
+        bridges: elements.of(BRIDGES, |name| Some(name.as_str()?.to_owned()))?,
+    };
+    let peers = elements.of(PEERS, |element| element.as_str()?.parse().ok())?;
+    Some(Filter { peers, fence })
+}
+
+/// Everything in the table but what its sets hold.
 fn frame() -> Vec<Value> {
-    let mut objects = vec![TABLE.object("set", json!({"name": PEERS, "type": "ipv4_addr"}))];
+    let sets = [
+        (PEERS, json!("ipv4_addr")),
+        (MASTERS, json!(["ipv4_addr", "inet_service"])),
+        (BRIDGES, json!("ifname")),
+    ];
+    let set = |(name, kind)| TABLE.object("set", json!({"name": name, "type": kind}));
+    let mut objects: Vec<Value> = sets.map(set).into();
+    objects.extend(fence_frame());
     for Direction { hook, counter, .. } in DIRECTIONS {
         objects.push(TABLE.object("counter", json!({"name": counter})));
         let chain = json!({
@@ -104,6 +147,27 @@ fn frame() -> Vec<Value> {
     }
     objects.extend(DIRECTIONS.iter().flat_map(rules));
     objects
+}
+
+/// Before Docker rewrites targets (-100), so that a Master behind a published port is
+/// told by the address that containers know.
+fn fence_frame() -> [Value; 3] {
+    const HOOK: &str = "prerouting";
+    let chain = json!({
+        "name": HOOK, "type": "filter", "hook": HOOK, "prio": PRIORITY, "policy": "accept",
+    });
+    let from = equals(
+        &json!({"meta": {"key": "iifname"}}),
+        &json!(format!("@{BRIDGES}")),
+    );
+    let to = json!({"concat": [field("ip", "daddr"), field("tcp", "dport")]});
+    let to = equals(&to, &json!(format!("@{MASTERS}")));
+    let expr = [vec![from, to], count_and_drop(DROPPED_MASTER).to_vec()].concat();
+    [
+        TABLE.object("counter", json!({"name": DROPPED_MASTER})),
+        TABLE.object("chain", chain),
+        TABLE.object("rule", json!({"chain": HOOK, "expr": expr})),
+    ]
 }
 
 fn rules(direction: &Direction) -> Vec<Value> {
@@ -130,31 +194,43 @@ mod tests {
     use super::super::nft::listing;
     use super::*;
 
-    fn listed(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
-        listing::of(TABLE, &frame(), elements(peers))
+    fn listed(filter: &Filter) -> Vec<Value> {
+        let contents = [elements(&filter.peers), of_fence(&filter.fence)].concat();
+        listing::of(TABLE, &frame(), contents)
     }
 
     fn state(objects: &[Value]) -> FilterState {
-        listing::state(TABLE, objects, &frame(), super::peers)
+        listing::state(TABLE, objects, &frame(), super::contents)
+    }
+
+    fn filter(peers: &[u8]) -> Filter {
+        let peer = |host: &u8| Ipv4Addr::new(198, 51, 100, *host);
+        Filter {
+            peers: peers.iter().map(peer).collect(),
+            fence: Fence {
+                masters: BTreeSet::from(["203.0.113.5:443".parse().unwrap()]),
+                bridges: BTreeSet::from(["docker0".to_owned()]),
+            },
+        }
     }
 
     #[test]
     fn our_own_table_is_sound_whatever_it_counted() {
-        for peers in [
-            vec![],
-            vec![[198, 51, 100, 2]],
-            vec![[198, 51, 100, 10], [198, 51, 100, 2]],
+        for filter in [
+            Filter::default(),
+            filter(&[]),
+            filter(&[2]),
+            filter(&[10, 2]),
         ] {
-            let peers: BTreeSet<Ipv4Addr> = peers.into_iter().map(Ipv4Addr::from).collect();
-            let mut objects = listed(&peers);
+            let mut objects = listed(&filter);
             listing::count(&mut objects);
-            assert_eq!(state(&objects), FilterState::Sound(peers));
+            assert_eq!(state(&objects), FilterState::Sound(filter));
         }
     }
 
     #[test]
     fn a_table_that_lacks_anything_or_has_more_is_broken() {
-        let whole = listed(&BTreeSet::from([Ipv4Addr::new(198, 51, 100, 2)]));
+        let whole = listed(&filter(&[2]));
         for missing in 1..whole.len() {
             let mut objects = whole.clone();
             let removed = objects.remove(missing);
@@ -165,10 +241,8 @@ mod tests {
         more.insert(1, TABLE.object("rule", accept_all));
         assert_eq!(state(&more), FilterState::Broken);
         let mut swapped = whole;
-        let rules = swapped
-            .iter()
-            .position(|object| object.get("rule").is_some());
-        let first = rules.unwrap();
+        let of_input = |object: &Value| object["rule"]["chain"] == "input";
+        let first = swapped.iter().position(of_input).unwrap();
         swapped.swap(first, first + 1);
         assert_eq!(state(&swapped), FilterState::Broken);
     }

@@ -22,6 +22,7 @@ use kontena_sleeve::{PrivateKey, Table};
 
 use super::pair::{Clear, Ends, PairState, Wanted};
 use super::paths::PairStates;
+use super::state::Fence;
 
 /// Everything that decides how this host's overlay looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct OverlayIntent {
     pub endpoints: Vec<RemoteEndpoint>,
     /// This host's keys for sealed paths; it begins with the first.
     pub keys: Vec<PrivateKey>,
+    /// What containers do not reach.
+    pub fence: Fence,
     /// The containers of this host that are to have an `ethwe`. It is complete:
     /// what is not in it loses its interface.
     pub attachments: BTreeMap<PlacementId, Attachment>,
@@ -126,6 +129,8 @@ pub struct OwnState {
     pub keys: Vec<PrivateKey>,
     /// What is known of the pairs.
     pub pairs: PairStates,
+    /// What containers do not reach.
+    pub fence: Fence,
 }
 
 impl OverlayIntent {
@@ -167,6 +172,7 @@ impl OverlayIntent {
                 .map(remote)
                 .collect(),
             keys: state.keys,
+            fence: state.fence,
             attachments: state.attachments,
         }
     }

@@ -49,6 +49,7 @@ pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
 pub use pair::{Clear, PairState};
 pub use paths::{Health, PairStates};
+pub use state::Fence;
 
 use apply::Hands;
 use intent::Reach;
@@ -218,7 +219,7 @@ impl Overlay {
         };
         let left = |(&node, peer): (&NodeId, &PeerIntent)| {
             let to = intent.wanted(peer)?.fast?.peer;
-            let new = accepted.contains(&to) && !self.paths.knows(node);
+            let new = accepted.peers.contains(&to) && !self.paths.knows(node);
             let clear = if tunnel.floods.contains(&to) {
                 Clear::Send
             } else {

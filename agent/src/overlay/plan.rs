@@ -5,7 +5,9 @@
 //! or MAC; containers come last, when all that they may want to reach can be
 //! reached. A peer that changes between sealed and clear has its new path before it
 //! loses the old one: the way for everybody's frames first, then the MACs one by
-//! one, then the old way ends, and the filter closes behind it.
+//! one, then the old way ends. Only the filter closes before the MACs move: an agent
+//! that is killed in between leaves a host that says nothing, not one that says it in
+//! clear (infra/adr/0006-pairs.md).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -18,8 +20,8 @@ use kontena_sleeve::{Holder, Peer, Table};
 
 use super::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
 use super::state::{
-    Bridge, BridgeSettings, ContainerEnd, FilterState, Forwarding, GuardState, HostEnd, Observed,
-    Port, PortSettings, RemoteEntry, SleeveIdentity, SleeveState, Tunnel, TunnelIdentity,
+    Bridge, BridgeSettings, ContainerEnd, Filter, FilterState, Forwarding, GuardState, HostEnd,
+    Observed, Port, PortSettings, RemoteEntry, SleeveIdentity, SleeveState, Tunnel, TunnelIdentity,
 };
 use super::step::{Link, Step};
 
@@ -135,7 +137,11 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .collect();
     let mut steps = Vec::new();
 
-    open_filter(&entries.accepted, &observed.filter, &mut steps);
+    let filter = Filter {
+        peers: entries.accepted.clone(),
+        fence: intent.fence.clone(),
+    };
+    open_filter(&filter, &observed.filter, &mut steps);
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));
     }
@@ -160,6 +166,9 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     if sleeve.is_none() || observed.tap != Some(port) {
         steps.push(Step::SetTap(port));
     }
+    // From here on nobody gets or gives in clear who should not, whatever becomes of
+    // the steps that follow and of this agent.
+    close_filter(&entries.accepted, &observed.filter, &mut steps);
     // With another MAC the bridge forgets its neighbours.
     let kept = observed
         .bridge
@@ -169,7 +178,6 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     if flooded != entries.table {
         steps.push(Step::SetTable(Box::new(entries.table)));
     }
-    close_filter(&entries.accepted, &observed.filter, &mut steps);
     allow_forwarding(observed.forwarding.as_ref(), &mut steps);
     attach(intent, observed, &mut steps);
     announce(observed, &mut steps);
@@ -200,21 +208,25 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     steps
 }
 
-fn open_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec<Step>) {
-    match filter {
-        FilterState::Missing | FilterState::Broken => steps.push(Step::InstallFilter(fast.clone())),
-        FilterState::Sound(peers) => {
-            let new: BTreeSet<_> = fast.difference(peers).copied().collect();
-            if !new.is_empty() {
-                steps.push(Step::AllowPeers(new));
-            }
-        }
+fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
+    let FilterState::Sound(present) = filter else {
+        return steps.push(Step::InstallFilter(wanted.clone()));
+    };
+    let new: BTreeSet<_> = wanted.peers.difference(&present.peers).copied().collect();
+    if !new.is_empty() {
+        steps.push(Step::AllowPeers(new));
+    }
+    if present.fence != wanted.fence {
+        steps.push(Step::SetFence {
+            old: present.fence.clone(),
+            new: wanted.fence.clone(),
+        });
     }
 }
 
 fn close_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec<Step>) {
-    if let FilterState::Sound(peers) = filter {
-        let old: BTreeSet<_> = peers.difference(fast).copied().collect();
+    if let FilterState::Sound(present) = filter {
+        let old: BTreeSet<_> = present.peers.difference(fast).copied().collect();
         if !old.is_empty() {
             steps.push(Step::ForbidPeers(old));
         }

@@ -30,34 +30,16 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
 /// What the kernel makes of a step. It panics where the kernel would refuse.
 pub(super) fn apply(model: &mut Observed, step: &Step) {
     match step {
-        Step::InstallFilter(peers) => model.filter = FilterState::Sound(peers.clone()),
-        Step::AllowPeers(peers) => allowed(model).extend(peers),
-        Step::ForbidPeers(peers) => allowed(model).retain(|peer| !peers.contains(peer)),
-        Step::RemoveFilter => model.filter = FilterState::Missing,
-        Step::InstallGuard(holders) => {
-            // It is hooked to the device.
-            if model.tunnel.is_some() {
-                model.guard = GuardState::Sound(holders.clone());
-            }
-        }
-        Step::ChangeGuard { old, new } => {
-            let GuardState::Sound(holders) = &mut model.guard else {
-                panic!("no guard")
-            };
-            for (ip, mac) in old {
-                assert_eq!(holders.remove(ip), Some(*mac));
-            }
-            for (ip, mac) in new {
-                assert_eq!(holders.insert(*ip, *mac), None);
-            }
-        }
-        Step::RemoveGuard => model.guard = GuardState::Missing,
+        Step::InstallFilter(_)
+        | Step::SetFence { .. }
+        | Step::AllowPeers(_)
+        | Step::ForbidPeers(_)
+        | Step::RemoveFilter
+        | Step::InstallGuard(_)
+        | Step::ChangeGuard { .. }
+        | Step::RemoveGuard => apply_to_filters(model, step),
         Step::AllowForwarding(place) => *forward(model).entry(*place).or_default() += 1,
-        Step::ForgetForwarding(place) => {
-            let count = forward(model).get_mut(place).expect("there is such a rule");
-            *count -= 1;
-            forward(model).retain(|_, count| *count > 0);
-        }
+        Step::ForgetForwarding(place) => forget_forwarding(forward(model), *place),
         Step::Announce(_) => {}
         Step::CreateBridge { .. }
         | Step::SetBridgeMac(_)
@@ -117,6 +99,46 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
     }
 }
 
+fn forget_forwarding(rules: &mut BTreeMap<ForwardPlace, usize>, place: ForwardPlace) {
+    *rules.get_mut(&place).expect("there is such a rule") -= 1;
+    rules.retain(|_, count| *count > 0);
+}
+
+fn apply_to_filters(model: &mut Observed, step: &Step) {
+    match step {
+        Step::InstallFilter(filter) => model.filter = FilterState::Sound(filter.clone()),
+        Step::SetFence { old, new } => {
+            let FilterState::Sound(filter) = &mut model.filter else {
+                panic!("no filter")
+            };
+            assert_eq!(&filter.fence, old);
+            filter.fence = new.clone();
+        }
+        Step::AllowPeers(peers) => allowed(model).extend(peers),
+        Step::ForbidPeers(peers) => allowed(model).retain(|peer| !peers.contains(peer)),
+        Step::RemoveFilter => model.filter = FilterState::Missing,
+        Step::InstallGuard(holders) => {
+            // It is hooked to the device.
+            if model.tunnel.is_some() {
+                model.guard = GuardState::Sound(holders.clone());
+            }
+        }
+        Step::ChangeGuard { old, new } => {
+            let GuardState::Sound(holders) = &mut model.guard else {
+                panic!("no guard")
+            };
+            for (ip, mac) in old {
+                assert_eq!(holders.remove(ip), Some(*mac));
+            }
+            for (ip, mac) in new {
+                assert_eq!(holders.insert(*ip, *mac), None);
+            }
+        }
+        Step::RemoveGuard => model.guard = GuardState::Missing,
+        other => unreachable!("{other}"),
+    }
+}
+
 /// A device that goes takes the bridge's entries for it along.
 fn forget_port(model: &mut Observed, port: Port) {
     model.remote.retain(|_, entry| entry.port != port);
@@ -146,10 +168,10 @@ fn apply_to_sleeve(model: &mut Observed, step: &Step) {
 }
 
 pub(super) fn allowed(model: &mut Observed) -> &mut BTreeSet<Ipv4Addr> {
-    let FilterState::Sound(peers) = &mut model.filter else {
+    let FilterState::Sound(filter) = &mut model.filter else {
         panic!("no filter")
     };
-    peers
+    &mut filter.peers
 }
 
 pub(super) fn forward(model: &mut Observed) -> &mut BTreeMap<ForwardPlace, usize> {

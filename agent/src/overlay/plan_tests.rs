@@ -1,5 +1,7 @@
 //! The plan against a model of the kernel: random intents from random states.
 
+use std::net::SocketAddrV4;
+
 use kontena_schema::ids::{LeaseNumber, NodeId};
 use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_schema::path::Path;
@@ -9,6 +11,7 @@ use proptest::prelude::*;
 use super::super::Failures;
 use super::super::intent::{OwnNode, PeerIntent, RemoteEndpoint};
 use super::super::pair::{Clear, PairState};
+use super::super::state::Fence;
 use super::model::{DOCKER_USER, allowed, apply, bare, forward};
 use super::*;
 
@@ -55,6 +58,7 @@ prop_compose! {
         mtu in 1369_u32..1371,
         peers in proptest::collection::btree_map(10_i64..16, any_peer(), 0..5),
         key in 1_u8..4,
+        masters in proptest::collection::btree_set(1_u16..4, 0..3),
         endpoints in proptest::collection::btree_map((1_u8..20, 1_i64..3), 10_i64..18, 0..8),
         local in proptest::collection::btree_map(1_i64..5, (20_u8..23, 1_i64..3), 0..4),
     ) -> OverlayIntent {
@@ -100,6 +104,10 @@ prop_compose! {
             },
             mtu,
             keys: vec![PrivateKey::from_octets([key; 32])],
+            fence: Fence {
+                masters: masters.into_iter().map(|port| SocketAddrV4::new(underlay(5), port)).collect(),
+                bridges: BTreeSet::from(["docker0".to_owned()]),
+            },
             peers: peers.into_iter().map(peer).collect(),
             endpoints: endpoints.into_values().collect(),
             attachments: local.into_iter().map(attachment).collect(),
@@ -187,6 +195,8 @@ proptest! {
             apply(&mut model, &step);
         }
         prop_assert_eq!(plan(&second, &model), vec![]);
+        let FilterState::Sound(filter) = &model.filter else { panic!("no filter") };
+        prop_assert_eq!(&filter.fence, &second.fence);
         let steps = plan_removal(&model);
         for step in &steps {
             apply(&mut model, step);
@@ -209,11 +219,9 @@ proptest! {
                 prop_assert!(fast.contains(to), "{step}");
                 prop_assert!(allowed(&mut model).contains(to), "{step} comes before the filter");
             }
-            if let Step::ForbidPeers(peers) = &step {
-                let tunnel = model.tunnel.as_ref().expect("a tunnel");
-                let used: BTreeSet<_> = tunnel.entries.values().flatten().copied().collect();
-                prop_assert!(used.is_disjoint(peers), "{step} comes before its entries are gone");
-                prop_assert!(tunnel.floods.is_disjoint(peers), "{step}");
+            if let Step::SetBridgeEntry(_, Port::Tap) | Step::DeleteFlood(_) = &step {
+                let open = allowed(&mut model);
+                prop_assert!(open.is_subset(&accepted), "{step} comes before the filter closes");
             }
             apply(&mut model, &step);
         }
@@ -359,6 +367,7 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
         },
         mtu: 1370,
         keys: vec![],
+        fence: Fence::default(),
         peers: BTreeMap::new(),
         endpoints: Vec::new(),
         attachments: BTreeMap::from([(PlacementId(1), attachment)]),

@@ -4,7 +4,7 @@
 //! knows only names can be tested against a model.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::ids::PlacementId;
@@ -42,9 +42,25 @@ pub(crate) enum TableState<T> {
     Sound(T),
 }
 
-/// The filter of the tunnel's packets: clear ones pass to and from these
-/// addresses only.
-pub(crate) type FilterState = TableState<BTreeSet<Ipv4Addr>>;
+/// The state of the filter.
+pub(crate) type FilterState = TableState<Filter>;
+
+/// What the packet filter is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// Clear packets of the tunnel pass to and from these addresses only.
+    pub(crate) peers: BTreeSet<Ipv4Addr>,
+    pub(crate) fence: Fence,
+}
+
+/// What containers do not reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fence {
+    /// Where the Master is.
+    pub masters: BTreeSet<SocketAddrV4>,
+    /// The bridges that containers are behind.
+    pub bridges: BTreeSet<String>,
+}
 
 /// The guard of the tunnel's device: frames of these holders of addresses come
 /// in, and no others.

@@ -11,7 +11,7 @@ use kontena_sleeve::Table;
 
 use super::intent::Attachment;
 use super::state::{
-    BridgeSettings, Chain, ForwardPlace, Port, PortSettings, SleeveIdentity, Variant,
+    BridgeSettings, Chain, Fence, Filter, ForwardPlace, Port, PortSettings, SleeveIdentity, Variant,
 };
 use super::{BRIDGE, CONTAINER_INTERFACE, TAP, TUNNEL};
 
@@ -19,7 +19,12 @@ use super::{BRIDGE, CONTAINER_INTERFACE, TAP, TUNNEL};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Write our whole table of the packet filter, in one transaction.
-    InstallFilter(BTreeSet<Ipv4Addr>),
+    InstallFilter(Filter),
+    /// Keep containers from others than before.
+    SetFence {
+        old: Fence,
+        new: Fence,
+    },
     AllowPeers(BTreeSet<Ipv4Addr>),
     ForbidPeers(BTreeSet<Ipv4Addr>),
     RemoveFilter,
@@ -213,7 +218,12 @@ impl Chain {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::InstallFilter(peers) => write!(f, "install the packet filter for {peers:?}"),
+            Step::InstallFilter(filter) => {
+                write!(f, "install the packet filter for {:?}", filter.peers)
+            }
+            Step::SetFence { new, .. } => {
+                write!(f, "keep containers from the Master at {:?}", new.masters)
+            }
             Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
             Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
             Step::RemoveFilter => write!(f, "remove the packet filter"),

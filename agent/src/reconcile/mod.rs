@@ -17,6 +17,7 @@ mod rightful;
 mod works;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ use crate::dns::zone::{Local, Zone};
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
 use crate::keys::HostKeys;
-use crate::overlay::{Overlay, OverlayIntent, OwnState, PairStates};
+use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates};
 use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
@@ -52,6 +53,10 @@ pub struct Slots {
     pub directory: watch::Receiver<Arc<Directory>>,
     /// This host's keys.
     pub keys: watch::Receiver<Arc<HostKeys>>,
+    /// Where the Master is.
+    pub masters: watch::Receiver<BTreeSet<SocketAddrV4>>,
+    /// What Docker's default bridge is called.
+    pub docker_bridge: watch::Receiver<String>,
     /// Containers that have to be looked at.
     pub doubts: Arc<Doubts>,
     /// The names.
@@ -124,6 +129,8 @@ impl Reconciler {
                 ended = self.works.ended(&doubts) => self.command_ended(ended),
                 Ok(()) = self.pairs.changed() => {}
                 Ok(()) = self.slots.keys.changed() => {}
+                Ok(()) = self.slots.masters.changed() => {}
+                Ok(()) = self.slots.docker_bridge.changed() => {}
                 () = sleep_until(retry.into()) => {}
                 _ = ticks.tick() => doubts.add_all(),
             }
@@ -250,10 +257,12 @@ impl Reconciler {
             |id| self.applied == Revision::ZERO || matches!(self.attached.get(&id), Some(Ok(())));
         let attachments = attachments(directory, containers, has_interface);
         let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
+        let fence = self.fence();
         let state = OwnState {
             attachments,
             keys: self.slots.keys.borrow_and_update().own.clone(),
             pairs: self.pairs.borrow_and_update().clone(),
+            fence,
         };
         let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, state);
         let report = self.overlay.reconcile(&intent).await;
@@ -275,6 +284,15 @@ impl Reconciler {
         self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
         self.attached = report.attached;
         self.peers = report.peers;
+    }
+
+    /// Containers have no business with the Master, on whichever way.
+    fn fence(&mut self) -> Fence {
+        let docker = self.slots.docker_bridge.borrow_and_update().clone();
+        Fence {
+            masters: self.slots.masters.borrow_and_update().clone(),
+            bridges: [BRIDGE.to_owned(), docker].into(),
+        }
     }
 
     /// Nothing of a grid that this node was removed from stays: first the

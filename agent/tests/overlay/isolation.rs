@@ -1,14 +1,16 @@
 //! What must not pass.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use kontena_schema::agent::PeerReport;
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::path::Path;
 
 use crate::lab::{
-    Host, Switch, count, counted, dropped, eventually, grid, intent, settle, settle_each, trusting,
-    underlay, world,
+    Host, MASTER, Place, Switch, count, counted, dropped, eventually, grid, intent, settle,
+    settle_each, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
@@ -106,9 +108,9 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
 fn overlay_filter_stops_what_the_tables_would_send() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
-    count(&b.place, "eth0", CLEAR);
     a.place
         .run("nft delete element inet kontena fast_peers { 198.51.100.2 }");
+    count(&b.place, "eth0", CLEAR);
     assert!(a.containers[0].place.ping(b.containers[0].address).is_err());
     assert_eq!(counted(&b.place), 0);
     assert!(dropped(a, "dropped_out") > 0);
@@ -176,33 +178,80 @@ fn overlay_container_cannot_take_a_remote_mac() {
     );
 }
 
+/// A network as Docker's, masqueraded: the container's packets leave with the host's
+/// own address, which the peer trusts.
+fn dockers_network(host: &Host) {
+    let container = &host.containers[0].place;
+    let pid = container.task();
+    host.place.run("ip link add docker0 type bridge");
+    host.place.run("ip addr add 172.17.0.1/16 dev docker0");
+    host.place.run("ip link set docker0 up");
+    host.place.run(&format!(
+        "ip link add vdocker type veth peer name eth0 netns {pid}"
+    ));
+    host.place.run("ip link set vdocker master docker0 up");
+    container.run("ip addr add 172.17.0.2/16 dev eth0");
+    container.run("ip link set eth0 up");
+    container.run("ip route add default via 172.17.0.1");
+    host.place.run("sysctl -qw net.ipv4.ip_forward=1");
+    host.place.run("nft add table ip nat");
+    for line in [
+        "post { type nat hook postrouting priority 100 ; }",
+        "pre { type nat hook prerouting priority -100 ; }",
+    ] {
+        host.place.run(&format!("nft add chain ip nat {line}"));
+    }
+    host.place
+        .run("nft add rule ip nat post ip saddr 172.17.0.0/16 masquerade");
+}
+
+#[test]
+fn overlay_keeps_containers_from_the_master() {
+    let (switch, hosts) = world(1, &trusting());
+    let host = &hosts[0];
+    dockers_network(host);
+    let container = &host.containers[0].place;
+    let master = Host::start(&switch, 250);
+    let listen = |port| {
+        let at = (std::net::Ipv4Addr::UNSPECIFIED, port);
+        master.place.inside(|| TcpListener::bind(at)).unwrap()
+    };
+    let _listening = [listen(443), listen(80)];
+    let connect = |place: &Place, to: (Ipv4Addr, u16)| {
+        place.inside(|| TcpStream::connect_timeout(&to.into(), Duration::from_secs(1)))
+    };
+    // What else is there is nobody's secret.
+    connect(container, (MASTER, 80)).unwrap();
+    connect(&host.place, (MASTER, 443)).unwrap();
+    connect(container, (MASTER, 443)).unwrap_err();
+    assert!(dropped(host, "dropped_master") > 0);
+    // Nor by way of the overlay's bridge.
+    container.run("ip route replace default via 10.81.0.1 dev ethwe");
+    let before = dropped(host, "dropped_master");
+    connect(container, (MASTER, 443)).unwrap_err();
+    assert!(dropped(host, "dropped_master") > before);
+    container.run("ip route replace default via 172.17.0.1");
+    // Nor where the Master is a container whose port this host publishes.
+    let rule =
+        format!("nft add rule ip nat pre ip daddr 198.51.100.1 tcp dport 8443 dnat to {MASTER}:80");
+    host.place.run(&rule);
+    connect(container, (underlay(1), 8443)).unwrap();
+    let mut published = intent(&trusting(), host, &[host]);
+    published.fence.masters = BTreeSet::from([SocketAddrV4::new(underlay(1), 8443)]);
+    host.must_reconcile(&published);
+    connect(container, (underlay(1), 8443)).unwrap_err();
+    connect(container, (MASTER, 443)).unwrap();
+}
+
 #[test]
 fn overlay_takes_no_clear_packet_that_a_container_sends() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
-    // A network as Docker's, masqueraded: the container's packets leave with
-    // the host's own address, which the peer trusts.
+    dockers_network(a);
     let container = &a.containers[0].place;
-    let pid = container.task();
-    a.place.run("ip link add docker0 type bridge");
-    a.place.run("ip addr add 172.17.0.1/16 dev docker0");
-    a.place.run("ip link set docker0 up");
-    a.place.run(&format!(
-        "ip link add vdocker type veth peer name eth0 netns {pid}"
-    ));
-    a.place.run("ip link set vdocker master docker0 up");
-    container.run("ip addr add 172.17.0.2/16 dev eth0");
-    container.run("ip link set eth0 up");
-    container.run("ip route add default via 172.17.0.1");
-    a.place.run("sysctl -qw net.ipv4.ip_forward=1");
     // Without them the kernel itself would stop the forged sender.
     a.place.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");
     a.place.run("sysctl -qw net.ipv4.conf.docker0.rp_filter=0");
-    a.place.run("nft add table ip nat");
-    a.place
-        .run("nft add chain ip nat post { type nat hook postrouting priority 100 ; }");
-    a.place
-        .run("nft add rule ip nat post ip saddr 172.17.0.0/16 masquerade");
     count(&b.place, "eth0", FORGED);
     let send = |from: Ipv4Addr, to: Ipv4Addr, port: u16| {
         let socket = container.inside(|| UdpSocket::bind((from, 0))).unwrap();

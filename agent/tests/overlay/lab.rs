@@ -2,8 +2,8 @@
 //!
 //! A host runs the overlay under test; a container is a process.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,8 +12,8 @@ pub use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, send, un
 use kontena_lab::{Keeper, packets};
 
 use kontena_agent::overlay::{
-    Attachment, Clear, Health, Overlay, OverlayError, OverlayIntent, OverlayReport, OwnState,
-    PairStates,
+    Attachment, Clear, Fence, Health, Overlay, OverlayError, OverlayIntent, OverlayReport,
+    OwnState, PairStates,
 };
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
@@ -23,6 +23,9 @@ use kontena_schema::path::{Path, Site, path};
 use kontena_sleeve::{Drops, PrivateKey};
 use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Where the lab's Master would be.
+pub const MASTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
 
 /// A container's first process.
 pub struct Container {
@@ -268,6 +271,10 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
         attachments,
         keys: own.keys.clone(),
         pairs: own.pairs(),
+        fence: Fence {
+            masters: BTreeSet::from([SocketAddrV4::new(MASTER, 443)]),
+            bridges: BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()]),
+        },
     };
     OverlayIntent::from_directory(grid, &own.node, nodes, &endpoints, state)
 }

@@ -9,3 +9,4 @@ mod lab;
 mod lease;
 mod life;
 mod reach;
+mod sealed;

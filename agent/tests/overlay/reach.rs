@@ -29,7 +29,7 @@ fn tcp(client: &Place, server: &Place, address: Ipv4Addr) -> SocketAddr {
     echo.join().unwrap()
 }
 
-fn everyone_reaches_everyone(hosts: &[Host]) {
+pub fn everyone_reaches_everyone(hosts: &[Host]) {
     for from in hosts.iter().flat_map(|host| &host.containers) {
         for host in hosts {
             from.place.must_reach(host.node.address);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kontena_lab::{Switch, BOUND, Place, count, counted, eventually, underlay};
+use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, underlay};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 

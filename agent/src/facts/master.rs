@@ -1,0 +1,83 @@
+//! Where the Master is, as this host resolves its name.
+//!
+//! Containers have no business with it; the packet filter keeps them away from these
+//! addresses. An answer that is not repeated counts for an hour: a name may have
+//! more addresses than one answer holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::lookup_host;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::debug;
+
+use crate::config::Config;
+
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+const KEPT: Duration = Duration::from_hours(1);
+
+/// Publishes the Master's addresses whenever they change, for ever.
+pub async fn watch(config: Arc<Config>, slot: watch::Sender<BTreeSet<SocketAddrV4>>) {
+    let mut seen = Seen::default();
+    let host = config.uri.host_str().unwrap_or_default().to_owned();
+    let port = config.uri.port_or_known_default().unwrap_or_default();
+    loop {
+        let pause = match lookup_host((host.trim_matches(['[', ']']), port)).await {
+            Ok(found) => {
+                if seen.add(found, Instant::now()) {
+                    slot.send_replace(seen.0.keys().copied().collect());
+                }
+                LOOK_EVERY
+            }
+            Err(error) => {
+                debug!(%error, host, "the Master's address is not known");
+                RETRY_EVERY
+            }
+        };
+        sleep(pause).await;
+    }
+}
+
+/// The addresses, and when each was last in an answer.
+#[derive(Default)]
+struct Seen(BTreeMap<SocketAddrV4, Instant>);
+
+impl Seen {
+    /// Takes an answer; whether anything changed. Containers have no IPv6.
+    fn add(&mut self, found: impl Iterator<Item = SocketAddr>, now: Instant) -> bool {
+        let before: BTreeSet<_> = self.0.keys().copied().collect();
+        for at in found {
+            if let SocketAddr::V4(at) = at {
+                self.0.insert(at, now);
+            }
+        }
+        self.0.retain(|_, seen| now.duration_since(*seen) < KEPT);
+        !self.0.keys().eq(&before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_counts_for_an_hour() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (one, two) = (at("192.0.2.1:443"), at("192.0.2.2:443"));
+        let now = Instant::now();
+        let mut seen = Seen::default();
+        assert!(seen.add([one, at("[::1]:443")].into_iter(), now));
+        assert!(!seen.add([one].into_iter(), now));
+        assert!(seen.add([two].into_iter(), now + KEPT / 2));
+        assert_eq!(seen.0.len(), 2);
+        assert!(seen.add([two].into_iter(), now + KEPT));
+        assert_eq!(
+            seen.0.keys().collect::<Vec<_>>(),
+            [&"192.0.2.2:443".parse().unwrap()]
+        );
+    }
+}
