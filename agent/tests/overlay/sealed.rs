@@ -345,7 +345,7 @@ fn say(pairs: &mut [[TcpStream; 2]]) {
 
 #[test]
 fn overlay_changes_between_sealed_and_clear_under_traffic() {
-    const FLIPS: usize = 20;
+    const FLIPS: usize = 200;
     const STALL: Duration = Duration::from_millis(500);
     const BACK: Duration = Duration::from_secs(5);
     let (_switch, hosts) = world(2, &sealing());
