@@ -10,16 +10,24 @@ CARGO_BIN=${CARGO_HOME:-$HOME/.cargo}/bin
 TOOLS=(
   curl:curl git:git jq:jq cc:gcc ld.mold:mold debootstrap:debootstrap
 )
-# What the tests run on the machine itself.
+# What the tests run on the machine itself; an import is a module of the system's Python.
 TEST_TOOLS=(
   shellcheck:shellcheck nft:nftables ip:iproute2 bridge:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go
-  iptables:iptables iptables-nft:iptables iptables-legacy:iptables
+  iptables:iptables iptables-nft:iptables iptables-legacy:iptables "import pyroute2:python3-pyroute2"
 )
 
-# The packages of those commands that are not there.
+# The packages of those commands and modules that are not there.
 packages_missing() {
   local entry
-  for entry in "$@"; do have "${entry%%:*}" || say "${entry##*:}"; done
+  for entry in "$@"; do tool_present "${entry%%:*}" || say "${entry##*:}"; done
+}
+
+# Packages of modules are for the system's interpreter; another may be the first in PATH.
+tool_present() {
+  case $1 in
+    import\ *) /usr/bin/python3 -c "$1" 2>/dev/null ;;
+    *) have "$1" ;;
+  esac
 }
 
 tools_missing() {
