@@ -11,20 +11,20 @@ use proptest::prelude::*;
 
 use super::changes::{NETWORKS_MAX, PEERS_BYTES_MAX, changes};
 use super::codec;
-use super::device::{
-    Device, How, KEY_BYTES, Message, Observed, ObservedPeer, PrivateKey, PublicKey, WgPeer,
-};
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
+use super::device::{Device, How, Message, Observed, ObservedPeer, WgPeer};
 use super::model::deliver;
 
 fn private(seed: u8) -> PrivateKey {
-    PrivateKey::new([seed; KEY_BYTES])
+    PrivateKey::from_octets([seed; 32])
 }
 
 /// The last two are keys that the device itself may have.
 fn key(number: u8) -> PublicKey {
     match number {
         6 | 7 => private(number).public(),
-        _ => PublicKey([number; KEY_BYTES]),
+        _ => PublicKey([number; 32]),
     }
 }
 
@@ -237,7 +237,7 @@ proptest! {
 
 fn peer(number: u16) -> (PublicKey, WgPeer) {
     let [high, low] = number.to_be_bytes();
-    let mut key = [9; KEY_BYTES];
+    let mut key = [9; 32];
     (key[0], key[1]) = (high, low);
     let inner = Ipv4Network::new(Ipv4Addr::new(100, 127, high, low), 32).unwrap();
     let peer = WgPeer {

@@ -12,7 +12,8 @@ use netlink_packet_wireguard::{
 };
 
 use super::DEVICE;
-use super::device::{How, Message, Observed, ObservedPeer, PeerChange, PublicKey};
+use kontena_schema::key::PublicKey;
+use super::device::{How, Message, Observed, ObservedPeer, PeerChange};
 
 /// The question for everything about the device.
 pub(super) fn question() -> WireguardMessage {
@@ -26,7 +27,7 @@ pub(super) fn question() -> WireguardMessage {
 pub(super) fn request(message: &Message) -> WireguardMessage {
     let mut attributes = vec![WireguardAttribute::IfName(DEVICE.to_owned())];
     let key = message.private_key.as_ref();
-    attributes.extend(key.map(|key| WireguardAttribute::PrivateKey(key.bytes())));
+    attributes.extend(key.map(|key| WireguardAttribute::PrivateKey(key.to_octets())));
     attributes.extend(message.listen_port.map(WireguardAttribute::ListenPort));
     if !message.peers.is_empty() {
         let peers = message.peers.iter().map(peer).collect();

@@ -14,7 +14,9 @@ use netlink_packet_wireguard::{
 };
 use serde_json::{Value, json};
 
-use super::device::{How, KEY_BYTES, Message, Observed, PeerChange, PrivateKey, PublicKey};
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
+use super::device::{How, Message, Observed, PeerChange};
 use super::model::payload;
 use super::{DEVICE, codec};
 
@@ -47,7 +49,7 @@ fn hex(bytes: &[u8]) -> String {
 fn case(message: &Message) -> Value {
     let mut case = json!({"command": "set", "name": DEVICE});
     if let Some(key) = &message.private_key {
-        case["private_key"] = json!(hex(&key.bytes()));
+        case["private_key"] = json!(hex(&key.to_octets()));
     }
     if let Some(port) = message.listen_port {
         case["listen_port"] = json!(port);
@@ -107,7 +109,7 @@ fn with_peers(peers: Vec<PeerChange>) -> Message {
 
 fn messages() -> Vec<Message> {
     let settings = Message {
-        private_key: Some(PrivateKey::new(std::array::from_fn(|n| n as u8 ^ 0xa5))),
+        private_key: Some(PrivateKey::from_octets(std::array::from_fn(|n| n as u8 ^ 0xa5))),
         listen_port: Some(6783),
         peers: Vec::new(),
     };
@@ -193,7 +195,7 @@ fn allowed(networks: &[Ipv4Network]) -> WireguardPeerAttribute {
 
 #[test]
 fn wireguard_answers_are_put_together() {
-    let keys = [1, 2].map(|number| PublicKey([number; KEY_BYTES]));
+    let keys = [1, 2].map(|number| PublicKey([number; 32]));
     let place: SocketAddr = "[2001:db8::1]:6783".parse().unwrap();
     let shake = |seconds, nano_seconds| {
         WireguardPeerAttribute::LastHandshake(WireguardTimeSpec {
@@ -205,11 +207,11 @@ fn wireguard_answers_are_put_together() {
     let first = answer(vec![
         WireguardAttribute::ListenPort(6783),
         WireguardAttribute::IfIndex(3),
-        WireguardAttribute::PrivateKey([5; KEY_BYTES]),
-        WireguardAttribute::PublicKey([6; KEY_BYTES]),
+        WireguardAttribute::PrivateKey([5; 32]),
+        WireguardAttribute::PublicKey([6; 32]),
         WireguardAttribute::Peers(vec![WireguardPeer(vec![
             named(keys[0]),
-            WireguardPeerAttribute::PresharedKey([0; KEY_BYTES]),
+            WireguardPeerAttribute::PresharedKey([0; 32]),
             shake(1_800_000_000, 5),
             WireguardPeerAttribute::PersistentKeepalive(15),
             WireguardPeerAttribute::RxBytes(10),
@@ -226,7 +228,7 @@ fn wireguard_answers_are_put_together() {
     for message in [first, second] {
         codec::add_answer(&mut observed, &message);
     }
-    assert_eq!(observed.public_key, Some(PublicKey([6; KEY_BYTES])));
+    assert_eq!(observed.public_key, Some(PublicKey([6; 32])));
     assert_eq!(observed.listen_port, 6783);
     assert_eq!(observed.peers.keys().copied().collect::<Vec<_>>(), keys);
     let peer = &observed.peers[&keys[0]];

@@ -1,55 +1,12 @@
 //! What a WireGuard device is to be, what it is, and what the kernel is told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::SystemTime;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use x25519_dalek::X25519_BASEPOINT_BYTES;
-
-/// The length of both halves of a key.
-pub(crate) const KEY_BYTES: usize = 32;
-
-/// A device's private key.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PrivateKey([u8; KEY_BYTES]);
-
-impl PrivateKey {
-    /// Any bytes make a key.
-    pub(crate) fn new(bytes: [u8; KEY_BYTES]) -> Self {
-        Self(bytes)
-    }
-
-    pub(crate) fn bytes(&self) -> [u8; KEY_BYTES] {
-        self.0
-    }
-
-    /// The other half.
-    pub(crate) fn public(&self) -> PublicKey {
-        PublicKey(x25519_dalek::x25519(self.0, X25519_BASEPOINT_BYTES))
-    }
-}
-
-impl fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PrivateKey(..)")
-    }
-}
-
-/// The key that a device or a peer is known by.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct PublicKey(pub(crate) [u8; KEY_BYTES]);
-
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PublicKey(")?;
-        for byte in self.0 {
-            write!(f, "{byte:02x}")?;
-        }
-        f.write_str(")")
-    }
-}
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
 
 /// The device that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,40 +109,5 @@ impl PeerChange {
             keepalive_s: None,
             allowed: Vec::new(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_private_key_is_not_printed() {
-        let device = Device {
-            private_key: PrivateKey::new([0xab; KEY_BYTES]),
-            listen_port: 6783,
-            peers: BTreeMap::new(),
-        };
-        let message = Message {
-            private_key: Some(device.private_key.clone()),
-            ..Message::default()
-        };
-        for text in [format!("{device:?}"), format!("{message:#?}")] {
-            assert!(text.contains("PrivateKey(..)"), "{text}");
-            assert!(!text.contains("ab, ") && !text.contains("171"), "{text}");
-        }
-    }
-
-    /// Alice's keys of RFC 7748, section 6.1.
-    #[test]
-    fn a_public_key_is_that_of_its_private_key() {
-        let private: [u8; KEY_BYTES] = [
-            0x77, 0x07, 0x6d, 0x0a, 0x73, 0x18, 0xa5, 0x7d, 0x3c, 0x16, 0xc1, 0x72, 0x51, 0xb2,
-            0x66, 0x45, 0xdf, 0x4c, 0x2f, 0x87, 0xeb, 0xc0, 0x99, 0x2a, 0xb1, 0x77, 0xfb, 0xa5,
-            0x1d, 0xb9, 0x2c, 0x2a,
-        ];
-        let public = PrivateKey::new(private).public();
-        let text = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
-        assert_eq!(format!("{public:?}"), format!("PublicKey({text})"));
     }
 }

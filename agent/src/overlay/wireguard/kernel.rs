@@ -142,7 +142,9 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::super::changes::changes;
-    use super::super::device::{Device, KEY_BYTES, PrivateKey, PublicKey, WgPeer};
+    use kontena_schema::key::PublicKey;
+    use kontena_sleeve::PrivateKey;
+    use super::super::device::{Device, WgPeer};
     use super::*;
 
     /// Runs a test in a network namespace of its own.
@@ -168,10 +170,10 @@ mod tests {
                 allowed: BTreeSet::from([inner.into()]),
                 keepalive_s: 15,
             };
-            (PublicKey([number; KEY_BYTES]), peer)
+            (PublicKey([number; 32]), peer)
         };
         Device {
-            private_key: PrivateKey::new([0xff; KEY_BYTES]),
+            private_key: PrivateKey::from_octets([0xff; 32]),
             listen_port: 6783,
             peers: numbers.map(peer).collect(),
         }

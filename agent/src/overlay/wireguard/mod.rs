@@ -28,7 +28,7 @@ mod codec_tests;
 mod model;
 
 pub(crate) use changes::changes;
-pub(crate) use device::{Device, Message, Observed, ObservedPeer, PrivateKey, PublicKey, WgPeer};
+pub(crate) use device::{Device, Message, Observed, ObservedPeer, WgPeer};
 pub(crate) use kernel::{Kernel, create_link, delete_link};
 
 /// The name of the WireGuard device.

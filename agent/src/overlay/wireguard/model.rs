@@ -10,7 +10,9 @@ use netlink_packet_wireguard::{
     WireguardPeerAttribute, WireguardPeerFlags,
 };
 
-use super::device::{Message, Observed, ObservedPeer, PrivateKey, PublicKey};
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
+use super::device::{Message, Observed, ObservedPeer};
 use super::{DEVICE, codec};
 
 /// A moment inside a message: packets that pass now meet what is there now.
@@ -44,7 +46,7 @@ pub(super) fn deliver(device: &mut Observed, message: &Message, mut show: impl F
             }
             WireguardAttribute::ListenPort(port) => device.listen_port = port,
             WireguardAttribute::PrivateKey(key) => {
-                let public = PrivateKey::new(key).public();
+                let public = PrivateKey::from_octets(key).public();
                 device.peers.remove(&public);
                 device.public_key = Some(public);
             }
