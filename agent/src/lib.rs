@@ -8,6 +8,7 @@ pub mod docker;
 pub mod facts;
 pub mod keys;
 pub mod link;
+pub mod measures;
 pub mod overlay;
 pub mod plan;
 pub mod reconcile;

@@ -21,7 +21,7 @@ use crate::link::Link;
 use crate::overlay::Overlay;
 use crate::reconcile::{Reconciler, Slots};
 use crate::task::Tasks;
-use crate::{dns, facts, keys};
+use crate::{dns, facts, keys, measures};
 
 /// How soon an overlay that could not be opened is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
@@ -126,12 +126,14 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
         zone: zone_in,
         host: host_in,
     };
-    let overlay = overlay().await;
+    let overlay = Arc::new(overlay().await);
+    let (measures_in, measures) = watch::channel(None);
+    tasks.spawn("measures", measures::watch(overlay.clone(), measures_in));
     let reconciler = Reconciler::new(slots, store.clone(), docker, overlay, tools);
     tasks.spawn("reconcile", reconciler.run());
     tasks.spawn(
         "link",
-        Link::new(config, store, received_in, host, facts, key_taken).run(),
+        Link::new(config, store, received_in, host, facts, measures, key_taken).run(),
     );
 }
 

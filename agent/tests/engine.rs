@@ -181,7 +181,7 @@ impl Host {
             zone: zone_in,
             host: host_in,
         };
-        let overlay = Overlay::new().await.unwrap();
+        let overlay = Arc::new(Overlay::new().await.unwrap());
         let reconciler = Reconciler::new(slots, store.clone(), docker.clone(), overlay, tools);
         tasks.spawn("reconcile", reconciler.run());
         Self {

@@ -13,6 +13,10 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+mod fixtures;
+
+use fixtures::{address, addresses, deploy, grid, peers, refused, stack, trust};
+
 /// What the Master was asked to change, in order.
 type Changes = Arc<Mutex<Vec<(String, Value)>>>;
 
@@ -23,88 +27,6 @@ struct Master {
     /// How often a removed stack was looked at.
     looks: Arc<AtomicUsize>,
     fails: bool,
-}
-
-fn grid() -> Value {
-    json!({
-        "id": "demo", "name": "demo", "token": "join-me", "initial_size": 1,
-        "subnet": "10.81.0.0/19", "supernet": "10.81.0.0/17", "trusted_subnets": [],
-        "grace_s": 10, "revision": 1, "node_count": 0, "service_count": 0, "container_count": 0,
-    })
-}
-
-fn trust() -> Value {
-    json!({
-        "trusted_subnets": ["10.1.0.0/16", "10.2.0.0/16"], "fast_pairs": 3, "sealed_pairs": 7,
-        "unknown_pairs": 0, "to_fast": 1, "to_sealed": 2,
-    })
-}
-
-fn stack() -> Value {
-    json!({
-        "id": "demo/testapp", "name": "testapp", "stack": "testapp", "version": "0.1.0",
-        "state": "running", "revision": 1, "created_at": "", "updated_at": "", "services": [],
-    })
-}
-
-fn deploy(service: &str, state: &str, finished: bool, error: Option<&str>) -> Value {
-    let instance = json!({
-        "instance_number": 1, "node": "node-1", "error": error,
-        "state": if error.is_some() { "failed" } else { "running" },
-    });
-    json!({
-        "id": 1, "service_id": format!("demo/testapp/{service}"), "state": state,
-        "reason": error.map(|_| "1 of 1 instances does not run"), "created_at": "",
-        "finished_at": if finished { Some("now") } else { None }, "instance_deploys": [instance],
-    })
-}
-
-fn refused(status: u16, code: &str, error: impl Into<Value>) -> (u16, Value) {
-    let error = error.into();
-    (
-        status,
-        json!({"error": error, "code": code, "status": status, "request_id": "r-1"}),
-    )
-}
-
-fn address(n: u8) -> Value {
-    json!({
-        "address": format!("10.81.3.{n}"), "class": 1, "kind": "reservation", "holder": "printer",
-        "node": null, "lease": n, "leased_at": "2026-01-01T00:00:00.000Z",
-    })
-}
-
-/// Two pages of each list.
-fn addresses(method: &Method, path: &str) -> (u16, Value) {
-    let step = |event: &str| {
-        json!({
-            "address": "10.81.3.7", "event": event, "lease": 7, "kind": "reservation",
-            "holder": "printer", "node": null, "actor": "admin", "reason": "reserved",
-            "at": "2026-01-01T00:00:00.000Z", "revision": 1,
-        })
-    };
-    let below = path.trim_start_matches("/v1/grids/demo/addresses");
-    match (method.as_str(), below) {
-        ("GET", "?kind=reservation&holder=a%2Fb&limit=1000") => {
-            (200, json!({"addresses": [address(7)], "next": "10.81.3.7"}))
-        }
-        ("GET", "?kind=reservation&holder=a%2Fb&after=10.81.3.7&limit=1000") => {
-            (200, json!({"addresses": [address(8)]}))
-        }
-        ("GET", "/10.81.3.7") => (200, address(7)),
-        ("POST", "") => (201, json!({"addresses": [address(7), address(8)]})),
-        ("DELETE", "/10.81.3.7") => (200, json!({})),
-        ("GET", "/10.81.3.7/history?limit=1000") => {
-            (200, json!({"history": [step("released")], "next": 5}))
-        }
-        ("GET", "/10.81.3.7/history?before=5&limit=1000") => {
-            (200, json!({"history": [step("leased")]}))
-        }
-        ("GET", "/10.81.3.7/history?at=2026-01-31T12%3A01%3A00%2B01%3A00&limit=1000") => {
-            (200, json!({"history": [step("leased")]}))
-        }
-        other => refused(404, "not_found", format!("{other:?}")),
-    }
 }
 
 impl Master {
@@ -158,6 +80,11 @@ impl Master {
             }
             ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
             ("GET" | "POST", "/v1/grids/demo/trusted_subnets") => (200, trust()),
+            ("GET", "/v1/nodes/demo/one/peers") => peers("two", None),
+            ("GET", "/v1/nodes/demo/two/peers") => {
+                peers("one", self.fails.then_some("no handshake"))
+            }
+            ("POST", "/v1/nodes/demo/one/key") => (200, json!({})),
             _ if path.starts_with("/v1/grids/demo/addresses") => addresses(method, path),
             other => refused(404, "not_found", format!("{other:?}")),
         }
@@ -384,6 +311,37 @@ async fn a_grid_and_its_token_are_shown() {
     );
     assert!(!shown.out.contains("join-me"), "{}", shown.out);
     assert_eq!(place.run("version").await, well("kontena 0.1.0\n"));
+}
+
+#[tokio::test]
+async fn the_ways_between_nodes_are_shown_and_a_broken_one_fails() {
+    for fails in [false, true] {
+        let master = Master {
+            fails,
+            ..Master::default()
+        };
+        let place = Place::new(if fails { "no-way" } else { "ways" });
+        let url = master.clone().serve().await;
+        place.run(&format!("master login {url} --token t")).await;
+        let columns = "PATH    ADDRESS       RTT      LOSS  HANDSHAKE  MTU   PROBLEM";
+        let way = "sealed  198.51.100.2  1.23 ms  25 %  7 s ago    1370  ";
+        let listed = place.run("node peers one").await;
+        assert_eq!(listed, well(&format!("NODE  {columns}\ntwo   {way}-\n")));
+        let ping = place.run("node ping one two").await;
+        let back = if fails { "no handshake" } else { "-" };
+        let rows = format!("WAY         {columns}\none -> two  {way}-\ntwo -> one  {way}{back}\n");
+        assert_eq!(ping.out, rows);
+        assert_eq!(
+            ping.err.contains("two does not reach one: no handshake"),
+            fails
+        );
+        assert!(place.run("node ping one one").await.err.contains("itself"));
+        assert_eq!(
+            place.run("node rotate-key one").await.out,
+            "* asking node one for a new key .. done\n"
+        );
+        assert!(master.changed("POST /v1/nodes/demo/one/key"));
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ select jsonb_build_object(
     'docker_version', n.facts -> 'docker_version', 'kernel_version', n.facts -> 'kernel_version',
     'os', n.facts -> 'os', 'cpus', n.facts -> 'cpus', 'mem_total', n.facts -> 'mem_total_bytes',
     'created_at', iso(n.created_at), 'connected_at', iso(s.opened_at),
-    'disconnected_at', iso(s.closed_at), 'public_key', n.key, 'peers', n.peers
+    'disconnected_at', iso(s.closed_at), 'public_key', n.key, 'peers', n.peers,
+    'drops', coalesce(n.measures -> 'drops', '{}'), 'measured_at', iso(n.measured_at)
 )
 from nodes n
 join grids g on g.id = n.grid_id

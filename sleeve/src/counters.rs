@@ -8,6 +8,13 @@ macro_rules! drops {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Drops { $($(#[$doc])* pub $name: u64,)* }
 
+        impl Drops {
+            /// Each counter with its name.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+
         /// The same, while it is counted.
         #[derive(Debug, Default)]
         pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }

@@ -28,6 +28,7 @@ use uuid::Uuid;
 use crate::config::{Config, Secret};
 use crate::directory::{Directory, Store};
 use crate::facts::FactsSlot;
+use crate::measures::MeasuresSlot;
 use crate::report::HostSlot;
 use machine::{Credential, End, Machine, Next};
 
@@ -39,6 +40,7 @@ pub struct Link {
     directory: watch::Sender<Arc<Directory>>,
     host: HostSlot,
     facts: FactsSlot,
+    measures: MeasuresSlot,
     /// Rung when another node of the grid has this host's key.
     key_taken: Arc<Notify>,
     machine: Machine,
@@ -59,6 +61,7 @@ impl Link {
         directory: watch::Sender<Arc<Directory>>,
         host: HostSlot,
         facts: FactsSlot,
+        measures: MeasuresSlot,
         key_taken: Arc<Notify>,
     ) -> Self {
         let machine = Machine::new(Instant::now(), store.node_token().is_some());
@@ -68,6 +71,7 @@ impl Link {
             directory,
             host,
             facts,
+            measures,
             key_taken,
             machine,
             instance: Uuid::new_v4(),

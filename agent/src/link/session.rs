@@ -26,6 +26,8 @@ struct Session {
     node: Option<NodeId>,
     sent: Sent,
     facts: Arc<HostFacts>,
+    /// The Master's protocol; 0 before the welcome.
+    protocol: u32,
 }
 
 impl Link {
@@ -44,6 +46,7 @@ impl Link {
             node: None,
             sent: Sent::default(),
             facts,
+            protocol: 0,
         };
         session
             .send(&FromAgent::Hello(Box::new(
@@ -102,6 +105,9 @@ impl Link {
             () = sleep_until(until.into()) => {}
             Ok(()) = self.host.changed(), if session.node.is_some() => self.report(session).await?,
             Ok(()) = self.facts.changed(), if session.node.is_some() => self.tell(session).await?,
+            Ok(()) = self.measures.changed(), if session.protocol >= MEASURES_SINCE => {
+                self.tell_measures(session).await?;
+            }
         }
         Ok(())
     }
@@ -139,6 +145,7 @@ impl Link {
             (ToAgent::Welcome(welcome), None) => {
                 self.welcome(&welcome)?;
                 session.node = Some(welcome.node);
+                session.protocol = welcome.protocol;
                 self.host.mark_changed();
                 self.tell(session).await
             }
@@ -197,6 +204,14 @@ impl Link {
         }
     }
 
+    async fn tell_measures(&mut self, session: &mut Session) -> Result<(), End> {
+        let Some(measures) = self.measures.borrow_and_update().clone() else {
+            return Ok(());
+        };
+        let message = FromAgent::Measures(Box::new((*measures).clone()));
+        session.send(&message).await
+    }
+
     /// Tells the facts if they are not those last told.
     async fn tell(&mut self, session: &mut Session) -> Result<(), End> {
         let Some(facts) = self.facts.borrow_and_update().clone() else {
@@ -210,6 +225,9 @@ impl Link {
         session.send(&message).await
     }
 }
+
+/// The first protocol whose Master takes measures.
+const MEASURES_SINCE: u32 = 2;
 
 impl Session {
     async fn send(&mut self, message: &FromAgent) -> Result<(), End> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use futures_util::{SinkExt, StreamExt};
 use kontena_schema::agent::{
-    Changes, FromAgent, Hello, Own, Report, Shared, ToAgent, Welcome, close,
+    Changes, FromAgent, Hello, Measures, Own, Report, Shared, ToAgent, Welcome, close,
 };
 use kontena_schema::ids::{NodeId, Revision};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,6 +35,7 @@ struct Bed {
     directory: watch::Receiver<Arc<Directory>>,
     host: watch::Sender<Option<Arc<HostState>>>,
     facts: watch::Sender<Option<Arc<HostFacts>>>,
+    measures: watch::Sender<Option<Arc<Measures>>>,
     _tasks: Tasks,
     _dir: TempDir,
 }
@@ -85,12 +86,14 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
     let (directory_in, directory) = watch::channel(Arc::new(known));
     let (host, host_out) = watch::channel(host(1, 7));
     let (facts, facts_out) = watch::channel(Some(Arc::new(facts())));
+    let (measures, measures_out) = watch::channel(None);
     let link = Link::new(
         config,
         store.clone(),
         directory_in,
         host_out,
         facts_out,
+        measures_out,
         Arc::default(),
     );
     let mut tasks = Tasks::new();
@@ -101,6 +104,7 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
         directory,
         host,
         facts,
+        measures,
         _tasks: tasks,
         _dir: dir,
     }
@@ -309,6 +313,38 @@ async fn facts_are_told_when_they_change() {
         FromAgent::Facts(told) => assert_eq!(*told, moved.facts),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn measures_are_told_to_a_master_that_knows_them() {
+    let bed = bed(directory(), Some("node")).await;
+    let measures = Measures {
+        drops: [("dropped_in".to_owned(), 3)].into(),
+        ..Measures::default()
+    };
+    let (mut peer, _) = bed.welcomed().await;
+    peer.report().await;
+    bed.measures.send_replace(Some(Arc::new(measures.clone())));
+    match peer.next().await {
+        FromAgent::Measures(told) => assert_eq!(*told, measures),
+        other => panic!("{other:?}"),
+    }
+    peer.close(close::GOING_AWAY).await;
+    // A Master of the version before would end the connection.
+    let mut old = bed.accept().await;
+    old.hello().await;
+    let mut welcome = welcome(1);
+    welcome.protocol = 1;
+    old.send(&ToAgent::Welcome(Box::new(welcome))).await;
+    old.report().await;
+    bed.measures
+        .send_replace(Some(Arc::new(Measures::default())));
+    bed.host.send_replace(host(1, 8));
+    assert_eq!(
+        old.report().await.applied,
+        Revision(8),
+        "and nothing before it"
+    );
 }
 
 #[tokio::test]

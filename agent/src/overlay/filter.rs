@@ -14,7 +14,7 @@
 //! business with the Master, whose port is closed to it; what was tried is counted in
 //! `dropped_master`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use kontena_schema::limits::VXLAN_PORT;
@@ -89,6 +89,11 @@ pub(crate) async fn allow(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
 /// Lets clear packets of these peers pass no more.
 pub(crate) async fn forbid(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
     TABLE.change(elements(peers), Vec::new()).await
+}
+
+/// What it dropped since it was written, by counter.
+pub(crate) async fn drops() -> Result<BTreeMap<String, u64>, Cause> {
+    TABLE.counters().await
 }
 
 /// Removes our table.

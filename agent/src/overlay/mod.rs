@@ -20,9 +20,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use kontena_schema::agent::PeerReport;
+use kontena_schema::agent::{Measures, PathMeasure, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId};
+use kontena_schema::limits::OVERLAY_MTU;
 use kontena_sleeve::Drops;
 use tokio::sync::{Mutex, watch};
 
@@ -131,9 +133,25 @@ impl Overlay {
         self.paths.health()
     }
 
-    /// What the sealed path dropped since its start, if it works.
-    pub fn sealed_drops(&self) -> Option<Drops> {
-        self.paths.drops()
+    /// What is measured of this host's overlay: the ways to its peers, and everything
+    /// that was dropped. Counters begin anew when what counts is made anew.
+    pub async fn measures(&self) -> Result<Measures, OverlayError> {
+        let (filter, guard) = tokio::join!(filter::drops(), guard::drops());
+        let mut drops = BTreeMap::new();
+        for counted in [filter, guard] {
+            drops.extend(counted.map_err(|cause| OverlayError::Observe {
+                what: "the counters".into(),
+                cause,
+            })?);
+        }
+        let sealed = self.paths.drops();
+        let sealed = sealed.iter().flat_map(Drops::named);
+        drops.extend(sealed.map(|(name, count)| (format!("sealed_{name}"), count)));
+        let paths = self.health().into_iter();
+        Ok(Measures {
+            paths: paths.map(|(node, health)| measure(node, &health)).collect(),
+            drops,
+        })
     }
 
     /// Makes the host agree with `intent`. It goes on after an error and tells
@@ -265,6 +283,21 @@ impl Overlay {
             });
         }
         !failures.guard
+    }
+}
+
+fn measure(node: NodeId, health: &Health) -> PathMeasure {
+    let tunnel = &health.tunnel;
+    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    PathMeasure {
+        node,
+        endpoint: tunnel.endpoint,
+        last_handshake_s: tunnel.last_handshake.map(|ago| ago.as_secs()),
+        round_trip_us: health.round_trip.map(us),
+        loss: health.loss,
+        mtu: OVERLAY_MTU,
+        sent_bytes: tunnel.sent_bytes,
+        received_bytes: tunnel.received_bytes,
     }
 }
 

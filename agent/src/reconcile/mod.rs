@@ -72,7 +72,7 @@ pub struct Reconciler {
     store: Store,
     observer: Observer,
     engine_away: bool,
-    overlay: Overlay,
+    overlay: Arc<Overlay>,
     /// What the overlay knows of this node's pairs.
     pairs: watch::Receiver<PairStates>,
     works: Works,
@@ -90,7 +90,13 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// A loop over the given slots.
-    pub fn new(slots: Slots, store: Store, docker: Docker, overlay: Overlay, tools: Tools) -> Self {
+    pub fn new(
+        slots: Slots,
+        store: Store,
+        docker: Docker,
+        overlay: Arc<Overlay>,
+        tools: Tools,
+    ) -> Self {
         let journal = match store.commands::<Journal>() {
             Ok(journal) => journal.unwrap_or_default().resumed(),
             Err(_) => Journal::lost(&slots.directory.borrow()),

@@ -15,12 +15,12 @@ use kontena_agent::overlay::{
     Attachment, Clear, Fence, Health, Overlay, OverlayError, OverlayIntent, OverlayReport,
     OwnState, PairStates,
 };
-use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
+use kontena_schema::agent::{Endpoint, GridSettings, Measures, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
 use kontena_schema::key::PublicKeys;
 use kontena_schema::mac::Mac;
 use kontena_schema::path::{Path, Site, path};
-use kontena_sleeve::{Drops, PrivateKey};
+use kontena_sleeve::PrivateKey;
 use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -198,8 +198,10 @@ impl Host {
         self.agent().0.health()
     }
 
-    pub fn sealed_drops(&self) -> Drops {
-        self.agent().0.sealed_drops().expect("a sealed path")
+    pub fn measures(&self) -> Measures {
+        let (overlay, runtime) = self.agent();
+        let measure = move || runtime.block_on(async { overlay.measures().await });
+        self.keeper.run(measure).unwrap()
     }
 
     /// One pass that must succeed.

@@ -44,12 +44,16 @@ fn overlay_of_a_grid_that_trusts_nobody_is_sealed_and_whole() {
         for other in &hosts {
             host.place.must_reach(other.node.address);
         }
-        let drops = host.sealed_drops();
-        assert_eq!(
-            (drops.wrong_envelope, drops.wrong_sender, drops.wrong_arp),
-            (0, 0, 0)
-        );
-        assert_eq!(dropped(host, "dropped_out"), 0, "nothing was even tried");
+        let drops = host.measures().drops;
+        for nothing in [
+            "dropped_out",
+            "dropped_in",
+            "sealed_wrong_envelope",
+            "sealed_wrong_sender",
+            "sealed_wrong_arp",
+        ] {
+            assert_eq!(drops[nothing], 0, "{nothing}");
+        }
     }
     let all: Vec<&Host> = hosts.iter().collect();
     assert_eq!(settle(&sealing(), &all), 0, "a second pass changes nothing");

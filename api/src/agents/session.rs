@@ -252,6 +252,9 @@ impl Session<'_> {
                 let taken = match parse(&text)? {
                     FromAgent::Report(report) => report::agent_report(app, self.key, &report).await,
                     FromAgent::Facts(facts) => session::agent_facts(app, self.key, &facts).await,
+                    FromAgent::Measures(measures) => {
+                        report::agent_measures(app, self.key, &measures).await
+                    }
                     FromAgent::Hello(_) => {
                         return Err((close::BAD_FRAME, "a second hello".to_owned()));
                     }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use kontena_schema::agent::Hello;
 use kontena_schema::http::addresses::HolderKind;
-use kontena_schema::http::nodes::Node;
+use kontena_schema::http::nodes::{Node, NodePeers};
 use kontena_schema::ids::{NodeId, NodeNumber, PlacementId};
 use kontena_schema::query;
 use serde::Deserialize;
@@ -42,6 +42,13 @@ pub async fn node_list(app: &App, grid: &str) -> Result<Vec<Node>, ControlError>
 /// One node.
 pub async fn node_show(app: &App, grid: &str, name: &str) -> Result<Node, ControlError> {
     show(&app.db, &query::NODE_LIST, &[&grid, &name], "node", name).await
+}
+
+/// How one node reaches the others.
+pub async fn node_peers(app: &App, grid: &str, name: &str) -> Result<NodePeers, ControlError> {
+    node_show(app, grid, name).await?;
+    let peers = app.db.all(&query::NODE_PEER_LIST, &[&grid, &name]).await?;
+    Ok(NodePeers { peers })
 }
 
 /// The node of an engine in a locked grid.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use kontena_schema::agent::{CommandReport, InstanceState, PeerReport, PlacementReport, Report};
+use kontena_schema::agent::{
+    CommandReport, InstanceState, Measures, PeerReport, PlacementReport, Report,
+};
 use kontena_schema::ids::{LeaseNumber, NodeId};
 use kontena_schema::query;
 use serde::Deserialize;
@@ -49,6 +51,18 @@ pub async fn agent_report(app: &App, key: SessionKey, report: &Report) -> Result
         })
         .await?;
     app.bell.ring_changed(changed.ring);
+    Ok(())
+}
+
+/// Keeps what an agent measured. It is as good as lost when a newer session writes.
+pub async fn agent_measures(
+    app: &App,
+    key: SessionKey,
+    measures: &Measures,
+) -> Result<(), ControlError> {
+    let measures = serde_json::to_value(measures).expect("measures are plain JSON");
+    let params: [Param; 3] = [&key.node, &key.epoch, &measures];
+    app.db.execute(&query::NODE_MEASURE, &params).await?;
     Ok(())
 }
 

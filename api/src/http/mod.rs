@@ -88,6 +88,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
             get(nodes::show).delete(nodes::remove),
         ),
         ("/v1/nodes/{grid}/{node}/key", post(nodes::turn_key)),
+        ("/v1/nodes/{grid}/{node}/peers", get(nodes::peers)),
         (
             "/v1/grids/{grid}/stacks",
             get(stacks::list).post(stacks::create),

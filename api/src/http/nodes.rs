@@ -1,7 +1,7 @@
 //! Nodes.
 
 use axum::Json;
-use kontena_schema::http::nodes::{Node, Nodes};
+use kontena_schema::http::nodes::{Node, NodePeers, Nodes};
 
 use super::HttpError;
 use super::extract::{Admin, Change, NoBody, Segments};
@@ -26,6 +26,14 @@ pub async fn show(
     admin: Admin,
 ) -> Result<Json<Node>, HttpError> {
     admin.answer(node::node_show(&admin.app, &grid, &name).await)
+}
+
+/// `GET /v1/nodes/{grid}/{node}/peers`
+pub async fn peers(
+    Segments((grid, name)): Segments<(String, String)>,
+    admin: Admin,
+) -> Result<Json<NodePeers>, HttpError> {
+    admin.answer(node::node_peers(&admin.app, &grid, &name).await)
 }
 
 /// `POST /v1/nodes/{grid}/{node}/key`

@@ -10,6 +10,7 @@ mod http;
 mod keys;
 mod leases;
 mod ledger;
+mod measures;
 mod queries;
 mod sessions;
 mod support;

@@ -3,7 +3,7 @@
 
 use kontena_schema::http::containers::Containers;
 use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate, Grids, Trust, TrustChange};
-use kontena_schema::http::nodes::{Node, Nodes};
+use kontena_schema::http::nodes::{Node, NodePeers, Nodes};
 use kontena_schema::http::services::{Deploy, Service, ServiceCreate, ServiceScale, Services};
 use kontena_schema::http::stacks::{Stack, StackCreate, StackDeploy, Stacks};
 use serde::de::IgnoredAny;
@@ -74,7 +74,12 @@ impl Client {
 
     /// Asks a node to change the key of its sealed paths.
     pub async fn node_key_turn(&self, grid: &str, node: &str) -> Answer<()> {
-        self.post(&["nodes", grid, node, "key"], None::<&()>).await
+        self.post(&["nodes", grid, node, "key"], EMPTY).await
+    }
+
+    /// How a node reaches the others.
+    pub async fn node_peers(&self, grid: &str, node: &str) -> Answer<NodePeers> {
+        self.get(&["nodes", grid, node, "peers"]).await
     }
 
     /// Removes a node from its grid.

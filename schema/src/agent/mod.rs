@@ -10,6 +10,7 @@
 
 mod feed;
 mod hello;
+mod measures;
 mod report;
 
 pub use feed::{
@@ -17,13 +18,14 @@ pub use feed::{
     Shared,
 };
 pub use hello::{Facts, Hello, InventoryEntry, Position, Welcome};
+pub use measures::{Measures, PathMeasure};
 pub use report::{
     CommandReport, CommandState, Health, InstanceState, PeerReport, PlacementReport, Report,
 };
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides accept their own and the one before.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What an agent sends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +37,9 @@ pub enum FromAgent {
     Report(Box<Report>),
     /// The host's facts, whenever they changed.
     Facts(Box<Facts>),
+    /// What the agent measured, every few seconds; a Master of protocol 1 does not
+    /// know it.
+    Measures(Box<Measures>),
 }
 
 /// What the Master sends.

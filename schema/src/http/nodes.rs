@@ -1,11 +1,13 @@
 //! Nodes: `/v1/grids/:grid/nodes` and `/v1/nodes/:grid/:node`.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::PeerReport;
+use crate::agent::{PathMeasure, PeerReport};
 use crate::key::PublicKey;
+use crate::path::Path;
 
 /// A host node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,41 @@ pub struct Node {
     /// Its paths to its peers, as it last reported them.
     #[serde(default)]
     pub peers: Vec<PeerReport>,
+    /// How many packets and frames the host dropped since its agent was started, by
+    /// reason, as last measured.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// When the agent last told what it measured.
+    #[serde(default)]
+    pub measured_at: Option<String>,
+}
+
+/// How a node reaches another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodePeer {
+    /// The other node's name.
+    pub node: String,
+    /// Its number.
+    pub node_number: u8,
+    /// Its address on the overlay.
+    pub overlay_ip: Ipv4Addr,
+    /// Whether its agent has a session.
+    pub connected: bool,
+    /// The path that frames take; none before the first report.
+    pub path: Option<Path>,
+    /// Why frames do not arrive; none if they do.
+    pub unreachable: Option<String>,
+    /// When the way was last measured.
+    pub measured_at: Option<String>,
+    /// What was measured.
+    pub measure: Option<PathMeasure>,
+}
+
+/// Answer of `GET /v1/nodes/:grid/:node/peers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodePeers {
+    /// All other nodes of the grid, by number.
+    pub peers: Vec<NodePeer>,
 }
 
 /// Answer of `GET /v1/grids/:grid/nodes`.

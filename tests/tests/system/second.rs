@@ -1,11 +1,12 @@
 //! A second grid with the same addresses on the same network: nothing crosses.
-//! And what happens to peers whose network is not trusted.
+//! And how peers are reached whose network is not trusted.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use kontena_schema::http::grids::GridUpdate;
+use kontena_schema::path::Path;
 use kontena_tests::{Capture, Grid, Host, docker, until};
 
 /// The length of the IPv4 packet that `ping -s` sends.
@@ -218,38 +219,42 @@ async fn a_host_sends_no_clear_packet_to_a_host_of_another_grid() {
     assert_eq!(capture.end().await, Vec::<String>::new());
 }
 
-/// Why the first node's peer cannot be reached, as the Master shows it.
-async fn unreachable(grid: &Grid) -> Result<Option<String>, String> {
-    let mut reasons = Vec::new();
+/// The paths between the grid's nodes, as the Master shows them.
+async fn paths(grid: &Grid) -> Result<Vec<Path>, String> {
+    let mut paths = Vec::new();
     for host in &grid.hosts {
-        let node = grid.client.node_show(&grid.name, &host.name).await.unwrap();
-        match node.peers.as_slice() {
-            [peer] => reasons.push(peer.unreachable.clone()),
-            peers => return Err(format!("{}: {peers:#?}", host.name)),
+        let peers = grid
+            .client
+            .node_peers(&grid.name, &host.name)
+            .await
+            .unwrap();
+        for peer in peers.peers {
+            if let Some(why) = peer.unreachable {
+                return Err(format!("{} to {}: {why}", host.name, peer.node));
+            }
+            paths.extend(peer.path);
         }
     }
-    reasons.dedup_by_key(|reason| reason.is_some());
-    match reasons.as_slice() {
-        [reason] => Ok(reason.clone()),
-        _ => Err(format!("{reasons:?}")),
-    }
+    Ok(paths)
 }
 
-async fn trust(grid: &Grid, subnets: &[String], reached: bool) {
+/// Trusts these subnets; what takes longer than this is no live switching.
+async fn trust(grid: &Grid, subnets: &[String], fast: bool) {
+    const WITHIN: Duration = Duration::from_secs(5);
     let update = GridUpdate {
         trusted_subnets: Some(subnets.to_vec()),
     };
     grid.client.grid_update(&grid.name, &update).await.unwrap();
-    let what = format!("peers are reached: {reached}");
-    until(
-        Duration::from_secs(10),
-        &what,
-        async || match unreachable(grid).await? {
-            None if reached => Ok(()),
-            Some(_) if !reached => Ok(()),
-            other => Err(format!("{other:?}")),
-        },
-    )
+    until(WITHIN, &format!("paths are fast: {fast}"), async || {
+        let paths = paths(grid).await?;
+        let right = |path: &Path| matches!(path, Path::Fast { .. }) == fast;
+        let all = paths.len() == 2 && paths.iter().all(right);
+        if all {
+            Ok(())
+        } else {
+            Err(format!("{paths:?}"))
+        }
+    })
     .await;
 }
 
@@ -282,25 +287,50 @@ async fn clear_packets(grid: &Grid) -> (BTreeSet<Ipv4Addr>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_peer_outside_the_trusted_subnets_is_reported_and_gets_no_clear_packet() {
+async fn peers_outside_the_trusted_subnets_are_reached_and_nothing_is_clear() {
     let grid = Grid::second().await;
-    trust(&grid, &[], false).await;
-    let (answered, packets) = clear_packets(&grid).await;
-    assert!(
-        answered.is_empty() && packets.is_empty(),
-        "{answered:?} {packets:#?}"
-    );
     // Half of the network is not enough when one of the two is in the other half.
-    let one = grid.hosts[0].wan_address().await;
-    trust(&grid, &[format!("{one}/32")], false).await;
-    let (answered, packets) = clear_packets(&grid).await;
-    assert!(
-        answered.is_empty() && packets.is_empty(),
-        "{answered:?} {packets:#?}"
-    );
-
+    let half = format!("{}/32", grid.hosts[0].wan_address().await);
+    for trusted in [vec![], vec![half]] {
+        trust(&grid, &trusted, false).await;
+        let (answered, packets) = clear_packets(&grid).await;
+        assert_eq!(answered.len(), 2);
+        assert!(packets.is_empty(), "{packets:#?}");
+    }
     trust(&grid, &[grid.settings.wan.to_string()], true).await;
     let (answered, packets) = clear_packets(&grid).await;
     assert_eq!(answered.len(), 2);
     assert!(!packets.is_empty());
+}
+
+#[tokio::test]
+async fn a_node_changes_its_key_when_it_is_asked_to() {
+    let grid = Grid::second().await;
+    trust(&grid, &[], false).await;
+    let node = &grid.hosts[0].name;
+    let key = async || {
+        let shown = grid.client.node_show(&grid.name, node).await.unwrap();
+        shown.public_key.expect("it told its key")
+    };
+    let before = key().await;
+    grid.client.node_key_turn(&grid.name, node).await.unwrap();
+    // The old one answers for 20 s more.
+    until(Duration::from_secs(40), "another key", async || {
+        clear_packets(&grid)
+            .await
+            .0
+            .len()
+            .eq(&2)
+            .then_some(())
+            .ok_or("no answer".to_owned())?;
+        let now = key().await;
+        if now == before {
+            Err("the same key".to_owned())
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    paths(&grid).await.unwrap();
+    trust(&grid, &[grid.settings.wan.to_string()], true).await;
 }

@@ -12,8 +12,8 @@ use std::net::SocketAddrV4;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::codec;
-use kontena_schema::key::PublicKey;
 use super::device::{Device, How, Message, Observed, ObservedPeer, PeerChange, WgPeer};
+use kontena_schema::key::PublicKey;
 
 /// The most that the peers of one message take, in bytes. The length of an
 /// attribute has 16 bits, and the crate that encodes it cuts longer ones without a

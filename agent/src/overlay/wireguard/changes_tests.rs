@@ -11,10 +11,10 @@ use proptest::prelude::*;
 
 use super::changes::{NETWORKS_MAX, PEERS_BYTES_MAX, changes};
 use super::codec;
-use kontena_schema::key::PublicKey;
-use kontena_sleeve::PrivateKey;
 use super::device::{Device, How, Message, Observed, ObservedPeer, WgPeer};
 use super::model::deliver;
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
 
 fn private(seed: u8) -> PrivateKey {
     PrivateKey::from_octets([seed; 32])

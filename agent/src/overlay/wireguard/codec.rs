@@ -12,8 +12,8 @@ use netlink_packet_wireguard::{
 };
 
 use super::DEVICE;
-use kontena_schema::key::PublicKey;
 use super::device::{How, Message, Observed, ObservedPeer, PeerChange};
+use kontena_schema::key::PublicKey;
 
 /// The question for everything about the device.
 pub(super) fn question() -> WireguardMessage {

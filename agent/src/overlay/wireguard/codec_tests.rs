@@ -14,11 +14,11 @@ use netlink_packet_wireguard::{
 };
 use serde_json::{Value, json};
 
-use kontena_schema::key::PublicKey;
-use kontena_sleeve::PrivateKey;
 use super::device::{How, Message, Observed, PeerChange};
 use super::model::payload;
 use super::{DEVICE, codec};
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
 
 /// The interpreter that the system's packages of Python modules are for.
 const PYTHON: &str = "/usr/bin/python3";
@@ -109,7 +109,9 @@ fn with_peers(peers: Vec<PeerChange>) -> Message {
 
 fn messages() -> Vec<Message> {
     let settings = Message {
-        private_key: Some(PrivateKey::from_octets(std::array::from_fn(|n| n as u8 ^ 0xa5))),
+        private_key: Some(PrivateKey::from_octets(std::array::from_fn(|n| {
+            n as u8 ^ 0xa5
+        }))),
         listen_port: Some(6783),
         peers: Vec::new(),
     };

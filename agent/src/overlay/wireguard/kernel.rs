@@ -142,10 +142,10 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::super::changes::changes;
-    use kontena_schema::key::PublicKey;
-    use kontena_sleeve::PrivateKey;
     use super::super::device::{Device, WgPeer};
     use super::*;
+    use kontena_schema::key::PublicKey;
+    use kontena_sleeve::PrivateKey;
 
     /// Runs a test in a network namespace of its own.
     fn apart<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {

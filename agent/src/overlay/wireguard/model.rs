@@ -10,10 +10,10 @@ use netlink_packet_wireguard::{
     WireguardPeerAttribute, WireguardPeerFlags,
 };
 
-use kontena_schema::key::PublicKey;
-use kontena_sleeve::PrivateKey;
 use super::device::{Message, Observed, ObservedPeer};
 use super::{DEVICE, codec};
+use kontena_schema::key::PublicKey;
+use kontena_sleeve::PrivateKey;
 
 /// A moment inside a message: packets that pass now meet what is there now.
 pub(super) struct Moment<'a> {

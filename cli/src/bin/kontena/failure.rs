@@ -36,6 +36,9 @@ pub(crate) enum Failure {
     /// What is asked for cannot be done like that; the text says how.
     #[error("{0}")]
     Usage(String),
+    /// Two nodes between which frames do not arrive.
+    #[error("{0}")]
+    NoWay(String),
     /// Deploys that ended badly.
     #[error("{0}")]
     Deploy(String),

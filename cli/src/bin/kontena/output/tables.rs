@@ -3,15 +3,19 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use kontena::config::Config;
+use kontena_schema::agent::PathMeasure;
 use kontena_schema::http::addresses::{Addresses, History};
 use kontena_schema::http::containers::{Container, Containers};
 use kontena_schema::http::grids::{Grids, Trust};
-use kontena_schema::http::nodes::{Node, Nodes};
+use kontena_schema::http::nodes::{Node, NodePeer, NodePeers, Nodes};
 use kontena_schema::http::services::{Port, Service, Services};
 use kontena_schema::http::stacks::Stacks;
+use kontena_schema::path::Path;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use crate::commands::node::Ping;
 
 fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
@@ -110,6 +114,61 @@ pub(crate) fn nodes(nodes: &Nodes, now: OffsetDateTime) -> String {
             ]
         }),
     )
+}
+
+/// How a node reaches the others.
+pub(crate) fn peers(peers: &NodePeers) -> String {
+    let header = [
+        "NODE",
+        "PATH",
+        "ADDRESS",
+        "RTT",
+        "LOSS",
+        "HANDSHAKE",
+        "MTU",
+        "PROBLEM",
+    ];
+    table(header, peers.peers.iter().map(|peer| way(&peer.node, peer)))
+}
+
+/// The two directions between two nodes.
+pub(crate) fn ping(ping: &Ping) -> String {
+    let header = [
+        "WAY",
+        "PATH",
+        "ADDRESS",
+        "RTT",
+        "LOSS",
+        "HANDSHAKE",
+        "MTU",
+        "PROBLEM",
+    ];
+    let rows = ping.ways.iter();
+    let rows = rows.map(|way_| way(&format!("{} -> {}", way_.from, way_.to.node), &way_.to));
+    table(header, rows)
+}
+
+fn way(name: &str, peer: &NodePeer) -> [String; 8] {
+    let (kind, address) = match peer.path {
+        Some(Path::Fast { to }) => ("fast", Some(to)),
+        Some(Path::Sealed { to }) => ("sealed", Some(to)),
+        Some(Path::Unknown) | None => ("-", None),
+    };
+    let measure = peer.measure.as_ref();
+    let of = |show: fn(&PathMeasure) -> Option<String>| or_dash(measure.and_then(show));
+    [
+        name.to_owned(),
+        kind.to_owned(),
+        or_dash(address),
+        of(|m| {
+            m.round_trip_us
+                .map(|us| format!("{:.2} ms", us as f64 / 1000.0))
+        }),
+        of(|m| m.loss.map(|loss| format!("{:.0} %", loss * 100.0))),
+        of(|m| m.last_handshake_s.map(|s| format!("{s} s ago"))),
+        of(|m| Some(m.mtu.to_string())),
+        or_dash(peer.unreachable.as_ref()),
+    ]
 }
 
 /// `online 3d`: since when it is what it is.
