@@ -7,6 +7,8 @@
 //! What fails here fails the test that called it, so there are no errors to return.
 #![allow(clippy::unwrap_used)]
 
+mod capture;
+
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+pub use capture::{Seen, capture};
 
 /// How long anything may take to become so.
 pub const BOUND: Duration = Duration::from_secs(10);

@@ -227,26 +227,28 @@ impl OverlayIntent {
         self.peers.iter().map(report).collect()
     }
 
-    /// The path that frames take, and why they do not arrive.
+    /// The path that frames take, and why they do not arrive. What is tried in vain is
+    /// told as a whole, not place by place: a report is no news of every try.
     fn seen(&self, peer: &PeerIntent) -> (Path, Option<String>) {
+        let sealed = |to: Option<Ipv4Addr>| to.map_or(Path::Unknown, |to| Path::Sealed { to });
         let heard_at = match peer.state.heard_at {
             Some(SocketAddr::V4(at)) => Some(*at.ip()),
             _ => None,
         };
-        let place = peer.state.place.or(peer.places.first().copied());
-        let sealed = heard_at
-            .or(place)
-            .map_or(Path::Unknown, |to| Path::Sealed { to });
+        let first = peer.places.first().copied();
         match self.reach(peer) {
             Reach::None(why) => (peer.path, Some(why)),
             Reach::Fast(to) => (Path::Fast { to }, None),
-            Reach::Accepting(_) | Reach::Sealed if peer.state.alive => (sealed, None),
-            Reach::Accepting(_) | Reach::Sealed => {
-                let why = match place {
-                    Some(at) => format!("no handshake with {at} at UDP port {WIREGUARD_PORT}"),
-                    None => "its address on the underlay is not known".to_owned(),
+            _ if peer.state.alive => (sealed(heard_at.or(first)), None),
+            _ => {
+                let places: Vec<_> = peer.places.iter().map(ToString::to_string).collect();
+                let why = if places.is_empty() {
+                    "its address on the underlay is not known".to_owned()
+                } else {
+                    let places = places.join(" or ");
+                    format!("no handshake with {places} at UDP port {WIREGUARD_PORT}")
                 };
-                (sealed, Some(why))
+                (sealed(first), Some(why))
             }
         }
     }

@@ -109,14 +109,18 @@ struct Agent {
 impl Host {
     /// A host with underlay address 198.51.100.`number` on the switch.
     pub fn start(switch: &Switch, number: u8) -> Self {
-        let (keeper, place) = Keeper::start();
-        switch.plug(&place, number);
-        let ip = underlay(number);
         let site = Site {
             region: "lab".into(),
             public_ip: None,
-            private_ip: Some(ip),
+            private_ip: Some(underlay(number)),
         };
+        Self::start_at(number, site, |place| switch.plug(place, number))
+    }
+
+    /// A host at another place.
+    pub fn start_at(number: u8, site: Site, plug: impl FnOnce(&Place)) -> Self {
+        let (keeper, place) = Keeper::start();
+        plug(&place);
         let key = PrivateKey::from_octets([number; 32]);
         let keys = PublicKeys {
             current: key.public(),

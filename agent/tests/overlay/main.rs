@@ -4,9 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod every_packet;
 mod isolation;
 mod lab;
 mod lease;
 mod life;
+mod places;
 mod reach;
 mod sealed;

@@ -2,14 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, underlay};
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use kontena_lab::{BOUND, Place, Switch, capture, count, counted, eventually, underlay};
 
 use kontena_sleeve::Sleeve;
 
@@ -62,49 +58,20 @@ fn a_stream_arrives_whole_and_no_packet_of_it_is_seen() {
     count(&switch.place, "port1", "udp dport 6784");
     a.container.must_reach(address(2));
     let before: Vec<_> = sleeves.iter().map(Sleeve::drops).collect();
-    let (packets, seen) = capture(&switch.place, || {
+    let seen = capture(&switch.place, "port1", MARKER, || {
         transfer(&a.container, &b.container, 2, TRANSFERRED);
         transfer(&b.container, &a.container, 1, TRANSFERRED);
     });
-    assert!(packets > 1000, "only {packets} packets were looked at");
-    assert_eq!(seen, 0, "packets with the marker in clear");
+    assert!(
+        seen.packets > 1000,
+        "only {} packets were looked at",
+        seen.packets
+    );
+    assert!(seen.marked.is_empty() && seen.lost == 0, "{seen:?}");
     assert_eq!(counted(&switch.place), 0, "packets of VXLAN");
     // The kernel's queues may drop; the sleeves find nothing wrong.
     let after: Vec<_> = sleeves.iter().map(Sleeve::drops).collect();
     assert_eq!(after, before);
-}
-
-/// Looks at the packets on the switch meanwhile, up to the last that came before the
-/// end: how many there were, and how many held the marker.
-fn capture(switch: &Place, work: impl FnOnce()) -> (u64, u64) {
-    let done = AtomicBool::new(false);
-    let all = SockProtocol::EthAll;
-    let flags = SockFlag::SOCK_NONBLOCK;
-    let open = || socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap();
-    let socket = switch.inside(open);
-    thread::scope(|scope| {
-        let looking = scope.spawn(|| {
-            let (mut packets, mut marked) = (0, 0);
-            let mut packet = vec![0; 1 << 16];
-            loop {
-                // Asked first: what came before it was said is still read.
-                let last = done.load(Ordering::Acquire);
-                if let Ok(length) = nix::unistd::read(&socket, &mut packet) {
-                    packets += 1;
-                    let holds = |w: &[u8]| w == MARKER;
-                    marked += u64::from(packet[..length].windows(MARKER.len()).any(holds));
-                } else if last {
-                    return (packets, marked);
-                } else {
-                    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-                    poll(&mut fds, 10u8).unwrap();
-                }
-            }
-        });
-        work();
-        done.store(true, Ordering::Release);
-        looking.join().unwrap()
-    })
 }
 
 #[test]
@@ -116,14 +83,14 @@ fn the_capture_sees_what_is_in_clear() {
     };
     let (sender, receiver) = (open(&hosts[0]), open(&hosts[1]));
     receiver.set_read_timeout(Some(BOUND)).unwrap();
-    let (_, seen) = capture(&switch.place, || {
+    let seen = capture(&switch.place, "port1", MARKER, || {
         sender
             .send_to(&numbered(1200), (underlay(2), 7002))
             .unwrap();
         // What arrived has passed the switch.
         receiver.recv_from(&mut [0; 2048]).unwrap();
     });
-    assert!(seen > 0);
+    assert_eq!(seen.marked, [(7002, 1)].into());
 }
 
 #[test]
