@@ -62,10 +62,9 @@ fn overlay_reaches_a_host_behind_a_translator_of_addresses() {
                 pass(&grid, host, &all);
             }
             let pairs = all.iter().flat_map(|host| host.pairs().into_values());
-            let alive = pairs.clone().all(|pair| pair.alive);
-            alive
-                .then_some(())
-                .ok_or(format!("{:?}", pairs.collect::<Vec<_>>()))
+            let pairs: Vec<_> = pairs.collect();
+            let alive = pairs.iter().all(|pair| pair.alive);
+            alive.then_some(()).ok_or(format!("{pairs:?}"))
         });
         everyone_reaches_everyone(&hosts);
         let report = all[0].must_reconcile(&intent(&grid, all[0], &all));
@@ -91,7 +90,7 @@ fn overlay_tells_why_two_hidden_hosts_do_not_find_each_other() {
     let switch = Switch::start();
     let routers = [translator(&switch)];
     let (_, router) = &routers[0];
-    let mut hosts = vec![hidden(router, 1), hidden(router, 2)];
+    let mut hosts = [hidden(router, 1), hidden(router, 2)];
     // Behind translators of their own, in regions of their own.
     hosts[1].node.site.region = "office".into();
     hosts[1].node.site.public_ip = Some(underlay(TRANSLATOR + 1));
