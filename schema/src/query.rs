@@ -82,6 +82,7 @@ queries! {
     NODE_KEYS_DIFFER = "node_keys_differ",
     NODE_LIST = "node_list",
     NODE_MEASURE = "node_measure",
+    NODE_METRICS = "node_metrics",
     NODE_NAME_FIND = "node_name_find",
     NODE_NEXT_KEYS_AWAITED = "node_next_keys_awaited",
     NODE_NEXT_KEYS_KNOWN = "node_next_keys_known",

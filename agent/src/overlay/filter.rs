@@ -4,7 +4,9 @@
 //! The tunnel's UDP socket takes packets from anyone, and a packet for it says
 //! nothing that proves its sender; so this table is what keeps strangers out,
 //! and what keeps clear packets in. It is written in one transaction before the
-//! tunnel exists, and it stays when the agent dies. What it drops is counted in
+//! tunnel exists, and it stays when the agent dies; but whose packets pass is known
+//! for 40 s only, and an agent that lives says so again and again: nobody is there any
+//! more to hear that a network is trusted no longer. What it drops is counted in
 //! `dropped_in`, `dropped_out` and `dropped_forward`. Whose frames the packets
 //! may carry is the guard's business (`guard.rs`).
 //!
@@ -22,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::error::Cause;
 use super::nft::{Elements, Table, count_and_drop, equals, field};
+use super::pair::SILENCE;
 use super::state::{Fence, Filter, FilterState};
 
 const TABLE: Table = Table { family: "inet" };
@@ -65,6 +68,10 @@ const DIRECTIONS: [Direction; 3] = [
     },
 ];
 
+/// How long a peer's packets pass without word of the agent, a little longer than
+/// the peer itself believes in a silent one.
+const LIFE_S: u64 = SILENCE.as_secs() + 10;
+
 /// Reads our table.
 pub(crate) async fn observe() -> Result<FilterState, Cause> {
     TABLE.observe(&frame(), contents).await
@@ -72,7 +79,7 @@ pub(crate) async fn observe() -> Result<FilterState, Cause> {
 
 /// Writes our whole table in the place of whatever had its name.
 pub(crate) async fn install(filter: &Filter) -> Result<(), Cause> {
-    let contents = [elements(&filter.peers), of_fence(&filter.fence)].concat();
+    let contents = [living(&filter.peers), of_fence(&filter.fence)].concat();
     TABLE.install(&frame(), contents).await
 }
 
@@ -83,7 +90,19 @@ pub(crate) async fn fence(old: &Fence, new: &Fence) -> Result<(), Cause> {
 
 /// Lets clear packets of more peers pass.
 pub(crate) async fn allow(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
-    TABLE.change(Vec::new(), elements(peers)).await
+    TABLE.change(Vec::new(), living(peers)).await
+}
+
+/// Says that the agent lives: those whose packets pass go on passing. Nobody else is
+/// let in.
+pub(crate) async fn refresh() -> Result<(), Cause> {
+    match observe().await? {
+        FilterState::Sound(filter) if !filter.peers.is_empty() => {
+            let (old, new) = (elements(&filter.peers), living(&filter.peers));
+            TABLE.change(old, new).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Lets clear packets of these peers pass no more.
@@ -104,6 +123,13 @@ pub(crate) async fn remove() -> Result<(), Cause> {
 fn elements(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
     let peers = peers.iter().map(|peer| json!(peer));
     TABLE.elements(PEERS, peers).into_iter().collect()
+}
+
+/// The same, for as long as an agent lives and a while.
+fn living(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
+    let living = |peer| json!({"elem": {"val": peer, "timeout": LIFE_S}});
+    let peers = TABLE.elements(PEERS, peers.iter().map(living));
+    peers.into_iter().collect()
 }
 
 fn of_fence(fence: &Fence) -> Vec<Value> {
@@ -129,19 +155,20 @@ fn contents(elements: &Elements) -> Option<Filter> {
         masters: elements.of(MASTERS, master)?,
         bridges: elements.of(BRIDGES, |name| Some(name.as_str()?.to_owned()))?,
     };
-    let peers = elements.of(PEERS, |element| element.as_str()?.parse().ok())?;
+    let peers = elements.of(PEERS, |element| {
+        element["elem"]["val"].as_str()?.parse().ok()
+    })?;
     Some(Filter { peers, fence })
 }
 
 /// Everything in the table but what its sets hold.
 fn frame() -> Vec<Value> {
     let sets = [
-        (PEERS, json!("ipv4_addr")),
-        (MASTERS, json!(["ipv4_addr", "inet_service"])),
-        (BRIDGES, json!("ifname")),
+        json!({"name": PEERS, "type": "ipv4_addr", "flags": ["timeout"]}),
+        json!({"name": MASTERS, "type": ["ipv4_addr", "inet_service"]}),
+        json!({"name": BRIDGES, "type": "ifname"}),
     ];
-    let set = |(name, kind)| TABLE.object("set", json!({"name": name, "type": kind}));
-    let mut objects: Vec<Value> = sets.map(set).into();
+    let mut objects: Vec<Value> = sets.map(|set| TABLE.object("set", set)).into();
     objects.extend(fence_frame());
     for Direction { hook, counter, .. } in DIRECTIONS {
         objects.push(TABLE.object("counter", json!({"name": counter})));
@@ -200,7 +227,7 @@ mod tests {
     use super::*;
 
     fn listed(filter: &Filter) -> Vec<Value> {
-        let contents = [elements(&filter.peers), of_fence(&filter.fence)].concat();
+        let contents = [living(&filter.peers), of_fence(&filter.fence)].concat();
         listing::of(TABLE, &frame(), contents)
     }
 

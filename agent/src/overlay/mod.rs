@@ -20,6 +20,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kontena_schema::agent::{Measures, PathMeasure, PeerReport};
@@ -27,6 +28,8 @@ use kontena_schema::ids::{NodeId, PlacementId};
 use kontena_schema::limits::OVERLAY_MTU;
 use kontena_sleeve::Drops;
 use tokio::sync::{Mutex, watch};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 
 mod announce;
 mod apply;
@@ -67,6 +70,10 @@ use paths::Paths;
 use state::{FilterState, Observed};
 use step::Step;
 
+/// How often the packet filter is told that the agent lives: some tries before it
+/// gives the agent up.
+const REFRESH_EVERY: Duration = Duration::from_secs(10);
+
 /// The name of the bridge that carries the overlay.
 pub const BRIDGE: &str = "kontena";
 /// The name of the VXLAN device.
@@ -85,7 +92,8 @@ pub struct Overlay {
     paths: Paths,
     /// What the last pass left attached. Two passes at once would each undo what
     /// the other does.
-    one_pass: Mutex<BTreeMap<PlacementId, Attachment>>,
+    one_pass: Arc<Mutex<BTreeMap<PlacementId, Attachment>>>,
+    _refresher: AbortOnDropHandle<()>,
 }
 
 /// What one pass did.
@@ -114,11 +122,14 @@ impl Overlay {
         let netlink = Netlink::here()
             .map_err(Cause::io("netlink"))
             .map_err(failed)?;
+        let one_pass = Arc::new(Mutex::new(BTreeMap::new()));
+        let refresher = tokio::spawn(refresh(Arc::clone(&one_pass)));
         Ok(Self {
             netlink,
             namespace,
             paths: Paths::new(),
-            one_pass: Mutex::new(BTreeMap::new()),
+            one_pass,
+            _refresher: AbortOnDropHandle::new(refresher),
         })
     }
 
@@ -283,6 +294,18 @@ impl Overlay {
             });
         }
         !failures.guard
+    }
+}
+
+/// Keeps the filter open for whom it is open, as long as this agent lives. It waits
+/// for passes, which may close it.
+async fn refresh(one_pass: Arc<Mutex<BTreeMap<PlacementId, Attachment>>>) {
+    loop {
+        sleep(REFRESH_EVERY).await;
+        let _pass = one_pass.lock().await;
+        if let Err(err) = filter::refresh().await {
+            tracing::warn!(%err, "the packet filter is not told that the agent lives");
+        }
     }
 }
 

@@ -218,6 +218,49 @@ fn overlay_without_its_sealed_path_sends_nothing() {
     assert_eq!(clear_packets(&hosts), 0);
 }
 
+/// Seconds for which the filter still lets a peer's clear packets pass.
+fn remaining(host: &Host, peer: Ipv4Addr) -> u64 {
+    let listing = host.place.run("nft -j list set inet kontena fast_peers");
+    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
+    let objects = listing["nftables"].as_array().unwrap().iter();
+    let elements = objects.flat_map(|object| object["set"]["elem"].as_array());
+    let mut ours = elements.flatten().map(|element| &element["elem"]);
+    let ours = ours.find(|element| element["val"] == peer.to_string());
+    ours.expect("the peer is fast")["expires"].as_u64().unwrap()
+}
+
+#[test]
+fn overlay_closes_by_itself_where_no_agent_lives() {
+    let (_switch, hosts) = world(2, &trusting());
+    let [a, b] = &hosts[..] else { unreachable!() };
+    // Longer than from one word of the agent to the next.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(15) {
+        let left = remaining(a, underlay(2));
+        assert!((26..=40).contains(&left), "{left} s");
+        // Between two looks at a state, which have a bound.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    a.stop_agent();
+    a.containers[0].place.must_reach(b.containers[0].address);
+    let begin = Instant::now();
+    let gone = || a.containers[0].place.ping(b.containers[0].address).is_err();
+    while !gone() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(45),
+            "it is still open"
+        );
+    }
+    count(&b.place, "eth0", CLEAR);
+    assert!(gone());
+    assert_eq!(counted(&b.place), 0);
+    assert!(dropped(a, "dropped_out") > 0);
+    // A new agent finds nothing to adopt and begins sealed.
+    a.start_agent();
+    settle(&trusting(), &[a, b]);
+    a.containers[0].place.must_reach(b.containers[0].address);
+}
+
 #[test]
 fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
     let (_switch, mut hosts) = world(2, &sealing());

@@ -1,5 +1,6 @@
 //! Nodes: joining and removal. What a node does is its session's and report's.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use kontena_schema::agent::Hello;
@@ -28,6 +29,26 @@ pub struct NodeRow {
     pub name: String,
     /// Its number.
     pub number: NodeNumber,
+}
+
+/// What is counted of a node.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NodeMetrics {
+    /// Its grid.
+    pub grid: String,
+    /// Its name.
+    pub node: String,
+    /// Whether its agent has a session.
+    pub connected: bool,
+    /// How many packets and frames its host dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// How many other nodes it reaches on which path, or not at all.
+    pub peers: BTreeMap<String, i64>,
+}
+
+/// What is counted of all nodes of all grids.
+pub async fn node_metrics(app: &App) -> Result<Vec<NodeMetrics>, ControlError> {
+    Ok(app.db.all(&query::NODE_METRICS, &[]).await?)
 }
 
 /// The nodes of a grid.

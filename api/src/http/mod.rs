@@ -9,6 +9,7 @@ mod containers;
 mod error;
 mod extract;
 mod grids;
+mod metrics;
 mod nodes;
 mod root;
 mod services;
@@ -123,6 +124,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
             get(services::deploy_show),
         ),
         ("/v1/containers/{grid}", get(containers::list)),
+        ("/v1/metrics", get(metrics::show)),
     ]
 }
 

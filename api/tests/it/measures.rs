@@ -48,6 +48,21 @@ async fn what_an_agent_measures_is_shown_and_stirs_nobody() {
     let back = master.get("/v1/nodes/demo/host-b/peers").await;
     assert_eq!(back["peers"][0]["measure"], Value::Null);
     assert_eq!(revision().await, before);
+    let metrics = master
+        .request(Method::GET, "/v1/metrics")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(metrics.status(), StatusCode::OK);
+    let kind = metrics.headers()["content-type"].to_str().unwrap();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let text = metrics.text().await.unwrap();
+    for line in [
+        r#"kontena_node_dropped_total{grid="demo",node="host-a",reason="dropped_in"} 3"#,
+        r#"kontena_node_connected{grid="demo",node="host-b"} 1"#,
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line}:\n{text}");
+    }
     let (status, body) = master
         .call(Method::GET, "/v1/nodes/demo/nobody/peers", None)
         .await;

@@ -89,8 +89,13 @@ async fn a_packet_of_the_overlays_full_size_passes_unbroken() {
 async fn containers_do_not_reach_what_the_master_is_made_of() {
     let grid = Grid::first().await;
     let project = &grid.settings.project;
-    let format =
-        format!("{{{{(index .NetworkSettings.Networks \"{project}_master\").IPAddress}}}}");
+    let address = async |part: &str, network: &str| {
+        let of = format!("(index .NetworkSettings.Networks \"{project}_{network}\")");
+        let format = format!("{{{{{of}.IPAddress}}}}");
+        let name = format!("{project}-{part}");
+        let line = ["inspect", "--format", &format, &name];
+        docker(&line).await.must().parse::<Ipv4Addr>().unwrap()
+    };
     let mut connected = Vec::new();
     for (part, port) in [
         ("postgres", 5432),
@@ -99,13 +104,14 @@ async fn containers_do_not_reach_what_the_master_is_made_of() {
         ("api-2", 9292),
         ("edge", 443),
     ] {
-        let name = format!("{project}-{part}");
-        let address = docker(&["inspect", "--format", &format, &name])
-            .await
-            .must();
-        connected.push((address.parse().unwrap(), port));
+        connected.push((address(part, "master").await, port));
     }
+    // Where agents reach it, and only they.
+    let edge = address("edge", "wan").await;
+    connected.push((edge, 443));
     for host in &grid.hosts {
+        let open = format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{edge}/443'");
+        host.run(&open).await.must();
         let failures = grid.in_toolbox(host, &script(&[], &connected)).await.must();
         assert_eq!(
             failures.lines().count(),
