@@ -15,6 +15,12 @@ TEST_TOOLS=(
   shellcheck:shellcheck nft:nftables ip:iproute2 bridge:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go
   iptables:iptables iptables-nft:iptables iptables-legacy:iptables "import pyroute2:python3-pyroute2"
 )
+# What the benchmark `overlay` runs on the machine itself: tools to measure with, and what ours is measured beside.
+BENCH_TOOLS=(
+  iperf3:iperf3 ping:iputils-ping ethtool:ethtool ip:iproute2 bridge:iproute2 nft:nftables iptables:iptables
+  iptables-nft:iptables iptables-legacy:iptables dockerd:docker.io docker:docker.io nebula:nebula nebula-cert:nebula
+  wg:wireguard-tools wireguard-go:wireguard-go
+)
 
 # The packages of those commands and modules that are not there.
 packages_missing() {
@@ -82,6 +88,13 @@ test_tools_install() {
   cargo nextest --version || cargo_install cargo-nextest
   # Its speed does not matter, the minutes of building it do.
   cargo deny --version || cargo_install cargo-deny --debug
+}
+
+# What only the benchmark `overlay` needs.
+bench_tools_install() {
+  local missing
+  mapfile -t missing < <(packages_missing "${BENCH_TOOLS[@]}" | sort -u)
+  packages_ensure "${missing[@]}"
 }
 
 # Away from the tree: its build settings and its build cache are not for tools.
