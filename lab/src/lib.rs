@@ -1,10 +1,12 @@
-//! A small world for tests of what happens on networks: a switch, hosts on it.
+//! A small world for tests and benchmarks of what happens on networks: a switch,
+//! hosts on it.
 //!
 //! A host is a thread in a network namespace of its own. Namespaces have no names
 //! and vanish with their threads and processes, also when a test panics. It needs
 //! root, and what Debian's iproute2, iputils-ping and nftables bring.
 //!
-//! What fails here fails the test that called it, so there are no errors to return.
+//! What fails here fails the test or the benchmark that called it, so there are no
+//! errors to return.
 #![allow(clippy::unwrap_used)]
 
 mod capture;

@@ -1,4 +1,5 @@
-//! Who used the processors, from what the kernel counts for each container.
+//! Who used the processors, from what the kernel counts for each container and for
+//! the whole machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -56,6 +57,36 @@ impl Cpu {
     }
 }
 
+/// What all processors together did up to a moment.
+pub(crate) struct Ticks {
+    work: f64,
+    all: f64,
+}
+
+impl Ticks {
+    /// Up to now.
+    pub(crate) fn now() -> Result<Self, BenchError> {
+        const FILE: &str = "/proc/stat";
+        let stat = fs::read_to_string(FILE)?;
+        let ticks = Self::parse(&stat);
+        ticks.ok_or_else(|| unread(Path::new(FILE)))
+    }
+
+    /// How much of what they could have done since.
+    pub(crate) fn percent_since(&self, earlier: &Self) -> f64 {
+        (self.work - earlier.work) / (self.all - earlier.all) * 100.0
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        Some(Self {
+            work: machine_ticks(stat)?,
+            all: columns(stat)?
+                .map(|(_, ticks)| ticks)
+                .sum::<Option<f64>>()?,
+        })
+    }
+}
+
 fn unread(file: &Path) -> BenchError {
     BenchError::Failed(format!("{}: no processor time in it", file.display()))
 }
@@ -95,10 +126,15 @@ fn usage_us(text: &str) -> Option<f64> {
 }
 
 fn machine_ticks(stat: &str) -> Option<f64> {
+    let work = columns(stat)?.filter(|(column, _)| !NO_WORK.contains(column));
+    work.map(|(_, ticks)| ticks).sum()
+}
+
+/// The machine's columns, with their numbers.
+fn columns(stat: &str) -> Option<impl Iterator<Item = (usize, Option<f64>)>> {
     let columns = stat.lines().next()?.strip_prefix("cpu ")?;
-    let ticks = columns.split_whitespace().take(STAT_COLUMNS).enumerate();
-    let work = ticks.filter(|(column, _)| !NO_WORK.contains(column));
-    work.map(|(_, ticks)| ticks.parse::<f64>().ok()).sum()
+    let ticks = columns.split_whitespace().take(STAT_COLUMNS);
+    Some(ticks.map(|ticks| ticks.parse().ok()).enumerate())
 }
 
 /// User and system time, the 14th and 15th column; the second may hold spaces.
@@ -135,6 +171,9 @@ mod tests {
     fn ticks() {
         let machine = "cpu  1 2 4 1000 1000 8 16 32 64 64\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
         assert_eq!(machine_ticks(machine), Some(63.0));
+        let [before, after] = ["cpu  10 0 0 80 10", "cpu  40 0 0 130 30"].map(Ticks::parse);
+        let percent = after.unwrap().percent_since(&before.unwrap());
+        assert!((percent - 30.0).abs() < 1e-9, "{percent}");
         let own = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0\n";
         assert_eq!(own_ticks(own), Some(42.0));
     }
