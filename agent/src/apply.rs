@@ -44,6 +44,9 @@ pub enum ApplyError {
     /// The engine refused.
     #[error("{}", words(.0))]
     Engine(#[from] bollard::errors::Error),
+    /// The agent runs without an engine.
+    #[error("this agent runs without a Docker engine")]
+    NoEngine,
     /// The agent does not know something yet.
     #[error("{0} is not known yet")]
     NotYet(&'static str),

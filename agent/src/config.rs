@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Parser;
+use clap::builder::FalseyValueParser;
 use url::Url;
 
 /// What is given, not yet checked.
@@ -51,6 +52,9 @@ pub struct Args {
     /// The Docker engine's socket [default: /var/run/docker.sock]
     #[arg(long, env = "KONTENA_DOCKER_SOCKET")]
     docker_socket: Option<String>,
+    /// For tests and benchmarks of the mesh: no containers, no names
+    #[arg(long, env = "KONTENA_NO_ENGINE", hide = true, value_parser = FalseyValueParser::new())]
+    no_engine: bool,
     /// What is logged, `info` or `kontena_agent::link=debug,info` [default: info]
     #[arg(long, env = "KONTENA_LOG")]
     log: Option<String>,
@@ -77,12 +81,19 @@ pub struct Config {
     /// Where the agent keeps what it knows; the same path inside and outside of
     /// its container, because containers mount from it.
     pub state_dir: PathBuf,
-    /// The program put before every container's entrypoint.
-    pub weavewait: PathBuf,
-    /// The Docker engine's socket.
-    pub docker_socket: String,
+    /// What containers are run with; none means that there are none, and no names.
+    pub engine: Option<EngineConfig>,
     /// What is logged.
     pub log: String,
+}
+
+/// The settings of what has to do with containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// The Docker engine's socket.
+    pub socket: String,
+    /// The program put before every container's entrypoint.
+    pub weavewait: PathBuf,
 }
 
 /// A text that must not show up in logs.
@@ -130,6 +141,8 @@ impl Args {
         faults.absolute("KONTENA_STATE_DIR", &state_dir);
         let weavewait = path(self.weavewait, "/usr/local/bin/weavewait");
         faults.absolute("KONTENA_WEAVEWAIT", &weavewait);
+        let socket = given(self.docker_socket).unwrap_or_else(|| "/var/run/docker.sock".to_owned());
+        let engine = (!self.no_engine).then_some(EngineConfig { socket, weavewait });
         let ca = given(self.ca).map(PathBuf::from);
         if let Some(ca) = &ca {
             faults.absolute("KONTENA_CA", ca);
@@ -149,9 +162,7 @@ impl Args {
                     peer_interface: given(self.peer_interface).unwrap_or_else(|| "eth1".to_owned()),
                     public_ip_resolver,
                     state_dir,
-                    weavewait,
-                    docker_socket: given(self.docker_socket)
-                        .unwrap_or_else(|| "/var/run/docker.sock".to_owned()),
+                    engine,
                     log,
                 })
             }
@@ -293,7 +304,15 @@ mod tests {
             "http://whatismyip.akamai.com/"
         );
         assert_eq!(config.ca, None);
+        let engine = config.engine.clone().unwrap();
+        assert_eq!(engine.socket, "/var/run/docker.sock");
         assert!(!format!("{config:?}").contains("s3cret"));
         assert_eq!(config.token.reveal(), "s3cret");
+    }
+
+    #[test]
+    fn the_engine_can_be_left_out() {
+        let given = ["--uri=wss://m", "--token=t", "--no-engine"];
+        assert_eq!(args(&given).check().unwrap().engine, None);
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Duration, sleep};
 use tracing::{error, info, warn};
 
 use crate::apply::Tools;
-use crate::config::Config;
+use crate::config::{Config, EngineConfig};
 use crate::directory::{Directory, Store, StoreError};
 use crate::dns::zone::Zone;
 use crate::docker::observe::Doubts;
@@ -47,7 +47,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Arc::new(config);
     let store = Store::open(&config.state_dir)?;
-    store.install_weavewait(&config.weavewait)?;
     let mut tasks = Tasks::new();
     let stopped = async {
         tokio::select! {
@@ -56,25 +55,23 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
     };
     let parts = async {
-        start(&mut tasks, config, store).await;
-        tasks.first_end().await.unwrap_or("none")
+        start(&mut tasks, config, store).await?;
+        let ended = tasks.first_end().await.unwrap_or("none");
+        Err::<(), _>(RunError::Ended(ended))
     };
     tokio::select! {
         () = stopped => {
             info!("stopping; containers and the overlay stay");
             Ok(())
         }
-        name = parts => Err(RunError::Ended(name)),
+        failed = parts => failed,
     }
 }
 
-async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
+async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(), RunError> {
     let known = Arc::new(store.directory().unwrap_or_default());
     info!(revision = %known.revision(), "what was known of the grid");
-    // Names are served from what was known, before and without the engine.
     let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, [])));
-    let (bridge_in, bridge) = watch::channel(None);
-    tasks.spawn("names", dns::server::run(bridge.clone(), zone));
 
     let (received_in, received) = watch::channel(known.clone());
     let (directory_in, directory) = watch::channel(known);
@@ -89,34 +86,31 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
         facts::watch_public_ip(config.clone(), public_in),
     );
 
-    let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
-    tasks.spawn("bridge", bridge::watch(name.clone(), bridge_in));
-
     let (masters_in, masters) = watch::channel(BTreeSet::new());
     tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
-    let docker = docker::connect(&config.docker_socket).await;
-    name_in.send_replace(bridge::name(&docker).await);
+    let doubts = Arc::new(Doubts::default());
+    let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
+    let (source, tools) = match &config.engine {
+        Some(engine) => {
+            store.install_weavewait(&engine.weavewait)?;
+            let names = (name_in, name.clone());
+            let tools = start_engine(tasks, engine, &store, names, zone, &doubts).await;
+            (facts::Source::Engine(tools.docker.clone()), Some(tools))
+        }
+        None => {
+            let id = store.engine_id()?;
+            warn!("without an engine: no containers, no names");
+            (facts::Source::Kernel { id }, None)
+        }
+    };
     let (facts_in, facts) = watch::channel(None);
     tasks.spawn(
         "facts",
-        facts::watch(
-            docker.clone(),
-            config.clone(),
-            public_ip,
-            keys.clone(),
-            facts_in,
-        ),
+        facts::watch(source, config.clone(), public_ip, keys.clone(), facts_in),
     );
-    let doubts = Arc::new(Doubts::default());
-    tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
 
     let (host_in, host) = watch::channel(None);
-    let tools = Tools {
-        docker: docker.clone(),
-        bin: store.bin(),
-        bridge,
-    };
     let slots = Slots {
         directory,
         keys,
@@ -129,12 +123,36 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) {
     let overlay = Arc::new(overlay().await);
     let (measures_in, measures) = watch::channel(None);
     tasks.spawn("measures", measures::watch(overlay.clone(), measures_in));
-    let reconciler = Reconciler::new(slots, store.clone(), docker, overlay, tools);
+    let reconciler = Reconciler::new(slots, store.clone(), overlay, tools);
     tasks.spawn("reconcile", reconciler.run());
     tasks.spawn(
         "link",
         Link::new(config, store, received_in, host, facts, measures, key_taken).run(),
     );
+    Ok(())
+}
+
+/// Starts what has to do with containers, and waits for the engine.
+async fn start_engine(
+    tasks: &mut Tasks,
+    engine: &EngineConfig,
+    store: &Store,
+    (name_in, name): (watch::Sender<String>, watch::Receiver<String>),
+    zone: watch::Receiver<Arc<Zone>>,
+    doubts: &Arc<Doubts>,
+) -> Tools {
+    // Names are served from what was known, before and without the engine.
+    let (bridge_in, bridge) = watch::channel(None);
+    tasks.spawn("names", dns::server::run(bridge.clone(), zone));
+    tasks.spawn("bridge", bridge::watch(name, bridge_in));
+    let docker = docker::connect(&engine.socket).await;
+    name_in.send_replace(bridge::name(&docker).await);
+    tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
+    Tools {
+        docker,
+        bin: store.bin(),
+        bridge,
+    }
 }
 
 fn start_keys(

@@ -182,7 +182,7 @@ impl Host {
             host: host_in,
         };
         let overlay = Arc::new(Overlay::new().await.unwrap());
-        let reconciler = Reconciler::new(slots, store.clone(), docker.clone(), overlay, tools);
+        let reconciler = Reconciler::new(slots, store.clone(), overlay, Some(tools));
         tasks.spawn("reconcile", reconciler.run());
         Self {
             docker,

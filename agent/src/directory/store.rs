@@ -1,7 +1,7 @@
 //! What survives the agent, as files in its state directory.
 //!
-//! `node-token` (mode 600), `directory.json`, `commands.json`, `keys.json`, and `bin/w`, the
-//! program that containers mount. Each is replaced whole: written beside, synced,
+//! `node-token` (mode 600), `directory.json`, `commands.json`, `keys.json`, `engine-id` where
+//! there is no engine that has one, and `bin/w`, the program that containers mount. Each is replaced whole: written beside, synced,
 //! renamed, the directory synced. A file that cannot be read counts as absent and
 //! is said so: what was in it comes again from the Master. Only the journal does
 //! not come again, so its loss is told apart from its absence.
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::Directory;
 use crate::config::Secret;
@@ -41,6 +42,7 @@ const TOKEN: &str = "node-token";
 const DIRECTORY: &str = "directory.json";
 const COMMANDS: &str = "commands.json";
 const KEYS: &str = "keys.json";
+const ENGINE_ID: &str = "engine-id";
 
 impl Store {
     /// Makes the state directory where it is missing.
@@ -101,6 +103,18 @@ impl Store {
     /// Keeps the host's keys.
     pub fn save_keys(&self, keys: &Keys) -> Result<(), StoreError> {
         self.save(KEYS, keys)
+    }
+
+    /// What tells this host from others where no engine does; made once. A node that
+    /// was removed from its grid is still this host.
+    pub fn engine_id(&self) -> Result<String, StoreError> {
+        let kept = self.read(ENGINE_ID).ok().flatten();
+        let kept = kept.and_then(|text| Uuid::parse_str(std::str::from_utf8(&text).ok()?).ok());
+        let id = kept.unwrap_or_else(Uuid::new_v4).to_string();
+        if kept.is_none() {
+            self.write(ENGINE_ID, id.as_bytes(), 0o600)?;
+        }
+        Ok(id)
     }
 
     /// Forgets the grid: a node that was removed from it keeps nothing.
@@ -215,6 +229,18 @@ mod tests {
 
         again.forget().unwrap();
         assert!(again.directory().is_none() && again.node_token().is_none());
+    }
+
+    #[test]
+    fn the_id_of_a_host_without_an_engine_is_made_once() {
+        let dir = TempDir::new();
+        let store = Store::open(dir.path()).unwrap();
+        let id = store.engine_id().unwrap();
+        store.forget().unwrap();
+        let again = Store::open(dir.path()).unwrap();
+        assert_eq!(again.engine_id().unwrap(), id);
+        fs::write(dir.path().join(ENGINE_ID), b"").unwrap();
+        assert_ne!(again.engine_id().unwrap(), id);
     }
 
     #[test]

@@ -124,13 +124,14 @@ impl Doubts {
 
 /// Looks at the host's containers.
 pub struct Observer {
-    docker: Docker,
+    /// Without an engine there are no containers, and it is never away.
+    docker: Option<Docker>,
     known: BTreeMap<String, Container>,
 }
 
 impl Observer {
     /// An observer that has not looked yet.
-    pub fn new(docker: Docker) -> Self {
+    pub fn new(docker: Option<Docker>) -> Self {
         Self {
             docker,
             known: BTreeMap::new(),
@@ -157,12 +158,14 @@ impl Observer {
     }
 
     async fn look_again(&mut self, doubt: &Doubt, doubts: &Doubts) -> Result<(), Error> {
-        let listed = self.list().await?;
+        let Some(docker) = &self.docker else {
+            return Ok(());
+        };
+        let listed = list(docker).await?;
         self.known.retain(|id, _| listed.contains_key(id));
         let doubtful =
             |id: &&String| doubt.all || doubt.some.contains(*id) || !self.known.contains_key(*id);
         let ids: Vec<String> = listed.keys().filter(doubtful).cloned().collect();
-        let docker = &self.docker;
         let inspected: Vec<(String, Seen)> = stream::iter(ids)
             .map(|id| async move {
                 let seen = inspect(docker, &id).await?;
@@ -191,20 +194,20 @@ impl Observer {
         }
         Ok(())
     }
+}
 
-    async fn list(&self) -> Result<BTreeMap<String, ContainerSummary>, Error> {
-        let label = format!("{TYPE}={TYPE_CONTAINER}");
-        let filters = HashMap::from([("label", vec![label, PLACEMENT.to_owned()])]);
-        let options = ListContainersOptionsBuilder::default()
-            .all(true)
-            .filters(&filters)
-            .build();
-        let listed = self.docker.list_containers(Some(options)).await?;
-        Ok(listed
-            .into_iter()
-            .filter_map(|summary| Some((summary.id.clone()?, summary)))
-            .collect())
-    }
+async fn list(docker: &Docker) -> Result<BTreeMap<String, ContainerSummary>, Error> {
+    let label = format!("{TYPE}={TYPE_CONTAINER}");
+    let filters = HashMap::from([("label", vec![label, PLACEMENT.to_owned()])]);
+    let options = ListContainersOptionsBuilder::default()
+        .all(true)
+        .filters(&filters)
+        .build();
+    let listed = docker.list_containers(Some(options)).await?;
+    Ok(listed
+        .into_iter()
+        .filter_map(|summary| Some((summary.id.clone()?, summary)))
+        .collect())
 }
 
 /// What came of one inspection.
@@ -399,7 +402,7 @@ mod tests {
         tasks.spawn("engine", engine(listener));
         let version = bollard::API_DEFAULT_VERSION;
         let docker = Docker::connect_with_unix(socket.to_str().unwrap(), 10, version).unwrap();
-        let mut observer = Observer::new(docker);
+        let mut observer = Observer::new(Some(docker));
         let doubts = Doubts::default();
         observer.look(&doubts).await.unwrap();
         let states: Vec<_> = observer
@@ -415,6 +418,16 @@ mod tests {
         );
         assert_eq!(doubts.take().some, BTreeSet::from(["bad".to_owned()]));
         drop(tasks);
+    }
+
+    #[tokio::test]
+    async fn without_an_engine_there_are_no_containers_and_nothing_is_away() {
+        let mut observer = Observer::new(None);
+        let doubts = Doubts::default();
+        doubts.add_all();
+        observer.look(&doubts).await.unwrap();
+        assert!(observer.last().is_empty());
+        assert!(!doubts.take().all);
     }
 
     #[tokio::test]

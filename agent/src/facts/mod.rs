@@ -5,6 +5,7 @@
 //! public address may have to be asked for on the Internet; nothing waits for
 //! it, and an answer that does not come leaves the one that was known.
 
+pub mod kernel;
 pub mod master;
 pub mod net;
 
@@ -48,12 +49,32 @@ pub struct HostFacts {
     pub facts: Facts,
 }
 
+/// Who is asked for what the engine knows of its host.
+pub enum Source {
+    /// The engine.
+    Engine(Docker),
+    /// The kernel, where there is no engine.
+    Kernel {
+        /// What tells this host from others.
+        id: String,
+    },
+}
+
+impl Source {
+    async fn info(&self) -> Result<SystemInfo, String> {
+        match self {
+            Self::Engine(docker) => docker.info().await.map_err(|err| words(&err)),
+            Self::Kernel { id } => Ok(kernel::info(id)),
+        }
+    }
+}
+
 /// Where the facts are to be seen; none before the first look succeeded.
 pub type FactsSlot = watch::Receiver<Option<Arc<HostFacts>>>;
 
 /// Publishes the facts whenever they change, for ever.
 pub async fn watch(
-    docker: Docker,
+    source: Source,
     config: Arc<Config>,
     mut public_ip: watch::Receiver<Option<Ipv4Addr>>,
     mut keys: watch::Receiver<Arc<HostKeys>>,
@@ -62,7 +83,7 @@ pub async fn watch(
     loop {
         let public = *public_ip.borrow_and_update();
         let told = keys.borrow_and_update().told;
-        let pause = match look(&docker, &config, public).await {
+        let pause = match look(&source, &config, public).await {
             Ok(mut facts) => {
                 facts.facts.keys = Some(told);
                 publish(&slot, facts);
@@ -107,11 +128,11 @@ fn publish(slot: &watch::Sender<Option<Arc<HostFacts>>>, facts: HostFacts) {
 }
 
 async fn look(
-    docker: &Docker,
+    source: &Source,
     config: &Config,
     public_ip: Option<Ipv4Addr>,
 ) -> Result<HostFacts, String> {
-    let engine = docker.info().await.map_err(|err| words(&err))?;
+    let engine = source.info().await?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Ok(HostFacts {
         engine_id: engine.id.clone().ok_or("the Docker engine has no id")?,

@@ -21,7 +21,6 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bollard::Docker;
 use kontena_schema::agent::{CommandKind, CommandState, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId, Revision};
 use tokio::sync::watch;
@@ -89,23 +88,18 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// A loop over the given slots.
-    pub fn new(
-        slots: Slots,
-        store: Store,
-        docker: Docker,
-        overlay: Arc<Overlay>,
-        tools: Tools,
-    ) -> Self {
+    /// A loop over the given slots; without tools there is no engine.
+    pub fn new(slots: Slots, store: Store, overlay: Arc<Overlay>, tools: Option<Tools>) -> Self {
         let journal = match store.commands::<Journal>() {
             Ok(journal) => journal.unwrap_or_default().resumed(),
             Err(_) => Journal::lost(&slots.directory.borrow()),
         };
+        let observer = Observer::new(tools.as_ref().map(|tools| tools.docker.clone()));
         let works = Works::new(tools, slots.directory.clone());
         Self {
             slots,
             store,
-            observer: Observer::new(docker),
+            observer,
             engine_away: false,
             pairs: overlay.pairs(),
             overlay,

@@ -52,7 +52,8 @@ impl Work {
 
 /// The steps under way, and what came of the others.
 pub struct Works {
-    tools: Arc<Tools>,
+    /// None without an engine, where no step can be carried out.
+    tools: Option<Arc<Tools>>,
     /// What is wanted now; a step may have waited long for its place.
     wanted: watch::Receiver<Arc<Directory>>,
     tasks: JoinSet<Result<(), ApplyError>>,
@@ -72,9 +73,9 @@ pub type Ended = (CommandId, CommandState, Option<String>);
 
 impl Works {
     /// Nothing is under way.
-    pub fn new(tools: Tools, wanted: watch::Receiver<Arc<Directory>>) -> Self {
+    pub fn new(tools: Option<Tools>, wanted: watch::Receiver<Arc<Directory>>) -> Self {
         Self {
-            tools: Arc::new(tools),
+            tools: tools.map(Arc::new),
             wanted,
             tasks: JoinSet::new(),
             about: BTreeMap::new(),
@@ -120,6 +121,7 @@ impl Works {
             if action == Action::Create && !is_wanted(placement.as_ref(), &wanted.borrow()) {
                 return Ok(());
             }
+            let tools = tools.ok_or(ApplyError::NoEngine)?;
             apply::execute(&tools, &action, placement.as_ref(), &directory).await
         });
     }
@@ -132,7 +134,10 @@ impl Works {
             Work::Command(command, placement, container.clone()),
             subject,
             Phase::Starting,
-            async move { apply::restart(&tools, &container).await },
+            async move {
+                let tools = tools.ok_or(ApplyError::NoEngine)?;
+                apply::restart(&tools, &container).await
+            },
         );
     }
 
@@ -235,6 +240,22 @@ fn is_wanted(planned: Option<&Placement>, directory: &Directory) -> bool {
 mod tests {
     use super::*;
     use crate::directory::tests::directory;
+
+    #[tokio::test]
+    async fn without_an_engine_a_step_fails_and_says_why() {
+        let directory = Arc::new(directory());
+        let (_in, wanted) = watch::channel(directory.clone());
+        let mut works = Works::new(None, wanted);
+        let subject = Subject::Placement(PlacementId(11));
+        let step = Step {
+            subject: subject.clone(),
+            action: Action::Pull,
+        };
+        works.start(step, &directory);
+        assert_eq!(works.ended(&Doubts::default()).await, None);
+        let told = ApplyError::NoEngine.to_string();
+        assert_eq!(works.backoff.reason(&subject), Some(told.as_str()));
+    }
 
     #[test]
     fn nothing_is_created_that_is_not_wanted_any_more() {

@@ -95,7 +95,9 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
             }
             settled &= pair.alive && pair.clear == clear && passed.steps_applied == 0;
         }
-        settled.then_some(()).ok_or("the pair is not settled".to_owned())
+        settled
+            .then_some(())
+            .ok_or("the pair is not settled".to_owned())
     };
     until("the pair is as it should be", pass)?;
     Pair::of(containers, address(hosts[1].number), (agents, hosts))
