@@ -4,8 +4,6 @@
 //! is counted here. A grid has a few lines a node, not one a pair of nodes; pairs are
 //! in `/v1/nodes/{grid}/{node}/peers`.
 
-use std::collections::BTreeMap;
-
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -100,6 +98,8 @@ fn text(nodes: &[NodeMetrics]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

@@ -74,7 +74,8 @@ impl Client {
 
     /// Asks a node to change the key of its sealed paths.
     pub async fn node_key_turn(&self, grid: &str, node: &str) -> Answer<()> {
-        self.post(&["nodes", grid, node, "key"], EMPTY).await
+        let path = ["nodes", grid, node, "key"];
+        self.post::<_, IgnoredAny>(&path, EMPTY).await.map(drop)
     }
 
     /// How a node reaches the others.
