@@ -33,6 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 mod announce;
 mod apply;
+mod entries;
 mod error;
 mod fdb;
 mod filter;

@@ -13,106 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
-use kontena_schema::ids::{NodeId, PlacementId};
-use kontena_schema::limits::{VXLAN_PORT, WIREGUARD_PORT};
+use kontena_schema::ids::PlacementId;
+use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
-use kontena_sleeve::{Holder, Peer, Table};
+use kontena_sleeve::Table;
 
-use super::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
+use super::entries::Entries;
+use super::intent::{Attachment, OverlayIntent};
 use super::state::{
     Bridge, BridgeSettings, ContainerEnd, Filter, FilterState, Forwarding, GuardState, HostEnd,
     Observed, Port, PortSettings, RemoteEntry, SleeveIdentity, SleeveState, Tunnel, TunnelIdentity,
 };
 use super::step::{Link, Step};
-
-/// What the tables of bridge, tunnel and sealed path are to hold.
-struct Entries {
-    /// The underlay addresses of peers whose clear packets are taken.
-    accepted: BTreeSet<Ipv4Addr>,
-    /// Those of peers that get clear packets.
-    fast: BTreeSet<Ipv4Addr>,
-    /// Where the tunnel sends frames for a MAC.
-    targets: BTreeMap<Mac, Ipv4Addr>,
-    /// Where the bridge sends frames for a MAC.
-    ports: BTreeMap<Mac, Port>,
-    /// Whose clear frames come in.
-    holders: BTreeMap<Ipv4Addr, Mac>,
-    /// Who has an overlay address: all of the above, and the containers of this host.
-    neighbours: BTreeMap<Ipv4Addr, Mac>,
-    /// Who is at the other ends of the sealed path.
-    table: Table,
-}
-
-impl Entries {
-    fn of(intent: &OverlayIntent) -> Self {
-        let local = intent.attachments.values().map(|to| (to.address, to.mac));
-        let mut entries = Self {
-            accepted: BTreeSet::new(),
-            fast: BTreeSet::new(),
-            targets: BTreeMap::new(),
-            ports: BTreeMap::new(),
-            holders: BTreeMap::new(),
-            neighbours: local.collect(),
-            table: Table {
-                own: intent.keys.clone(),
-                ..Table::default()
-            },
-        };
-        let mut behind: BTreeMap<NodeId, Vec<(Ipv4Addr, Mac)>> = BTreeMap::new();
-        for endpoint in &intent.endpoints {
-            let holder = (endpoint.address, endpoint.mac);
-            behind.entry(endpoint.node).or_default().push(holder);
-        }
-        for (node, peer) in &intent.peers {
-            let own = (peer.overlay_address, Mac::of_node(peer.overlay_address));
-            let others = behind.remove(node).unwrap_or_default();
-            entries.add(peer, &intent.reach(peer), own, others);
-        }
-        entries
-    }
-
-    fn add(
-        &mut self,
-        peer: &PeerIntent,
-        reach: &Reach,
-        own: (Ipv4Addr, Mac),
-        others: Vec<(Ipv4Addr, Mac)>,
-    ) {
-        let Some(keys) = peer.keys.filter(|_| !matches!(reach, Reach::None(_))) else {
-            return;
-        };
-        let accepted = match *reach {
-            Reach::Fast(to) | Reach::Accepting(to) => Some(to),
-            _ => None,
-        };
-        let fast = accepted.filter(|_| matches!(reach, Reach::Fast(_)));
-        self.accepted.extend(accepted);
-        self.fast.extend(fast);
-        let place = peer.state.place.or(peer.places.first().copied());
-        let sealed = Peer {
-            current: keys.current,
-            next: keys.next,
-            endpoint: place.map(|place| (place, WIREGUARD_PORT).into()),
-        };
-        self.table.peers.insert(peer.inner, sealed);
-        if fast.is_none() {
-            self.table.floods.insert(peer.inner);
-        }
-        for (address, mac) in [own].into_iter().chain(others) {
-            self.neighbours.insert(address, mac);
-            let behind = peer.inner;
-            self.table.holders.insert(mac, Holder { behind, address });
-            if accepted.is_some() {
-                self.holders.insert(address, mac);
-            }
-            self.ports
-                .insert(mac, fast.map_or(Port::Tap, |_| Port::Tunnel));
-            if let Some(to) = fast {
-                self.targets.insert(mac, to);
-            }
-        }
-    }
-}
 
 /// The steps from `observed` to `intent`; none if they agree.
 pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {

@@ -9,7 +9,7 @@ use kontena_sleeve::PrivateKey;
 use proptest::prelude::*;
 
 use super::super::Failures;
-use super::super::intent::{OwnNode, PeerIntent, RemoteEndpoint};
+use super::super::intent::{OwnNode, PeerIntent, Reach, RemoteEndpoint};
 use super::super::pair::{Clear, PairState};
 use super::super::state::Fence;
 use super::model::{DOCKER_USER, allowed, apply, bare, forward};

@@ -63,7 +63,7 @@ async fn ready(agent: &mut TestAgent, peer: NodeId, next: u8) {
 
 #[tokio::test]
 async fn a_next_key_is_used_when_every_connected_peer_is_ready() {
-    let master = Master::start().await;
+    let master = Master::quick(2).await;
     let token = master.grid("demo").await;
     let mut a = join(&master, 0, &token, ("a", 1)).await.unwrap();
     let mut b = join(&master, 1, &token, ("b", 2)).await.unwrap();
@@ -108,7 +108,7 @@ async fn a_next_key_is_used_when_every_connected_peer_is_ready() {
 
 #[tokio::test]
 async fn a_key_that_another_node_of_the_grid_has_is_refused() {
-    let master = Master::start().await;
+    let master = Master::quick(2).await;
     let token = master.grid("demo").await;
     let mut a = join(&master, 0, &token, ("a", 1)).await.unwrap();
     tell(&mut a, "a", keys(1, Some(11))).await;

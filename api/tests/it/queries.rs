@@ -43,6 +43,7 @@ const GUARDED: &[&str] = &[
     "nodes_engine_key",
     "nodes_grid_fkey",
     "nodes_name_key",
+    "nodes_next_key_check",
     "nodes_number_check",
     "nodes_number_key",
     "nodes_pkey",
