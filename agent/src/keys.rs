@@ -22,7 +22,8 @@ use tracing::{error, info};
 
 use crate::directory::{Directory, Store};
 
-/// How long a key is used.
+/// How long a key is used at most; by how much less, its first octet says, so that nodes
+/// that joined together do not all change at once.
 pub const KEY_LIFE: Duration = Duration::from_hours(7 * 24);
 /// How long the old key answers before the Master is told that it is no more: a
 /// peer's handshake is repeated every 5 s (WireGuard whitepaper section 6.4).
@@ -132,7 +133,9 @@ impl Keys {
     pub fn step(&self, own: Option<&NodeEntry>, make: Make<'_>, now: SystemTime) -> Self {
         let mut after = self.clone();
         if let Some(old) = &self.old {
-            if age(old, now) >= OLD_KEPT {
+            // A clock that was set back ends it at once: nobody knows how long it was.
+            let kept = now.duration_since(old.since);
+            if kept.map_or(true, |kept| kept >= OLD_KEPT) {
                 after.old = None;
             }
             return after;
@@ -160,7 +163,7 @@ impl Keys {
             Some(_) => {}
             None => {
                 let asked = self.turn.is_some_and(|turn| turn != entry.key_turn);
-                if asked || age(&self.current, now) >= KEY_LIFE {
+                if asked || age(&self.current, now) >= life(&self.current) {
                     let key = make();
                     after.next = Some(Kept { key, since: now });
                 }
@@ -168,6 +171,11 @@ impl Keys {
         }
         after
     }
+}
+
+/// Up to a tenth less than the longest.
+fn life(kept: &Kept) -> Duration {
+    KEY_LIFE - KEY_LIFE / 2560 * u32::from(kept.key.public().0[0])
 }
 
 /// A clock that was set back makes a key young, which only delays its end.

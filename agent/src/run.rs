@@ -1,7 +1,6 @@
 //! Puts the parts together: one slot for each thing that is known, one task for
 //! each part that knows.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,7 +85,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
         facts::watch_public_ip(config.clone(), public_in),
     );
 
-    let (masters_in, masters) = watch::channel(BTreeSet::new());
+    let (masters_in, masters) = watch::channel(None);
     tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
     let doubts = Arc::new(Doubts::default());

@@ -6,7 +6,7 @@
 //! and a built `weavewait`.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,7 +170,7 @@ impl Host {
             bridge,
         };
         let (_, keys) = watch::channel(Arc::new(keys::load(&store, &keys::generate).host_keys()));
-        let (_, masters) = watch::channel(BTreeSet::new());
+        let (_, masters) = watch::channel(None);
         let (_, docker_bridge) = watch::channel("docker0".to_owned());
         let slots = Slots {
             directory: received,

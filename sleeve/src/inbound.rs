@@ -29,6 +29,7 @@ const BURSTS: usize = 64;
 /// whitepaper section 6.1 ends one sooner), and beyond it boringtun's sums overflow.
 const LAST_COUNTER: u64 = u64::MAX - (1 << 13);
 /// The types of WireGuard's messages (whitepaper section 5.4).
+const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
@@ -157,6 +158,11 @@ impl Work<'_> {
     ) -> Option<usize> {
         let kind = packet.first().copied();
         let mut state = tunnel.lock();
+        // A tunnel that only waited was told no time, and its new session would be taken
+        // for one as old as that.
+        if kind == Some(INITIATION) && !tunnel.begins() && !tunnel.is_alive() {
+            let _ = state.tunn.update_timers(&mut self.answer);
+        }
         let opened = state
             .tunn
             .decapsulate(Some(from.ip()), packet, &mut self.opened[at..]);
@@ -189,6 +195,7 @@ impl Work<'_> {
         state.endpoint = Some(from);
         if matches!(kind, Some(RESPONSE | DATA)) {
             tunnel.hear();
+            state.proven = Some(from);
         }
         while queued
             && let TunnResult::WriteToNetwork(packet) =

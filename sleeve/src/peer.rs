@@ -37,6 +37,9 @@ pub(crate) struct State {
     pub(crate) tunn: Tunn,
     /// Where it was last heard from, or is to be found.
     pub(crate) endpoint: Option<SocketAddr>,
+    /// Where it was heard in a session, since the table last named another place: who
+    /// begins a handshake may only repeat what the peer said once.
+    pub(crate) proven: Option<SocketAddr>,
     /// Where the table said last that it is to be found.
     named: Option<SocketAddr>,
 }
@@ -59,6 +62,8 @@ pub struct PeerStatus {
     pub own: PublicKey,
     /// Where it was last heard from, or is to be found.
     pub endpoint: Option<SocketAddr>,
+    /// Where it was heard in a session, since the table last named another place.
+    pub proven: Option<SocketAddr>,
     /// How long ago the last handshake was completed.
     pub last_handshake: Option<Duration>,
     /// How long ago anything sealed came from it.
@@ -80,6 +85,7 @@ impl Tunnel {
         let state = Mutex::new(State {
             tunn,
             endpoint,
+            proven: None,
             named: endpoint,
         });
         Self {
@@ -106,6 +112,7 @@ impl Tunnel {
         let renamed = state.named != endpoint;
         if renamed {
             state.named = endpoint;
+            state.proven = None;
             // Where it was heard is better than nothing.
             state.endpoint = endpoint.or(state.endpoint);
         }
@@ -144,6 +151,7 @@ impl Tunnel {
             key: self.keys.peer,
             own: self.keys.own,
             endpoint: state.endpoint,
+            proven: state.proven,
             last_handshake,
             heard: self.heard(),
             loss,

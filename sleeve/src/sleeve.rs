@@ -174,7 +174,8 @@ impl Sleeve {
         let Some(packet) = message::packet(from, to, message) else {
             return false;
         };
-        let mut sealed = vec![0; packet.len() + message::SEAL];
+        // Where the session is over, what is sent is a greeting.
+        let mut sealed = vec![0; TIMED.max(packet.len() + message::SEAL)];
         let mut state = tunnel.lock();
         let endpoint = state.endpoint;
         match (state.tunn.encapsulate(&packet, &mut sealed), endpoint) {

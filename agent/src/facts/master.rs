@@ -21,7 +21,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 const KEPT: Duration = Duration::from_hours(1);
 
 /// Publishes the Master's addresses whenever they change, for ever.
-pub async fn watch(config: Arc<Config>, slot: watch::Sender<BTreeSet<SocketAddrV4>>) {
+pub async fn watch(config: Arc<Config>, slot: watch::Sender<Option<BTreeSet<SocketAddrV4>>>) {
     let mut seen = Seen::default();
     let host = config.uri.host_str().unwrap_or_default().to_owned();
     let port = config.uri.port_or_known_default().unwrap_or_default();
@@ -29,7 +29,7 @@ pub async fn watch(config: Arc<Config>, slot: watch::Sender<BTreeSet<SocketAddrV
         let pause = match lookup_host((host.trim_matches(['[', ']']), port)).await {
             Ok(found) => {
                 if seen.add(found, Instant::now()) {
-                    slot.send_replace(seen.0.keys().copied().collect());
+                    slot.send_replace(Some(seen.0.keys().copied().collect()));
                 }
                 LOOK_EVERY
             }

@@ -133,7 +133,7 @@ fn living(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
 }
 
 fn of_fence(fence: &Fence) -> Vec<Value> {
-    let masters = fence.masters.iter();
+    let masters = fence.masters.iter().flatten();
     let masters = masters.map(|at| json!({"concat": [at.ip(), at.port()]}));
     let bridges = fence.bridges.iter().map(|name| json!(name));
     let both = [
@@ -152,7 +152,7 @@ fn contents(elements: &Elements) -> Option<Filter> {
         Some(SocketAddrV4::new(ip.as_str()?.parse().ok()?, port))
     };
     let fence = Fence {
-        masters: elements.of(MASTERS, master)?,
+        masters: Some(elements.of(MASTERS, master)?),
         bridges: elements.of(BRIDGES, |name| Some(name.as_str()?.to_owned()))?,
     };
     let peers = elements.of(PEERS, |element| {
@@ -240,7 +240,7 @@ mod tests {
         Filter {
             peers: peers.iter().map(peer).collect(),
             fence: Fence {
-                masters: BTreeSet::from(["203.0.113.5:443".parse().unwrap()]),
+                masters: Some(BTreeSet::from(["203.0.113.5:443".parse().unwrap()])),
                 bridges: BTreeSet::from(["docker0".to_owned()]),
             },
         }
@@ -248,12 +248,14 @@ mod tests {
 
     #[test]
     fn our_own_table_is_sound_whatever_it_counted() {
-        for filter in [
-            Filter::default(),
-            filter(&[]),
-            filter(&[2]),
-            filter(&[10, 2]),
-        ] {
+        let of_nobody = Filter {
+            peers: BTreeSet::new(),
+            fence: Fence {
+                masters: Some(BTreeSet::new()),
+                bridges: BTreeSet::new(),
+            },
+        };
+        for filter in [of_nobody, filter(&[]), filter(&[2]), filter(&[10, 2])] {
             let mut objects = listed(&filter);
             listing::count(&mut objects);
             assert_eq!(state(&objects), FilterState::Sound(filter));

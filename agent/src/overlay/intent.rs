@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::agent::PeerReport;
@@ -186,9 +186,12 @@ impl OverlayIntent {
         if peer.keys.is_none() {
             return Reach::None("its key is not known".to_owned());
         }
-        match (peer.path, peer.state.clear) {
-            (Path::Fast { to }, Clear::Send) => Reach::Fast(to),
-            (Path::Fast { to }, Clear::Accept) => Reach::Accepting(to),
+        // Proven was a pair of addresses, not a peer.
+        match (peer.ends(), peer.state.clear) {
+            (Some(ends), Clear::Send) if peer.state.ends == Some(ends) => Reach::Fast(ends.peer),
+            (Some(ends), Clear::Accept) if peer.state.ends == Some(ends) => {
+                Reach::Accepting(ends.peer)
+            }
             _ => Reach::Sealed,
         }
     }
@@ -198,14 +201,10 @@ impl OverlayIntent {
         if matches!(self.reach(peer), Reach::None(_)) {
             return None;
         }
-        let fast = match (peer.path, peer.back) {
-            (Path::Fast { to }, Some(own)) => Some(Ends { peer: to, own }),
-            _ => None,
-        };
         Some(Wanted {
             inner: peer.inner,
             agreement: peer.agreement,
-            fast,
+            fast: peer.ends(),
             places: peer.places.clone(),
         })
     }
@@ -221,7 +220,10 @@ impl OverlayIntent {
                 node,
                 path,
                 unreachable,
-                next_key: next.filter(|next| Some(*next) == known),
+                // To whom there is no way, nothing can be lost.
+                next_key: next.filter(|next| {
+                    Some(*next) == known || matches!(self.reach(peer), Reach::None(_))
+                }),
             }
         };
         self.peers.iter().map(report).collect()
@@ -231,10 +233,7 @@ impl OverlayIntent {
     /// told as a whole, not place by place: a report is no news of every try.
     fn seen(&self, peer: &PeerIntent) -> (Path, Option<String>) {
         let sealed = |to: Option<Ipv4Addr>| to.map_or(Path::Unknown, |to| Path::Sealed { to });
-        let heard_at = match peer.state.heard_at {
-            Some(SocketAddr::V4(at)) => Some(*at.ip()),
-            _ => None,
-        };
+        let heard_at = peer.state.heard_at;
         let first = peer.places.first().copied();
         match self.reach(peer) {
             Reach::None(why) => (peer.path, Some(why)),
@@ -255,6 +254,14 @@ impl OverlayIntent {
 }
 
 impl PeerIntent {
+    /// The addresses of a fast path; none if it is to be sealed.
+    fn ends(&self) -> Option<Ends> {
+        match (self.path, self.back) {
+            (Path::Fast { to }, Some(own)) => Some(Ends { peer: to, own }),
+            _ => None,
+        }
+    }
+
     fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry, state: PairState) -> Self {
         let trusted = &grid.trusted_subnets;
         let right = peer_address(&own.site, &node.site);

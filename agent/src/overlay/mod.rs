@@ -18,10 +18,10 @@
 //!
 //! Absent on purpose: learning from frames (the directory is the authority).
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kontena_schema::agent::{Measures, PathMeasure, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId};
@@ -59,7 +59,7 @@ mod wireguard;
 
 pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
-pub use pair::{Clear, PairState};
+pub use pair::{Clear, Ends, PairState};
 pub use paths::{Health, PairStates};
 pub use state::Fence;
 
@@ -74,6 +74,10 @@ use step::Step;
 /// How often the packet filter is told that the agent lives: some tries before it
 /// gives the agent up.
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
+
+/// How long what guards paths counts as right after it was seen to be: passes come
+/// every ten seconds, but one may wait two minutes for an engine that hangs.
+const GUARDED_FOR: Duration = Duration::from_secs(150);
 
 /// The name of the bridge that carries the overlay.
 pub const BRIDGE: &str = "kontena";
@@ -93,8 +97,19 @@ pub struct Overlay {
     paths: Paths,
     /// What the last pass left attached. Two passes at once would each undo what
     /// the other does.
-    one_pass: Arc<Mutex<BTreeMap<PlacementId, Attachment>>>,
+    one_pass: Arc<Mutex<Passed>>,
     _refresher: AbortOnDropHandle<()>,
+}
+
+/// What a pass left to the next one.
+#[derive(Default)]
+struct Passed {
+    /// What is attached.
+    attached: BTreeMap<PlacementId, Attachment>,
+    /// What a former run of the agent left was looked for.
+    adopted: bool,
+    /// When all that guards paths was last seen to be right.
+    guarded_at: Option<Instant>,
 }
 
 /// What one pass did.
@@ -123,7 +138,7 @@ impl Overlay {
         let netlink = Netlink::here()
             .map_err(Cause::io("netlink"))
             .map_err(failed)?;
-        let one_pass = Arc::new(Mutex::new(BTreeMap::new()));
+        let one_pass = Arc::new(Mutex::new(Passed::default()));
         let refresher = tokio::spawn(refresh(Arc::clone(&one_pass)));
         Ok(Self {
             netlink,
@@ -180,7 +195,8 @@ impl Overlay {
             Ok(seen) => seen,
             Err(error) => {
                 let why = error.to_string();
-                let told = |(&id, now): (&PlacementId, &Attachment)| match before.get(&id) {
+                let told = |(&id, now): (&PlacementId, &Attachment)| match before.attached.get(&id)
+                {
                     Some(before) if is_still(before, now) => (id, Ok(())),
                     _ => (id, Err(why.clone())),
                 };
@@ -192,22 +208,24 @@ impl Overlay {
         report.attached = intent.attachments.keys().map(|&id| (id, Ok(()))).collect();
         for unseen in unseen {
             let id = unseen.placement;
-            let before = id.and_then(|id| before.get(&id));
+            let before = id.and_then(|id| before.attached.get(&id));
             let now = id.and_then(|id| intent.attachments.get(&id));
             let same = before.zip(now).is_some_and(|(old, new)| is_still(old, new));
             let keeps = same && !unseen.error.is_lasting();
             report.failed(id.filter(|_| !keeps), unseen.error);
         }
-        let adopted = self.adopted(intent, &observed);
+        let adopted = match std::mem::replace(&mut before.adopted, true) {
+            true => BTreeMap::new(),
+            false => adopted(intent, &observed),
+        };
         let wanted = |(&node, peer): (&NodeId, &PeerIntent)| Some((node, intent.wanted(peer)?));
-        // First of all, so that peers stop sending in clear what is not taken soon.
+        // First of all, so that peers stop sending in clear what is not taken soon; and
+        // what was proven of other addresses counts no more.
         let wanted = intent.peers.iter().filter_map(wanted).collect();
-        self.paths.want(wanted, &adopted);
-        let mut intent = Cow::Borrowed(intent);
-        for (node, &clear) in &adopted {
-            if let Some(peer) = intent.to_mut().peers.get_mut(node) {
-                peer.state.clear = clear;
-            }
+        let states = self.paths.want(wanted, &adopted);
+        let mut intent = intent.clone();
+        for (node, peer) in &mut intent.peers {
+            peer.state = states.get(node).copied().unwrap_or_default();
         }
         let steps = plan::plan(&intent, &observed);
         let guarded = self.apply(&steps, &mut report).await;
@@ -217,11 +235,12 @@ impl Overlay {
         };
         let accepted = intent.peers.iter().filter_map(accepted).collect();
         self.paths.set_accepted(&accepted);
+        before.guarded_at = guarded.then(Instant::now).or(before.guarded_at);
         let ready = self.paths.sleeve().map(|sleeve| sleeve.table);
         report.peers = intent.peer_reports(ready.as_ref());
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
-        *before = intent.attachments.clone();
-        before.retain(|id, _| attached(id));
+        before.attached = intent.attachments.clone();
+        before.attached.retain(|id, _| attached(id));
         report
     }
 
@@ -229,7 +248,7 @@ impl Overlay {
     /// goes on after an error and tells all of them.
     pub async fn remove_all(&self) -> Vec<OverlayError> {
         let mut before = self.one_pass.lock().await;
-        before.clear();
+        before.attached.clear();
         let mut report = OverlayReport::default();
         let seen = (&self.netlink, &self.paths, &self.namespace);
         self.paths.want(BTreeMap::new(), &BTreeMap::new());
@@ -244,26 +263,6 @@ impl Overlay {
             Err(error) => report.errors.push(error),
         }
         report.errors
-    }
-
-    /// The pairs that a former run of the agent left clear, as far as this run knows
-    /// nothing of them yet.
-    fn adopted(&self, intent: &OverlayIntent, observed: &Observed) -> BTreeMap<NodeId, Clear> {
-        let (FilterState::Sound(accepted), Some(tunnel)) = (&observed.filter, &observed.tunnel)
-        else {
-            return BTreeMap::new();
-        };
-        let left = |(&node, peer): (&NodeId, &PeerIntent)| {
-            let to = intent.wanted(peer)?.fast?.peer;
-            let new = accepted.peers.contains(&to) && !self.paths.knows(node);
-            let clear = if tunnel.floods.contains(&to) {
-                Clear::Send
-            } else {
-                Clear::Accept
-            };
-            new.then_some((node, clear))
-        };
-        intent.peers.iter().filter_map(left).collect()
     }
 
     /// Executes steps; whether those that guard paths all succeeded.
@@ -298,12 +297,39 @@ impl Overlay {
     }
 }
 
-/// Keeps the filter open for whom it is open, as long as this agent lives. It waits
-/// for passes, which may close it.
-async fn refresh(one_pass: Arc<Mutex<BTreeMap<PlacementId, Attachment>>>) {
+/// The pairs that a former run of the agent left clear. An address that two peers have
+/// says of neither that it was meant.
+fn adopted(intent: &OverlayIntent, observed: &Observed) -> BTreeMap<NodeId, Clear> {
+    let (FilterState::Sound(accepted), Some(tunnel)) = (&observed.filter, &observed.tunnel) else {
+        return BTreeMap::new();
+    };
+    let fast =
+        |(&node, peer): (&NodeId, &PeerIntent)| Some((node, intent.wanted(peer)?.fast?.peer));
+    let fast: Vec<_> = intent.peers.iter().filter_map(fast).collect();
+    let shared = |to: Ipv4Addr| fast.iter().filter(|(_, other)| *other == to).count() > 1;
+    let left = |&(node, to): &(NodeId, Ipv4Addr)| {
+        let clear = if tunnel.floods.contains(&to) {
+            Clear::Send
+        } else {
+            Clear::Accept
+        };
+        (accepted.peers.contains(&to) && !shared(to)).then_some((node, clear))
+    };
+    fast.iter().filter_map(left).collect()
+}
+
+/// Keeps the filter open for whom it is open, as long as this agent lives and passes
+/// succeed. It waits for passes, which may close it.
+async fn refresh(one_pass: Arc<Mutex<Passed>>) {
     loop {
         sleep(REFRESH_EVERY).await;
-        let _pass = one_pass.lock().await;
+        let passed = one_pass.lock().await;
+        let guarded = passed
+            .guarded_at
+            .is_some_and(|at| at.elapsed() < GUARDED_FOR);
+        if !guarded {
+            continue;
+        }
         if let Err(err) = filter::refresh().await {
             tracing::warn!(%err, "the packet filter is not told that the agent lives");
         }

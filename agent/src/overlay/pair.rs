@@ -65,9 +65,11 @@ pub(crate) struct Wanted {
 
 /// The addresses that the two ends use for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ends {
-    pub(crate) peer: Ipv4Addr,
-    pub(crate) own: Ipv4Addr,
+pub struct Ends {
+    /// The peer's address for this node.
+    pub peer: Ipv4Addr,
+    /// This node's address for the peer.
+    pub own: Ipv4Addr,
 }
 
 /// What the plan needs of a pair.
@@ -75,19 +77,21 @@ pub(crate) struct Ends {
 pub struct PairState {
     /// How far it may be clear.
     pub clear: Clear,
+    /// Between which addresses that was proven; none where all is sealed.
+    pub ends: Option<Ends>,
     /// Where the peer is tried.
     pub place: Option<Ipv4Addr>,
     /// Whether the peer was heard lately.
     pub alive: bool,
     /// Where it was heard last.
-    pub heard_at: Option<SocketAddr>,
+    pub heard_at: Option<Ipv4Addr>,
 }
 
 /// How the tunnel to the peer is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tunnel {
-    /// Where the peer is heard, or tried.
-    pub(crate) endpoint: Option<SocketAddr>,
+    /// Where the peer was heard in a session.
+    pub(crate) heard_at: Option<SocketAddr>,
     /// Whether it was heard lately.
     pub(crate) alive: bool,
 }
@@ -175,11 +179,16 @@ impl Pair {
 
     /// What the plan needs.
     pub(crate) fn state(&self) -> PairState {
+        let heard_at = self.tunnel.heard_at.filter(|_| self.tunnel.alive);
         PairState {
             clear: self.clear,
+            ends: self.wanted.fast.filter(|_| self.clear > Clear::No),
             place: self.wanted.places.get(self.place).copied(),
             alive: self.tunnel.alive,
-            heard_at: self.tunnel.endpoint.filter(|_| self.tunnel.alive),
+            heard_at: heard_at.and_then(|at| match at {
+                SocketAddr::V4(at) => Some(*at.ip()),
+                SocketAddr::V6(_) => None,
+            }),
         }
     }
 
@@ -256,12 +265,13 @@ impl Pair {
         let Some(ends) = self.wanted.fast else {
             return Clear::No;
         };
-        let elsewhere = self.tunnel.endpoint != Some(at(ends.peer).into());
+        let elsewhere = self.tunnel.heard_at != Some(at(ends.peer).into());
         if self.adopted_until.is_some_and(|until| now < until) {
-            let contradicted = self.tunnel.alive && elsewhere;
+            let contradicted = self.tunnel.heard_at.is_some() && elsewhere;
             return if contradicted { Clear::No } else { self.clear };
         }
-        let Some(heard) = self.heard.as_ref().filter(|_| !elsewhere) else {
+        let here = self.tunnel.alive && !elsewhere;
+        let Some(heard) = self.heard.as_ref().filter(|_| here) else {
             return Clear::No;
         };
         let silent = now.saturating_duration_since(heard.at) >= SILENCE;
@@ -276,7 +286,7 @@ impl Pair {
 
     /// The next probe, if the peer must know something new or it is time for one.
     pub(crate) fn probe(&mut self, run: u32, every: Duration, now: Instant) -> Option<Probe> {
-        let hears_at = match self.tunnel.endpoint.filter(|_| self.tunnel.alive) {
+        let hears_at = match self.tunnel.heard_at.filter(|_| self.tunnel.alive) {
             Some(SocketAddr::V4(at)) => Some(at),
             _ => None,
         };

@@ -23,7 +23,7 @@ fn wanted() -> Wanted {
 
 fn tunnel(peer: Ipv4Addr) -> Tunnel {
     Tunnel {
-        endpoint: Some(at(peer).into()),
+        heard_at: Some(at(peer).into()),
         alive: true,
     }
 }

@@ -146,9 +146,13 @@ impl Paths {
         })
     }
 
-    /// Takes what the directory says. Pairs that are not known yet are as `adopted`
+    /// Takes what the directory says, and answers what follows for each pair. Pairs that are not known yet are as `adopted`
     /// says, which is what a former run left.
-    pub(crate) fn want(&self, wanted: BTreeMap<NodeId, Wanted>, adopted: &BTreeMap<NodeId, Clear>) {
+    pub(crate) fn want(
+        &self,
+        wanted: BTreeMap<NodeId, Wanted>,
+        adopted: &BTreeMap<NodeId, Clear>,
+    ) -> PairStates {
         let now = Instant::now();
         let mut inner = self.shared.lock();
         inner.pairs.retain(|node, _| wanted.contains_key(node));
@@ -164,7 +168,8 @@ impl Paths {
             inner.pairs.insert(node, pair);
         }
         inner.settle(now);
-        self.shared.publish(inner);
+        self.shared.publish(&inner);
+        inner.states()
     }
 
     /// Of which peers the kernel takes clear packets now.
@@ -174,13 +179,8 @@ impl Paths {
             pair.set_accepted(accepted.contains(node));
         }
         if inner.settle(Instant::now()) {
-            self.shared.publish(inner);
+            self.shared.publish(&inner);
         }
-    }
-
-    /// Whether a pair is kept for the node.
-    pub(crate) fn knows(&self, node: NodeId) -> bool {
-        self.shared.lock().pairs.contains_key(&node)
     }
 
     /// How the way to each peer is.
@@ -214,7 +214,7 @@ async fn keep(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>) {
             _ = ticks.tick() => {
                 let mut inner = shared.lock();
                 if inner.settle(Instant::now()) {
-                    shared.publish(inner);
+                    shared.publish(&inner);
                 }
             }
             Some(message) = messages.recv() => shared.hear(&message),
@@ -235,13 +235,13 @@ impl Shared {
         let now = Instant::now();
         let mut inner = self.lock();
         if inner.hear(message.from, probe, now) {
-            self.publish(inner);
+            self.publish(&inner);
         }
     }
 
-    fn publish(&self, inner: MutexGuard<'_, Inner>) {
-        let states: PairStates = inner.pairs.iter().map(|(&n, p)| (n, p.state())).collect();
-        drop(inner);
+    /// Nobody publishes something older afterwards: the lock is still held.
+    fn publish(&self, inner: &MutexGuard<'_, Inner>) {
+        let states = inner.states();
         self.states.send_if_modified(|old| {
             let differs = *old != states;
             *old = states;
@@ -254,6 +254,10 @@ impl Inner {
     fn tunnels(&self) -> BTreeMap<Ipv4Addr, PeerStatus> {
         let all = self.sealed.iter().flat_map(|sealed| sealed.sleeve.status());
         all.map(|status| (status.inner, status)).collect()
+    }
+
+    fn states(&self) -> PairStates {
+        self.pairs.iter().map(|(&n, p)| (n, p.state())).collect()
     }
 
     fn every(&self) -> Duration {
@@ -293,7 +297,7 @@ fn settle(
 ) -> bool {
     let before = pair.state();
     let tunnel = status.map(|status| Tunnel {
-        endpoint: status.endpoint,
+        heard_at: status.proven,
         alive: status.heard.is_some_and(|heard| heard < SILENT_AFTER),
     });
     pair.look(tunnel.unwrap_or_default(), now);

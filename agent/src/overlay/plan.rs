@@ -49,10 +49,16 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .collect();
     let mut steps = Vec::new();
 
-    let filter = Filter {
+    let mut filter = Filter {
         peers: entries.accepted.clone(),
         fence: intent.fence.clone(),
     };
+    let present = match &observed.filter {
+        FilterState::Sound(present) => present.fence.masters.clone(),
+        _ => None,
+    };
+    let masters = filter.fence.masters.take().or(present);
+    filter.fence.masters = Some(masters.unwrap_or_default());
     open_filter(&filter, &observed.filter, &mut steps);
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));

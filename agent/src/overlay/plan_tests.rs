@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::super::Failures;
 use super::super::intent::{OwnNode, PeerIntent, Reach, RemoteEndpoint};
-use super::super::pair::{Clear, PairState};
+use super::super::pair::{Clear, Ends, PairState};
 use super::super::state::Fence;
 use super::model::{DOCKER_USER, allowed, apply, bare, forward};
 use super::*;
@@ -69,13 +69,19 @@ prop_compose! {
                 Path::Fast { to } | Path::Sealed { to } => vec![to],
                 Path::Unknown => vec![],
             };
+            let back = underlay(own);
+            let ends = match path {
+                Path::Fast { to } => Some(Ends { peer: to, own: back }),
+                _ => None,
+            };
+            let state = PairState { ends, ..state };
             let peer = PeerIntent {
                 overlay_address: Ipv4Addr::new(10, 81, 0, number),
                 inner: Ipv4Addr::new(100, 127, 81, number),
                 keys,
                 path,
                 agreement: 7,
-                back: Some(underlay(own)),
+                back: Some(back),
                 places,
                 state,
             };
@@ -105,7 +111,7 @@ prop_compose! {
             mtu,
             keys: vec![PrivateKey::from_octets([key; 32])],
             fence: Fence {
-                masters: masters.into_iter().map(|port| SocketAddrV4::new(underlay(5), port)).collect(),
+                masters: Some(masters.into_iter().map(|port| SocketAddrV4::new(underlay(5), port)).collect()),
                 bridges: BTreeSet::from(["docker0".to_owned()]),
             },
             peers: peers.into_iter().map(peer).collect(),
@@ -255,7 +261,8 @@ proptest! {
     ) {
         let mut second = first.clone();
         for (peer, state) in second.peers.values_mut().zip(changes) {
-            peer.state = state;
+            let ends = peer.state.ends;
+            peer.state = PairState { ends, ..state };
         }
         let mut model = host_after(&first, &second, 0);
         let macs = remote_macs(&first);
@@ -345,6 +352,21 @@ proptest! {
     }
 }
 
+proptest! {
+    /// What was proven between two addresses says nothing of any other.
+    #[test]
+    fn overlay_plan_gives_nothing_in_clear_to_an_address_that_was_not_proven(
+        mut intent in any_intent(),
+    ) {
+        for peer in intent.peers.values_mut() {
+            peer.state.ends = Some(Ends { peer: underlay(77), own: underlay(78) });
+        }
+        let entries = Entries::of(&intent);
+        prop_assert!(entries.accepted.is_empty() && entries.fast.is_empty());
+        prop_assert!(entries.targets.is_empty() && entries.holders.is_empty());
+    }
+}
+
 #[test]
 fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
     let address = Ipv4Addr::new(10, 81, 1, 1);
@@ -378,5 +400,10 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
     }
     model.containers.clear();
     model.forwarding = None;
+    // The Master's name cannot be resolved: it stays fenced off where it was.
+    let FilterState::Sound(filter) = &mut model.filter else {
+        panic!("no filter")
+    };
+    filter.fence.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(5), 443)]));
     assert_eq!(plan(&intent, &model), vec![]);
 }

@@ -56,8 +56,8 @@ pub(crate) struct Filter {
 /// What containers do not reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fence {
-    /// Where the Master is.
-    pub masters: BTreeSet<SocketAddrV4>,
+    /// Where the Master is; while that is not known, it stays where it was.
+    pub masters: Option<BTreeSet<SocketAddrV4>>,
     /// The bridges that containers are behind.
     pub bridges: BTreeSet<String>,
 }

@@ -52,8 +52,8 @@ pub struct Slots {
     pub directory: watch::Receiver<Arc<Directory>>,
     /// This host's keys.
     pub keys: watch::Receiver<Arc<HostKeys>>,
-    /// Where the Master is.
-    pub masters: watch::Receiver<BTreeSet<SocketAddrV4>>,
+    /// Where the Master is; none while that is not known.
+    pub masters: watch::Receiver<Option<BTreeSet<SocketAddrV4>>>,
     /// What Docker's default bridge is called.
     pub docker_bridge: watch::Receiver<String>,
     /// Containers that have to be looked at.

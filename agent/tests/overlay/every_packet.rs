@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kontena_lab::{Seen, capture};
 
-use crate::lab::{BOUND, Host, Switch, grid, world};
+use crate::lab::{BOUND, Host, Switch, grid, uninterrupted, world};
 
 /// What containers send, in every packet.
 const MARKER: &[u8; 16] = b"kontena-in-clear";
@@ -30,9 +30,8 @@ fn send(switch: &Switch, [from, to]: [&Host; 2], datagrams: u64) -> Seen {
             scope.spawn(|| {
                 let mut datagram = [0; 64];
                 for _ in 0..datagrams {
-                    let length = receiver
-                        .recv(&mut datagram)
-                        .expect("every datagram arrives");
+                    let length = uninterrupted(|| receiver.recv(&mut datagram));
+                    let length = length.expect("every datagram arrives");
                     assert_eq!(datagram[..MARKER.len()], *MARKER);
                     assert_eq!(length, MARKER.len() + 8);
                     arrived.fetch_add(1, Ordering::Release);

@@ -237,7 +237,7 @@ fn overlay_keeps_containers_from_the_master() {
     host.place.run(&rule);
     connect(container, (underlay(1), 8443)).unwrap();
     let mut published = intent(&trusting(), host, &[host]);
-    published.fence.masters = BTreeSet::from([SocketAddrV4::new(underlay(1), 8443)]);
+    published.fence.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(1), 8443)]));
     host.must_reconcile(&published);
     connect(container, (underlay(1), 8443)).unwrap_err();
     connect(container, (MASTER, 443)).unwrap();

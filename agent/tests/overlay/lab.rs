@@ -233,6 +233,17 @@ impl Host {
     }
 }
 
+/// Tries again what a signal interrupted: programs of the agent end at any time, and
+/// a call on a socket with a time limit is not begun anew by the kernel.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 /// How many packets or frames one of our own tables dropped.
 pub fn dropped(host: &Host, counter: &str) -> u64 {
     let of_guard = ["dropped_sender", "dropped_arp"].contains(&counter);
@@ -278,7 +289,7 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
         keys: own.keys.clone(),
         pairs: own.pairs(),
         fence: Fence {
-            masters: BTreeSet::from([SocketAddrV4::new(MASTER, 443)]),
+            masters: Some(BTreeSet::from([SocketAddrV4::new(MASTER, 443)])),
             bridges: BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()]),
         },
     };

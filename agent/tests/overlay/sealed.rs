@@ -13,7 +13,7 @@ use kontena_sleeve::PrivateKey;
 
 use crate::lab::{
     BOUND, Host, Place, Switch, count, counted, dropped, eventually, grid, intent, pass, settle,
-    trusting, underlay, world,
+    trusting, underlay, uninterrupted, world,
 };
 use crate::reach::everyone_reaches_everyone;
 
@@ -349,7 +349,7 @@ impl Stream<'_> {
             let mut buffer = vec![0; 1 << 20];
             let mut last = Instant::now();
             loop {
-                match stream.read(&mut buffer) {
+                match uninterrupted(|| stream.read(&mut buffer)) {
                     Ok(0) => break,
                     Ok(read) => drop(self.bytes.fetch_add(read as u64, Ordering::Relaxed)),
                     Err(error) => panic!("the stream broke: {error}"),

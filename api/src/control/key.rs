@@ -71,27 +71,43 @@ pub async fn node_key_turn(
 
 /// Tells the nodes for whose next keys all peers are ready that they are.
 pub async fn next_keys_known(app: &App) -> Result<(), ControlError> {
+    // After an outage not everybody who is there is connected yet.
+    if app.steady_for() < app.timers.replica_ttl {
+        return Ok(());
+    }
     let grids = app.db.rows(&query::NODE_NEXT_KEYS_AWAITED, &[]).await?;
     for grid in grids.iter().map(|row| row.get::<_, GridId>(0)) {
-        let changed = app
-            .db
-            .tx("next_keys_known", move |tx| {
-                Box::pin(async move {
-                    let grid = LockedGrid::by_id(tx, grid).await?;
-                    let ready = tx
-                        .rows(&query::NODE_NEXT_KEYS_KNOWN, &[&grid.row.id])
-                        .await?;
-                    let ready: Vec<NodeId> = ready.iter().map(|row| row.get(0)).collect();
-                    if !ready.is_empty() {
-                        let revision = grid.stamp().await?;
-                        tx.execute(&query::NODE_TRUST_NEXT_KEYS, &[&ready, &revision])
-                            .await?;
-                    }
-                    Ok::<_, ControlError>(grid.changed(()))
-                })
-            })
-            .await?;
-        app.bell.ring_changed(changed.ring);
+        // What costs something is asked without the lock; mostly somebody is missing.
+        let candidates = app.db.rows(&query::NODE_NEXT_KEYS_KNOWN, &[&grid]).await?;
+        if candidates.is_empty() {
+            continue;
+        }
+        if let Err(error) = next_keys_trust(app, grid).await {
+            tracing::warn!(%grid, %error, "nodes wait for the word that their next keys are known");
+        }
     }
+    Ok(())
+}
+
+async fn next_keys_trust(app: &App, grid: GridId) -> Result<(), ControlError> {
+    let changed = app
+        .db
+        .tx("next_keys_known", move |tx| {
+            Box::pin(async move {
+                let grid = LockedGrid::by_id(tx, grid).await?;
+                let ready = tx
+                    .rows(&query::NODE_NEXT_KEYS_KNOWN, &[&grid.row.id])
+                    .await?;
+                let ready: Vec<NodeId> = ready.iter().map(|row| row.get(0)).collect();
+                if !ready.is_empty() {
+                    let revision = grid.stamp().await?;
+                    tx.execute(&query::NODE_TRUST_NEXT_KEYS, &[&ready, &revision])
+                        .await?;
+                }
+                Ok::<_, ControlError>(grid.changed(()))
+            })
+        })
+        .await?;
+    app.bell.ring_changed(changed.ring);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kontena_schema::agent::{
     CommandReport, InstanceState, Measures, PeerReport, PlacementReport, Report,
 };
-use kontena_schema::ids::{LeaseNumber, NodeId};
+use kontena_schema::ids::{LeaseNumber, NodeId, NodeNumber};
 use kontena_schema::query;
 use serde::Deserialize;
 
@@ -60,9 +60,29 @@ pub async fn agent_measures(
     key: SessionKey,
     measures: &Measures,
 ) -> Result<(), ControlError> {
+    check(measures)?;
     let measures = serde_json::to_value(measures).expect("measures are plain JSON");
     let params: [Param; 3] = [&key.node, &key.epoch, &measures];
     app.db.execute(&query::NODE_MEASURE, &params).await?;
+    Ok(())
+}
+
+/// Names of reasons become names of time series, of which there must not be many.
+fn check(measures: &Measures) -> Result<(), ControlError> {
+    const REASONS_MAX: usize = 64;
+    const NAME_BYTES_MAX: usize = 40;
+    let plain = |name: &String| {
+        let letters = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+        name.len() <= NAME_BYTES_MAX && name.bytes().all(letters)
+    };
+    if measures.drops.len() > REASONS_MAX || !measures.drops.keys().all(plain) {
+        let why = format!("at most {REASONS_MAX} reasons of small letters, digits and _");
+        return Err(ControlError::field("drops", why));
+    }
+    if measures.paths.len() > usize::from(NodeNumber::MAX) {
+        let why = format!("a node has at most {} peers", NodeNumber::MAX);
+        return Err(ControlError::field("paths", why));
+    }
     Ok(())
 }
 
@@ -171,6 +191,20 @@ mod tests {
     use kontena_schema::agent::Health;
 
     use super::*;
+
+    #[test]
+    fn measures_with_too_many_or_strange_names_are_refused() {
+        let of = |names: Vec<String>| Measures {
+            paths: vec![],
+            drops: names.into_iter().map(|name| (name, 1)).collect(),
+        };
+        let many = |count: usize| of((0..count).map(|n| format!("reason_{n}")).collect());
+        assert!(check(&many(64)).is_ok());
+        for bad in [many(65), of(vec!["A".to_owned()]), of(vec!["a".repeat(41)])] {
+            let error = check(&bad).unwrap_err();
+            assert!(matches!(error, ControlError::Invalid(_)), "{error:?}");
+        }
+    }
 
     #[test]
     fn states_are_written_as_in_json() {

@@ -126,6 +126,10 @@ async fn ping(
         ways: answers.into_iter().filter_map(way).collect(),
     };
     session.out.list(&ping, tables::ping);
+    // What one that is away said last is no answer.
+    if let Some(Way { to, .. }) = ping.ways.iter().find(|way| !way.to.connected) {
+        return Err(Failure::NoWay(format!("{} is offline", to.node)));
+    }
     let broken = |way: &&Way| way.to.unreachable.is_some() || way.to.path.is_none();
     match ping.ways.iter().find(broken) {
         None => Ok(()),
