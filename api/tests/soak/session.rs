@@ -204,23 +204,16 @@ impl Runner {
     }
 
     /// What becomes of a run of this agent that comes back after another took over: the
-    /// code with which it is refused, if it is.
+    /// code with which it is refused, if it is. A Master that does not answer, because
+    /// its database just came back, says neither.
     async fn twin(&mut self, former: Uuid, counted: u32) -> Option<u16> {
         let instance = std::mem::replace(&mut self.instance, former);
         let connections = std::mem::replace(&mut self.connections, counted);
-        let replica = &self.world.replicas[self.world.turn()];
-        let opened = timeout(OPEN_WITHIN, handshake(replica.front.address, &self.token)).await;
-        let answer = match opened {
-            Ok(Ok(mut socket)) => {
-                let hello = self.hello(None, &[]);
-                let answer = async {
-                    socket.send(hello).await.map_err(|_| End::Again)?;
-                    receive(&mut socket).await
-                };
-                timeout(WELCOME_WITHIN, answer).await.ok()
-            }
-            _ => None,
-        };
+        let end = Instant::now() + WITHIN;
+        let mut answer = self.twin_answer().await;
+        while answer.is_none() && Instant::now() < end {
+            answer = self.twin_answer().await;
+        }
         self.instance = instance;
         self.connections = connections;
         match answer {
@@ -230,6 +223,21 @@ impl Runner {
                 None
             }
         }
+    }
+
+    /// What one replica answers to that run; none if it does not in time.
+    async fn twin_answer(&mut self) -> Option<Result<ToAgent, End>> {
+        let replica = &self.world.replicas[self.world.turn()];
+        let opened = timeout(OPEN_WITHIN, handshake(replica.front.address, &self.token)).await;
+        let mut socket = opened.ok()?.ok()?;
+        let hello = self.hello(None, &[]);
+        let answer = async {
+            socket.send(hello).await.map_err(|_| End::Again)?;
+            receive(&mut socket).await
+        };
+        let answer = timeout(WELCOME_WITHIN, answer).await.ok()?;
+        // One that broke off said nothing either.
+        (!matches!(answer, Err(End::Again))).then_some(answer)
     }
 
     /// What a frozen replica read before it froze, it does when it wakes.
