@@ -1,5 +1,5 @@
-//! A small world for tests and benchmarks of what happens on networks: a switch,
-//! hosts on it.
+//! A world for tests and benchmarks of what happens on networks: a switch, hosts on it;
+//! few for a test ([`underlay`]), or as many as a grid takes ([`wide`]).
 //!
 //! A host is a thread in a network namespace of its own. Namespaces have no names
 //! and vanish with their threads and processes, also when a test panics. It needs
@@ -10,11 +10,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod capture;
+pub mod ping;
+pub mod wide;
 
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -89,6 +92,20 @@ impl Place {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{line}: {stderr}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a program that must succeed and reads what it is to do.
+    pub fn feed(&self, line: &str, input: &str) {
+        let mut command = self.command(line);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{line}: {e}"));
+        let mut stdin = child.stdin.take().expect("it is piped");
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{line}: {status}");
     }
 
     /// Runs a function on a thread inside.

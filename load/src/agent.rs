@@ -39,6 +39,29 @@ impl Agent {
         join_token: &str,
         name: &str,
     ) -> Result<Self, BenchError> {
+        let mut agent = Self::open(replica, join_token, name).await?;
+        match agent.hear().await? {
+            ToAgent::Welcome(_) => Ok(agent),
+            ToAgent::Changes(_) => Err(agent.fail("changes came before the welcome")),
+        }
+    }
+
+    /// Tries to join a grid that is to refuse it; with which close code, and why.
+    pub(crate) async fn refusal(
+        replica: SocketAddr,
+        join_token: &str,
+        name: &str,
+    ) -> Result<(u16, String), BenchError> {
+        let mut agent = Self::open(replica, join_token, name).await?;
+        let frame = timeout(FRAME_WITHIN, agent.socket.next()).await;
+        match frame.map_err(|_| agent.fail("the Master is silent"))? {
+            Some(Ok(Message::Close(Some(why)))) => Ok((why.code.into(), why.reason.to_string())),
+            other => Err(agent.fail(format!("it is not refused: {other:?}"))),
+        }
+    }
+
+    /// Connects and says who it is.
+    async fn open(replica: SocketAddr, join_token: &str, name: &str) -> Result<Self, BenchError> {
         let fail = |reason: String| BenchError::Failed(format!("agent {name}: {reason}"));
         let mut request = format!("ws://{replica}/v1/agent")
             .into_client_request()
@@ -58,10 +81,7 @@ impl Agent {
             endpoints: BTreeMap::new(),
         };
         agent.say(&FromAgent::Hello(Box::new(hello(name)))).await?;
-        match agent.hear().await? {
-            ToAgent::Welcome(_) => Ok(agent),
-            ToAgent::Changes(_) => Err(fail("changes came before the welcome".to_owned())),
-        }
+        Ok(agent)
     }
 
     /// Takes the next changes.

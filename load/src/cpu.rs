@@ -9,7 +9,7 @@ use crate::bench::BenchError;
 use crate::stack::{REPLICAS, Stack};
 
 /// What `/proc` counts processor time in, per second (`USER_HZ`).
-const TICKS_PER_S: f64 = 100.0;
+pub(crate) const TICKS_PER_S: f64 = 100.0;
 
 /// Columns of `/proc/stat` that are no work: idle and waiting for disks.
 const NO_WORK: [usize; 2] = [3, 4];

@@ -40,6 +40,8 @@ enum Command {
 enum Bench {
     /// Leases and releases addresses over HTTP, beside pgbench on the same Postgres
     Ipam(bench::ipam::Settings),
+    /// Joins as many real agents as a grid takes and times until all reach all
+    Mesh(bench::mesh::Settings),
     /// Sends between containers on two hosts of its own, beside Swarm, nebula and wireguard-go
     Overlay(bench::overlay::Settings),
     /// Times `make up` with everything built and nothing running, and `make down`
@@ -61,6 +63,7 @@ fn run(args: &Args) -> Result<(), BenchError> {
     let Command::Bench(bench) = &args.command;
     let result = match bench {
         Bench::Ipam(settings) => bench::ipam::run(&tree, settings)?,
+        Bench::Mesh(settings) => bench::mesh::run(&tree, settings)?,
         Bench::Overlay(settings) => bench::overlay::run(settings)?,
         Bench::Up(settings) => bench::up::run(&tree, settings)?,
     };
@@ -82,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_make_types_is_understood() {
-        for bench in ["up", "ipam", "overlay"] {
+        for bench in ["up", "ipam", "mesh", "overlay"] {
             assert!(Args::try_parse_from(["kontena-load", "bench", bench]).is_ok());
         }
         assert!(Args::try_parse_from(["kontena-load", "bench", "nonsense"]).is_err());

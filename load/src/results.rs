@@ -21,6 +21,7 @@ pub(crate) enum Bound {
     AtMost(f64),
     Below(f64),
     AtLeast(f64),
+    Exactly(f64),
 }
 
 impl Bound {
@@ -29,6 +30,7 @@ impl Bound {
             Self::AtMost(most) => value <= most,
             Self::Below(limit) => value < limit,
             Self::AtLeast(least) => value >= least,
+            Self::Exactly(right) => value == right,
         }
     }
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Bound {
             Self::AtMost(most) => write!(f, "<= {most}"),
             Self::Below(limit) => write!(f, "< {limit}"),
             Self::AtLeast(least) => write!(f, ">= {least}"),
+            Self::Exactly(right) => write!(f, "= {right}"),
         }
     }
 }

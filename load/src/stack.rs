@@ -5,18 +5,19 @@
 //! through a proxy of the engine, which would be measured too.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use crate::bench::BenchError;
+use crate::client::Target;
 use crate::tree::Tree;
 
 /// How many replicas there are.
 pub(crate) const REPLICAS: u16 = 3;
 
 /// The port of a replica.
-pub(crate) const API_PORT: u16 = 9292;
+const API_PORT: u16 = 9292;
 
 /// A stack by its project.
 #[derive(Clone, Debug)]
@@ -63,6 +64,25 @@ impl Stack {
         let found = self.inspect(part, format)?;
         let bad = || BenchError::Failed(format!("{part} has the address {found:?}"));
         found.parse().map_err(|_| bad())
+    }
+
+    /// The first so many replicas, as its administrator.
+    pub(crate) fn replicas(&self, count: u16) -> Result<Vec<Target>, BenchError> {
+        let token = self.setting("KONTENA_ADMIN_TOKEN")?;
+        let replicas = (1..=count).map(|number| {
+            let address = self.address(&format!("api-{number}"))?;
+            Ok(Target {
+                address: SocketAddr::from((address, API_PORT)),
+                tls: None,
+                token: token.clone(),
+            })
+        });
+        replicas.collect()
+    }
+
+    /// A program that the stack was made with.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.tree.programs(&self.project).join(name)
     }
 
     /// What the engine says of a part's container.

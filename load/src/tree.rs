@@ -33,6 +33,11 @@ impl Tree {
         self.0.join(".kontena").join(project)
     }
 
+    /// The programs that a stack was made with.
+    pub(crate) fn programs(&self, project: &str) -> PathBuf {
+        self.0.join(".kontena").join(format!("bin-{project}"))
+    }
+
     /// Where results go.
     pub(crate) fn results(&self) -> PathBuf {
         self.0.join("load/results")

@@ -2,6 +2,7 @@
 //! a report.
 
 pub(crate) mod ipam;
+pub(crate) mod mesh;
 pub(crate) mod overlay;
 pub(crate) mod up;
 

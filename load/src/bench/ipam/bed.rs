@@ -15,7 +15,7 @@ use super::pgbench::Pgbench;
 use crate::bench::BenchError;
 use crate::client::{self, Connection, Target};
 use crate::cpu::{Cpu, Used};
-use crate::stack::{API_PORT, REPLICAS, Stack};
+use crate::stack::{REPLICAS, Stack};
 
 /// How full grids are where nothing else is said.
 pub(crate) const FULL_PERCENT: u32 = 50;
@@ -85,7 +85,7 @@ impl<'a> Bed<'a> {
         pgbench: &'a Pgbench<'a>,
         settings: &Settings,
     ) -> Result<Self, BenchError> {
-        let replicas = replicas(stack)?;
+        let replicas = stack.replicas(REPLICAS)?;
         let control = Connection::open(&replicas[0]).await?;
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -193,19 +193,6 @@ fn per_cycle(before: &Used, after: Used, cycles: f64) -> Used {
         (who, (us - before) / cycles)
     });
     used.collect()
-}
-
-fn replicas(stack: &Stack) -> Result<Vec<Target>, BenchError> {
-    let token = stack.setting("KONTENA_ADMIN_TOKEN")?;
-    let replicas = (1..=REPLICAS).map(|number| {
-        let address = stack.address(&format!("api-{number}"))?;
-        Ok(Target {
-            address: SocketAddr::from((address, API_PORT)),
-            tls: None,
-            token: token.clone(),
-        })
-    });
-    replicas.collect()
 }
 
 fn edge(stack: &Stack) -> Result<Target, BenchError> {
