@@ -187,7 +187,7 @@ fn overlay_tries_a_peer_at_its_other_address() {
             break report;
         }
         assert!(started.elapsed() < BOUND + BOUND, "{report:?}");
-        // Between two looks at a state, which have a bound.
+        // A pause between two looks, which have a bound: each is a pass on both hosts.
         std::thread::sleep(Duration::from_millis(100));
     };
     assert!(started.elapsed() >= Duration::from_secs(14));
@@ -238,7 +238,7 @@ fn overlay_closes_by_itself_where_no_agent_lives() {
     while begin.elapsed() < Duration::from_secs(15) {
         let left = remaining(a, underlay(2));
         assert!((26..=40).contains(&left), "{left} s");
-        // Between two looks at a state, which have a bound.
+        // It must hold all the time, so it is looked at again and again.
         std::thread::sleep(Duration::from_millis(500));
     }
     a.stop_agent();

@@ -10,8 +10,7 @@ use kontena_schema::key::PublicKeys;
 use kontena_schema::query;
 
 use super::grid::Empty;
-use super::node::NodeRow;
-use super::{Call, ControlError, LockedGrid, change};
+use super::{Call, ControlError, LockedGrid, change, node};
 use crate::app::App;
 use crate::db::Param;
 
@@ -56,10 +55,7 @@ pub async fn node_key_turn(
     change(app, call, "node_key_turn", move |tx| {
         Box::pin(async move {
             let grid = LockedGrid::by_name(tx, grid).await?;
-            let node: Option<NodeRow> = tx
-                .optional(&query::NODE_BY_NAME, &[&grid.row.id, &name])
-                .await?;
-            let node = node.ok_or_else(|| ControlError::not_found("node", name))?;
+            let node = node::by_name(&grid, name).await?;
             let revision = grid.stamp().await?;
             tx.execute_exactly(1, &query::NODE_TURN_KEY, &[&node.id, &revision])
                 .await?;

@@ -83,6 +83,13 @@ pub async fn by_engine(
         .await?)
 }
 
+/// The node of a name in a locked grid.
+pub async fn by_name(grid: &LockedGrid<'_, '_>, name: &str) -> Result<NodeRow, ControlError> {
+    let named: [Param; 2] = [&grid.row.id, &name];
+    let node = grid.tx.optional(&query::NODE_BY_NAME, &named).await?;
+    node.ok_or_else(|| ControlError::not_found("node", name))
+}
+
 /// The number for a node that joins: the lowest whose address nobody holds, else
 /// the lowest that an instance has to give back.
 async fn number(grid: &LockedGrid<'_, '_>) -> Result<(i16, Option<PlacementId>), ControlError> {
@@ -187,10 +194,7 @@ pub async fn node_remove(
     change(app, call, "node_remove", move |tx| {
         Box::pin(async move {
             let grid = LockedGrid::by_name(tx, grid).await?;
-            let node: Option<NodeRow> = tx
-                .optional(&query::NODE_BY_NAME, &[&grid.row.id, &name])
-                .await?;
-            let node = node.ok_or_else(|| ControlError::not_found("node", name))?;
+            let node = by_name(&grid, name).await?;
             remove(&grid, &node).await?;
             Ok(grid.changed(Empty {}))
         })

@@ -15,7 +15,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::commands::node::Ping;
+use crate::commands::node::{Ping, Way};
 
 fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
@@ -118,23 +118,20 @@ pub(crate) fn nodes(nodes: &Nodes, now: OffsetDateTime) -> String {
 
 /// How a node reaches the others.
 pub(crate) fn peers(peers: &NodePeers) -> String {
-    let header = [
-        "NODE",
-        "PATH",
-        "ADDRESS",
-        "RTT",
-        "LOSS",
-        "HANDSHAKE",
-        "MTU",
-        "PROBLEM",
-    ];
-    table(header, peers.peers.iter().map(|peer| way(&peer.node, peer)))
+    let rows = peers.peers.iter();
+    ways("NODE", rows.map(|peer| way(&peer.node, peer)))
 }
 
 /// The two directions between two nodes.
 pub(crate) fn ping(ping: &Ping) -> String {
+    let name = |way: &Way| format!("{} -> {}", way.from, way.to.node);
+    let rows = ping.ways.iter();
+    ways("WAY", rows.map(|one| way(&name(one), &one.to)))
+}
+
+fn ways(first: &str, rows: impl IntoIterator<Item = [String; 8]>) -> String {
     let header = [
-        "WAY",
+        first,
         "PATH",
         "ADDRESS",
         "RTT",
@@ -143,8 +140,6 @@ pub(crate) fn ping(ping: &Ping) -> String {
         "MTU",
         "PROBLEM",
     ];
-    let rows = ping.ways.iter();
-    let rows = rows.map(|way_| way(&format!("{} -> {}", way_.from, way_.to.node), &way_.to));
     table(header, rows)
 }
 
