@@ -55,7 +55,7 @@ pub struct Args {
     /// For tests and benchmarks of the mesh: no containers, no names
     #[arg(long, env = "KONTENA_NO_ENGINE", hide = true, value_parser = FalseyValueParser::new())]
     no_engine: bool,
-    /// What is logged, `info` or `kontena_agent::link=debug,info` [default: info]
+    /// What is logged, `info` or `kontena_agent::link=debug,info` [default: info,boringtun=off]
     #[arg(long, env = "KONTENA_LOG")]
     log: Option<String>,
 }
@@ -123,6 +123,10 @@ impl fmt::Debug for Secret {
 #[error("the settings are wrong:\n  {}", .0.join("\n  "))]
 pub struct ConfigError(Vec<String>);
 
+/// WireGuard's core has a line for each greeting that is not answered, which in a large
+/// grid are thousands; what comes of them is told of each peer.
+const LOG: &str = "info,boringtun=off";
+
 /// Where the agents connect.
 const AGENT_PATH: &str = "/v1/agent";
 
@@ -147,7 +151,7 @@ impl Args {
         if let Some(ca) = &ca {
             faults.absolute("KONTENA_CA", ca);
         }
-        let log = given(self.log).unwrap_or_else(|| "info".to_owned());
+        let log = given(self.log).unwrap_or_else(|| LOG.to_owned());
         if let Err(err) = log.parse::<tracing_subscriber::EnvFilter>() {
             faults.add("KONTENA_LOG", &err);
         }

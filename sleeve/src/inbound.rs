@@ -196,6 +196,7 @@ impl Work<'_> {
         if matches!(kind, Some(RESPONSE | DATA)) {
             tunnel.hear();
             state.proven = Some(from);
+            state.greet_at = None;
         }
         while queued
             && let TunnResult::WriteToNetwork(packet) =

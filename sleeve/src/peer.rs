@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) proven: Option<SocketAddr>,
     /// Where the table said last that it is to be found.
     named: Option<SocketAddr>,
+    /// When this side begins a handshake, unless the peer is heard before.
+    pub(crate) greet_at: Option<Instant>,
 }
 
 impl State {
@@ -87,6 +89,7 @@ impl Tunnel {
             endpoint,
             proven: None,
             named: endpoint,
+            greet_at: None,
         });
         Self {
             keys,

@@ -31,6 +31,13 @@ const SOURCES: usize = 1024;
 const TIMERS_EVERY: Duration = Duration::from_millis(250);
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// How many handshakes are begun at each look, so that hosts that all come up at once
+/// do not drown in greetings that are late. In the 5 s after which greetings are
+/// repeated there is a turn for more peers than a grid has.
+const GREETED_MAX: usize = 16;
+/// How long the side with the higher address leaves it to the other one to begin: two
+/// handshakes at once are one too many.
+const GREETED_WITHIN: Duration = Duration::from_secs(1);
 /// The longest that a timer has to say: a handshake.
 const TIMED: usize = 256;
 
@@ -156,9 +163,20 @@ impl Sleeve {
             .view
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+        let now = Instant::now();
+        for tunnel in &greeted {
+            let other = tunnel.inner < self.shared.settings.inner && tunnel.heard().is_none();
+            let pause = if other {
+                GREETED_WITHIN
+            } else {
+                Duration::ZERO
+            };
+            tunnel.lock().greet_at = Some(now + pause);
+        }
         // Only now an answer would find its tunnel.
+        let mut turns = GREETED_MAX;
         for tunnel in greeted {
-            self.shared.greet(&tunnel);
+            self.shared.greet(&tunnel, now, &mut turns);
         }
     }
 
@@ -273,17 +291,27 @@ impl Shared {
         self.not_sent(u64::from(lost));
     }
 
-    /// Begins a handshake.
-    fn greet(&self, tunnel: &Tunnel) {
-        let mut buffer = [0; TIMED];
+    /// Begins a handshake, if it is time and there is a turn left; whether one is to be
+    /// begun, now or later.
+    fn greet(&self, tunnel: &Tunnel, now: Instant, turns: &mut usize) -> bool {
         let mut state = tunnel.lock();
-        let Some(endpoint) = state.endpoint else {
-            return;
+        let Some(at) = state.greet_at else {
+            return false;
         };
+        if at > now || *turns == 0 {
+            return true;
+        }
+        state.greet_at = None;
+        let Some(endpoint) = state.endpoint else {
+            return true;
+        };
+        *turns -= 1;
+        let mut buffer = [0; TIMED];
         let greeting = state.tunn.format_handshake_initiation(&mut buffer, true);
         if let TunnResult::WriteToNetwork(packet) = greeting {
             self.send(packet, endpoint);
         }
+        true
     }
 
     pub(crate) fn not_sent(&self, packets: u64) {
@@ -318,9 +346,18 @@ fn keep_time(shared: &Shared) {
             let greetings = shared.greetings.lock();
             greetings.unwrap_or_else(PoisonError::into_inner).clear();
         }
+        let now = Instant::now();
+        let mut turns = GREETED_MAX;
         for tunnel in view.tunnels_all() {
+            if shared.greet(tunnel, now, &mut turns) {
+                continue;
+            }
             // What only answers has nothing to say before it was asked.
             if !tunnel.begins() && !tunnel.is_alive() {
+                continue;
+            }
+            let alive = tunnel.is_alive();
+            if !alive && turns == 0 {
                 continue;
             }
             let mut state = tunnel.lock();
@@ -337,6 +374,7 @@ fn keep_time(shared: &Shared) {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
             if let TunnResult::WriteToNetwork(packet) = said {
+                turns = turns.saturating_sub(usize::from(!alive));
                 shared.send(packet, endpoint);
             }
         }

@@ -75,7 +75,7 @@ impl Entries {
         let fast = accepted.filter(|_| matches!(reach, Reach::Fast(_)));
         self.accepted.extend(accepted);
         self.fast.extend(fast);
-        let place = peer.state.place.or(peer.places.first().copied());
+        let place = peer.place();
         let sealed = Peer {
             current: keys.current,
             next: keys.next,

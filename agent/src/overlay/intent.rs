@@ -177,6 +177,25 @@ impl OverlayIntent {
         }
     }
 
+    /// Whether the same would be made of these pairs: nobody's path and nobody's place
+    /// is another.
+    pub fn suits(&self, pairs: &PairStates) -> bool {
+        let same = |(node, pair): (&NodeId, &PairState)| {
+            let peer = self.peers.get(node);
+            peer.is_some_and(|peer| {
+                peer.state.clear == pair.clear && peer.place() == pair.place.or(peer.place())
+            })
+        };
+        pairs.iter().all(same)
+    }
+
+    /// Takes what is known of the pairs now.
+    pub fn set_pairs(&mut self, pairs: &PairStates) {
+        for (node, peer) in &mut self.peers {
+            peer.state = pairs.get(node).copied().unwrap_or_default();
+        }
+    }
+
     /// How frames may be sent to this peer.
     pub(crate) fn reach(&self, peer: &PeerIntent) -> Reach {
         let own = |address: &Ipv4Addr| self.own.underlay.contains(address);
@@ -260,6 +279,11 @@ impl PeerIntent {
             (Path::Fast { to }, Some(own)) => Some(Ends { peer: to, own }),
             _ => None,
         }
+    }
+
+    /// Where it is tried.
+    pub(crate) fn place(&self) -> Option<Ipv4Addr> {
+        self.state.place.or(self.places.first().copied())
     }
 
     fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry, state: PairState) -> Self {

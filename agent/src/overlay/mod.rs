@@ -155,6 +155,12 @@ impl Overlay {
         self.paths.states()
     }
 
+    /// What is to be told of each peer, as far as the last pass went.
+    pub fn peer_reports(&self, intent: &OverlayIntent) -> Vec<PeerReport> {
+        let ready = self.paths.sleeve().map(|sleeve| sleeve.table);
+        intent.peer_reports(ready.as_ref())
+    }
+
     /// How the way to each peer is.
     pub fn health(&self) -> BTreeMap<NodeId, Health> {
         self.paths.health()
@@ -236,8 +242,7 @@ impl Overlay {
         let accepted = intent.peers.iter().filter_map(accepted).collect();
         self.paths.set_accepted(&accepted);
         before.guarded_at = guarded.then(Instant::now).or(before.guarded_at);
-        let ready = self.paths.sleeve().map(|sleeve| sleeve.table);
-        report.peers = intent.peer_reports(ready.as_ref());
+        report.peers = self.peer_reports(&intent);
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
         before.attached = intent.attachments.clone();
         before.attached.retain(|id, _| attached(id));

@@ -46,6 +46,10 @@ const TICK: Duration = Duration::from_secs(10);
 /// How soon an overlay with errors is tried again.
 const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 
+/// Peers that come and go change no path; they are told together, so that a grid that
+/// comes up is not told node by node.
+const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
+
 /// What the loop listens to and where it publishes.
 pub struct Slots {
     /// What the Master wants.
@@ -82,6 +86,10 @@ pub struct Reconciler {
     /// When the overlay is tried again after an error.
     overlay_retry: Option<Instant>,
     peers: Vec<PeerReport>,
+    /// What the last pass made of the overlay.
+    intent: Option<OverlayIntent>,
+    /// When changes of peers are told that are nothing else.
+    peers_due: Option<Instant>,
     applied: Revision,
     /// The overlay was taken down after the node's removal.
     torn_down: bool,
@@ -109,6 +117,8 @@ impl Reconciler {
             named: None,
             overlay_retry: None,
             peers: Vec::new(),
+            intent: None,
+            peers_due: None,
             applied: Revision::ZERO,
             torn_down: false,
         }
@@ -122,12 +132,20 @@ impl Reconciler {
             let retries = [self.works.backoff.next(Instant::now()), self.overlay_retry];
             let retry = retries.into_iter().flatten().min();
             let retry = retry.unwrap_or_else(|| Instant::now() + TICK);
+            let told = self.peers_due.unwrap_or(retry);
             let doubts = self.slots.doubts.clone();
             tokio::select! {
                 Ok(()) = self.slots.directory.changed() => {}
                 () = doubts.changed() => {}
                 ended = self.works.ended(&doubts) => self.command_ended(ended),
-                Ok(()) = self.pairs.changed() => {}
+                Ok(()) = self.pairs.changed() => if self.paths_stay() {
+                    self.peers_due.get_or_insert_with(|| Instant::now() + PEERS_TOLD_AFTER);
+                    continue;
+                },
+                () = sleep_until(told.into()), if self.peers_due.is_some() => {
+                    self.tell_peers();
+                    continue;
+                }
                 Ok(()) = self.slots.keys.changed() => {}
                 Ok(()) = self.slots.masters.changed() => {}
                 Ok(()) = self.slots.docker_bridge.changed() => {}
@@ -243,6 +261,24 @@ impl Reconciler {
         tokio::task::block_in_place(|| self.store.save_commands(&self.journal))
     }
 
+    /// Whether what is known of the pairs now asks for nothing but to be told.
+    fn paths_stay(&mut self) -> bool {
+        let pairs = self.pairs.borrow_and_update();
+        let intent = self.intent.as_ref();
+        intent.is_some_and(|intent| intent.suits(&pairs))
+    }
+
+    fn tell_peers(&mut self) {
+        self.peers_due = None;
+        let Some(intent) = &mut self.intent else {
+            return;
+        };
+        intent.set_pairs(&self.pairs.borrow());
+        self.peers = self.overlay.peer_reports(intent);
+        let directory = self.slots.directory.borrow().clone();
+        self.publish_state(&directory, &self.observer.last());
+    }
+
     async fn reconcile_overlay(&mut self, directory: &Directory, containers: &[Container]) {
         self.overlay_retry = None;
         if directory.removed {
@@ -284,6 +320,8 @@ impl Reconciler {
         self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
         self.attached = report.attached;
         self.peers = report.peers;
+        self.peers_due = None;
+        self.intent = Some(intent);
     }
 
     /// Containers have no business with the Master, on whichever way.
@@ -300,6 +338,7 @@ impl Reconciler {
     async fn tear_down(&mut self, containers: &[Container]) {
         self.attached.clear();
         self.peers.clear();
+        self.intent = None;
         if self.torn_down || self.engine_away || !containers.is_empty() {
             return;
         }
