@@ -197,6 +197,7 @@ impl Work<'_> {
             tunnel.hear();
             state.proven = Some(from);
             state.greet_at = None;
+            state.greeted = None;
         }
         while queued
             && let TunnResult::WriteToNetwork(packet) =

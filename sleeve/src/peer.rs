@@ -44,6 +44,8 @@ pub(crate) struct State {
     named: Option<SocketAddr>,
     /// When this side begins a handshake, unless the peer is heard before.
     pub(crate) greet_at: Option<Instant>,
+    /// When it did so and was not answered yet.
+    pub(crate) greeted: Option<Instant>,
 }
 
 impl State {
@@ -90,6 +92,7 @@ impl Tunnel {
             proven: None,
             named: endpoint,
             greet_at: None,
+            greeted: None,
         });
         Self {
             keys,

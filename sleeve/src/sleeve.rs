@@ -29,12 +29,18 @@ const GREETINGS_PER_S: u32 = 64;
 const SOURCES: usize = 1024;
 /// How exactly the tunnels' timers are kept; as boringtun's own device does.
 const TIMERS_EVERY: Duration = Duration::from_millis(250);
+/// How many tunnels are looked after each time; of more, each gets its turn less often.
+/// Nothing that a timer of WireGuard does is due within 4 s of what came before.
+const TIMED_MAX: usize = 64;
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-/// How many handshakes are begun at each look, so that hosts that all come up at once
-/// do not drown in greetings that are late. In the 5 s after which greetings are
-/// repeated there is a turn for more peers than a grid has.
-const GREETED_MAX: usize = 16;
+/// How many greetings may be unanswered. Hosts that all come up at once would drown in
+/// greetings that are repeated before they are read; a few dead peers hold up nobody,
+/// and traffic to a peer begins a handshake without waiting for a turn.
+const UNANSWERED_MAX: usize = 32;
+/// After that a greeting is repeated (WireGuard whitepaper section 6.1), so it counts as
+/// unanswered no more.
+const REPEATED_AFTER: Duration = Duration::from_secs(5);
 /// How long the side with the higher address leaves it to the other one to begin: two
 /// handshakes at once are one too many.
 const GREETED_WITHIN: Duration = Duration::from_secs(1);
@@ -174,7 +180,7 @@ impl Sleeve {
             tunnel.lock().greet_at = Some(now + pause);
         }
         // Only now an answer would find its tunnel.
-        let mut turns = GREETED_MAX;
+        let mut turns = self.shared.turns(now);
         for tunnel in greeted {
             self.shared.greet(&tunnel, now, &mut turns);
         }
@@ -306,12 +312,23 @@ impl Shared {
             return true;
         };
         *turns -= 1;
+        state.greeted = Some(now);
         let mut buffer = [0; TIMED];
         let greeting = state.tunn.format_handshake_initiation(&mut buffer, true);
         if let TunnResult::WriteToNetwork(packet) = greeting {
             self.send(packet, endpoint);
         }
         true
+    }
+
+    /// How many greetings may be sent now.
+    fn turns(&self, now: Instant) -> usize {
+        let view = self.view();
+        let waits = |tunnel: &&Arc<Tunnel>| {
+            let greeted = tunnel.lock().greeted;
+            greeted.is_some_and(|at| now.saturating_duration_since(at) < REPEATED_AFTER)
+        };
+        UNANSWERED_MAX.saturating_sub(view.tunnels_all().filter(waits).count())
     }
 
     pub(crate) fn not_sent(&self, packets: u64) {
@@ -336,6 +353,7 @@ pub(crate) fn retry_later() {
 fn keep_time(shared: &Shared) {
     let mut buffer = [0; TIMED];
     let mut limited = Instant::now();
+    let mut round = 0;
     while shared.wait(TIMERS_EVERY) {
         let view = shared.view();
         if limited.elapsed() >= LIMIT_EVERY {
@@ -347,9 +365,14 @@ fn keep_time(shared: &Shared) {
             greetings.unwrap_or_else(PoisonError::into_inner).clear();
         }
         let now = Instant::now();
-        let mut turns = GREETED_MAX;
-        for tunnel in view.tunnels_all() {
-            if shared.greet(tunnel, now, &mut turns) {
+        let mut turns = shared.turns(now);
+        let rounds = view.tunnels_all().count().div_ceil(TIMED_MAX).max(1);
+        round = (round + 1) % rounds;
+        // Who was never greeted goes before who did not answer.
+        let waits = |tunnel: &&Arc<Tunnel>| !shared.greet(tunnel, now, &mut turns);
+        let others: Vec<_> = view.tunnels_all().filter(waits).collect();
+        for tunnel in others {
+            if tunnel.index as usize % rounds != round {
                 continue;
             }
             // What only answers has nothing to say before it was asked.
@@ -374,7 +397,10 @@ fn keep_time(shared: &Shared) {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
             if let TunnResult::WriteToNetwork(packet) = said {
-                turns = turns.saturating_sub(usize::from(!alive));
+                if !alive {
+                    turns = turns.saturating_sub(1);
+                    state.greeted = Some(now);
+                }
                 shared.send(packet, endpoint);
             }
         }

@@ -24,7 +24,8 @@ use super::state::{SleeveIdentity, SleeveState};
 /// Most messages that wait to be read. More than one probe of each peer never wait,
 /// and what is lost is sent again.
 const INBOX: usize = 1024;
-/// How often tunnels are looked at.
+/// How often tunnels are looked at in a small grid; in a large one as much less often as
+/// probes are sent, so that a look at all of them costs no more.
 const TICK: Duration = Duration::from_millis(250);
 /// How often a peer gets a probe in a small grid.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -51,6 +52,8 @@ struct Shared {
 struct Inner {
     sealed: Option<Sealed>,
     pairs: BTreeMap<NodeId, Pair>,
+    /// When all pairs were looked at last.
+    settled: Option<Instant>,
     /// Tells the runs of this agent apart.
     run: u32,
 }
@@ -80,6 +83,7 @@ impl Paths {
         let inner = Inner {
             sealed: None,
             pairs: BTreeMap::new(),
+            settled: None,
             run: fastrand::u32(..),
         };
         let shared = Arc::new(Shared {
@@ -213,7 +217,7 @@ async fn keep(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>) {
         tokio::select! {
             _ = ticks.tick() => {
                 let mut inner = shared.lock();
-                if inner.settle(Instant::now()) {
+                if inner.settle_due(Instant::now()) {
                     shared.publish(&inner);
                 }
             }
@@ -260,13 +264,27 @@ impl Inner {
         self.pairs.iter().map(|(&n, p)| (n, p.state())).collect()
     }
 
-    fn every(&self) -> Duration {
+    /// How many times less often things are done than in a small grid.
+    fn stretch(&self) -> u32 {
         let many = u32::try_from(self.pairs.len()).unwrap_or(u32::MAX);
-        PROBE_EVERY * many.div_ceil(PROBES_PER_S).max(1)
+        many.div_ceil(PROBES_PER_S).max(1)
+    }
+
+    fn every(&self) -> Duration {
+        PROBE_EVERY * self.stretch()
+    }
+
+    /// Looks at all pairs if it is time.
+    fn settle_due(&mut self, now: Instant) -> bool {
+        // The tick before would be as near.
+        let pause = TICK * self.stretch() - TICK / 2;
+        let due = |last: Instant| now.saturating_duration_since(last) >= pause;
+        self.settled.is_none_or(due) && self.settle(now)
     }
 
     /// Looks at all pairs, and sends the probes that are due; whether any changed.
     fn settle(&mut self, now: Instant) -> bool {
+        self.settled = Some(now);
         let mut tunnels = self.tunnels();
         let every = self.every();
         let mut changed = false;
