@@ -13,6 +13,9 @@ mod master;
 mod pings;
 mod usage;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
