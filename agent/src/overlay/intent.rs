@@ -183,7 +183,7 @@ impl OverlayIntent {
         let same = |(node, pair): (&NodeId, &PairState)| {
             let peer = self.peers.get(node);
             peer.is_some_and(|peer| {
-                peer.state.clear == pair.clear && peer.place() == pair.place.or(peer.place())
+                pair.clear == peer.state.clear && peer.place_in(pair) == peer.place()
             })
         };
         pairs.iter().all(same)
@@ -283,7 +283,11 @@ impl PeerIntent {
 
     /// Where it is tried.
     pub(crate) fn place(&self) -> Option<Ipv4Addr> {
-        self.state.place.or(self.places.first().copied())
+        self.place_in(&self.state)
+    }
+
+    fn place_in(&self, pair: &PairState) -> Option<Ipv4Addr> {
+        pair.place.or(self.places.first().copied())
     }
 
     fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry, state: PairState) -> Self {

@@ -124,6 +124,9 @@ pub struct OverlayReport {
     pub steps_applied: usize,
     /// Everything that went wrong; the pass went on after each.
     pub errors: Vec<OverlayError>,
+    /// What the host was made to agree with: the intent, with what was known of the
+    /// pairs by then. None if the host's state could not be read.
+    pub carried_out: Option<OverlayIntent>,
 }
 
 impl Overlay {
@@ -230,9 +233,7 @@ impl Overlay {
         let wanted = intent.peers.iter().filter_map(wanted).collect();
         let states = self.paths.want(wanted, &adopted);
         let mut intent = intent.clone();
-        for (node, peer) in &mut intent.peers {
-            peer.state = states.get(node).copied().unwrap_or_default();
-        }
+        intent.set_pairs(&states);
         let steps = plan::plan(&intent, &observed);
         let guarded = self.apply(&steps, &mut report).await;
         let accepted = |(&node, peer): (&NodeId, &PeerIntent)| {
@@ -246,6 +247,7 @@ impl Overlay {
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
         before.attached = intent.attachments.clone();
         before.attached.retain(|id, _| attached(id));
+        report.carried_out = Some(intent);
         report
     }
 

@@ -87,7 +87,7 @@ pub struct Reconciler {
     overlay_retry: Option<Instant>,
     peers: Vec<PeerReport>,
     /// What the last pass made of the overlay.
-    intent: Option<OverlayIntent>,
+    carried_out: Option<OverlayIntent>,
     /// When changes of peers are told that are nothing else.
     peers_due: Option<Instant>,
     applied: Revision,
@@ -117,7 +117,7 @@ impl Reconciler {
             named: None,
             overlay_retry: None,
             peers: Vec::new(),
-            intent: None,
+            carried_out: None,
             peers_due: None,
             applied: Revision::ZERO,
             torn_down: false,
@@ -142,10 +142,9 @@ impl Reconciler {
                     self.peers_due.get_or_insert_with(|| Instant::now() + PEERS_TOLD_AFTER);
                     continue;
                 },
-                () = sleep_until(told.into()), if self.peers_due.is_some() => {
-                    self.tell_peers();
+                () = sleep_until(told.into()), if self.peers_due.is_some() => if self.tell_peers() {
                     continue;
-                }
+                },
                 Ok(()) = self.slots.keys.changed() => {}
                 Ok(()) = self.slots.masters.changed() => {}
                 Ok(()) = self.slots.docker_bridge.changed() => {}
@@ -264,19 +263,23 @@ impl Reconciler {
     /// Whether what is known of the pairs now asks for nothing but to be told.
     fn paths_stay(&mut self) -> bool {
         let pairs = self.pairs.borrow_and_update();
-        let intent = self.intent.as_ref();
-        intent.is_some_and(|intent| intent.suits(&pairs))
+        let suits = |intent: &OverlayIntent| intent.suits(&pairs);
+        self.carried_out.as_ref().is_some_and(suits)
     }
 
-    fn tell_peers(&mut self) {
+    /// Tells of the peers; false if their paths are to change first.
+    fn tell_peers(&mut self) -> bool {
         self.peers_due = None;
-        let Some(intent) = &mut self.intent else {
-            return;
+        let pairs = self.pairs.borrow_and_update().clone();
+        let suits = |intent: &&mut OverlayIntent| intent.suits(&pairs);
+        let Some(intent) = self.carried_out.as_mut().filter(suits) else {
+            return false;
         };
-        intent.set_pairs(&self.pairs.borrow());
+        intent.set_pairs(&pairs);
         self.peers = self.overlay.peer_reports(intent);
         let directory = self.slots.directory.borrow().clone();
         self.publish_state(&directory, &self.observer.last());
+        true
     }
 
     async fn reconcile_overlay(&mut self, directory: &Directory, containers: &[Container]) {
@@ -321,7 +324,7 @@ impl Reconciler {
         self.attached = report.attached;
         self.peers = report.peers;
         self.peers_due = None;
-        self.intent = Some(intent);
+        self.carried_out = report.carried_out;
     }
 
     /// Containers have no business with the Master, on whichever way.
@@ -338,7 +341,7 @@ impl Reconciler {
     async fn tear_down(&mut self, containers: &[Container]) {
         self.attached.clear();
         self.peers.clear();
-        self.intent = None;
+        self.carried_out = None;
         if self.torn_down || self.engine_away || !containers.is_empty() {
             return;
         }
