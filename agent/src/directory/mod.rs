@@ -16,7 +16,7 @@ mod store;
 use std::collections::BTreeMap;
 
 use kontena_schema::agent::{
-    Changes, Command, Endpoint, GridSettings, NodeEntry, Placement, Position, Welcome,
+    Changes, Command, Endpoint, GridSettings, NodeEntry, PROTOCOL, Placement, Position, Welcome,
 };
 use kontena_schema::ids::{CommandId, Epoch, GridId, NodeId, NodeNumber, PlacementId, Revision};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,9 @@ pub struct Identity {
     pub grid_name: String,
     /// The number of the connection that said so.
     pub epoch: Epoch,
+    /// The protocol that is spoken on it, which tells what rows may hold.
+    #[serde(default)]
+    pub protocol: u32,
 }
 
 impl From<&Welcome> for Identity {
@@ -49,6 +52,7 @@ impl From<&Welcome> for Identity {
             grid: welcome.grid,
             grid_name: welcome.grid_name.clone(),
             epoch: welcome.epoch,
+            protocol: welcome.protocol.min(PROTOCOL),
         }
     }
 }
@@ -60,6 +64,10 @@ pub struct Reached {
     pub timeline: String,
     /// The last merged revision.
     pub revision: Revision,
+    /// The oldest protocol in which any of it was told: what a newer one adds to rows is
+    /// missing until all are told again.
+    #[serde(default)]
+    pub protocol: u32,
 }
 
 /// The rows of the feed, merged.
@@ -116,10 +124,10 @@ pub enum MergeError {
 const COMMANDS_MAX: usize = 256;
 
 impl Directory {
-    /// The position to name in `hello`.
+    /// The position to name in `hello`; none if all is to be told again.
     pub fn position(&self) -> Option<Position> {
         let (me, reached) = (self.me.as_ref()?, self.reached.as_ref()?);
-        Some(Position {
+        (reached.protocol >= PROTOCOL).then(|| Position {
             grid: me.grid,
             timeline: reached.timeline.clone(),
             revision: reached.revision,
@@ -152,6 +160,7 @@ impl Directory {
     /// Merges changes; after an error nothing was.
     pub fn merge(&mut self, changes: Changes) -> Result<(), MergeError> {
         self.check(&changes)?;
+        let protocol = self.protocol_after(&changes);
         if changes.from == Revision::ZERO {
             *self = Self {
                 me: self.me.take(),
@@ -168,6 +177,7 @@ impl Directory {
         self.reached = Some(Reached {
             timeline,
             revision: to,
+            protocol,
         });
         if let Some(grid) = shared.grid {
             self.grid = Some(grid);
@@ -191,6 +201,15 @@ impl Directory {
             self.commands.pop_first();
         }
         Ok(())
+    }
+
+    /// The oldest protocol in which anything was told, with these changes.
+    fn protocol_after(&self, changes: &Changes) -> u32 {
+        let spoken = self.me.as_ref().map_or(0, |me| me.protocol);
+        match &self.reached {
+            Some(known) if changes.from > Revision::ZERO => known.protocol.min(spoken),
+            _ => spoken,
+        }
     }
 
     fn check(&self, changes: &Changes) -> Result<(), MergeError> {

@@ -191,3 +191,29 @@ fn another_identity_knows_nothing_and_the_same_one_everything() {
     assert_eq!(directory.position(), None);
     assert!(directory.placements.is_empty());
 }
+
+#[test]
+fn rows_of_an_older_protocol_are_asked_for_again() {
+    // An older Master tells nothing of what is new, and a newer one only what changes.
+    let mut directory = Directory::default();
+    directory.welcome(&Welcome {
+        protocol: PROTOCOL - 1,
+        ..welcome(1)
+    });
+    directory.merge(snapshot(7)).unwrap();
+    assert_eq!(directory.position(), None);
+    directory.welcome(&welcome(1));
+    directory.merge(after(7, 8)).unwrap();
+    assert_eq!(directory.position(), None);
+    directory.merge(snapshot(9)).unwrap();
+    assert_eq!(directory.position().unwrap().revision, Revision(9));
+
+    // What an older agent left on disk says nothing of it.
+    let mut left = serde_json::to_value(&directory).unwrap();
+    for part in ["me", "reached"] {
+        left[part].as_object_mut().unwrap().remove("protocol");
+    }
+    let left: Directory = serde_json::from_value(left).unwrap();
+    assert_eq!(left.position(), None);
+    assert_eq!(left.nodes, directory.nodes);
+}
