@@ -15,7 +15,9 @@
 //! ```
 //!
 //! Two ends that disagree, because one of them does not know yet what the Master
-//! decided, are sealed as soon as the first probe says so.
+//! decided, are sealed as soon as the first probe says so. A pair that falls back again
+//! and again stays so for longer each time, as routes that flap do (RFC 2439): every
+//! change is work for the kernel, and a peer must not be able to order it.
 //!
 //! It is pure: time is passed in, and what it says is sent by others.
 
@@ -33,6 +35,13 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a pair stays clear without a probe: an agent that is restarted comes
 /// back sooner, and a host that took a dead one's address gets nothing afterwards.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
+/// How often a pair may fall back before it has to wait, and how long it does then; twice
+/// as long after every further time.
+const FALLS_FREE: u32 = 2;
+const HELD_MIN: Duration = Duration::from_secs(1);
+const HELD_MAX: Duration = Duration::from_secs(60);
+/// A pair that did not fall back for so long is as good as one that never did.
+const FALLS_FORGOTTEN: Duration = Duration::from_secs(120);
 /// Probes whose times are remembered; answers come within the next few.
 const REMEMBERED: usize = 16;
 /// Probes over which losses are counted.
@@ -105,6 +114,7 @@ pub(crate) struct Pair {
     in_vain_since: Instant,
     tunnel: Tunnel,
     clear: Clear,
+    falls: Falls,
     /// Until then the state of a former run stands, if no probe contradicts.
     adopted_until: Option<Instant>,
     /// Whether the kernel takes clear packets of the peer.
@@ -116,6 +126,35 @@ pub(crate) struct Pair {
     said: Option<Said>,
     heard: Option<Heard>,
     round_trip: Option<Duration>,
+}
+
+/// How often a pair fell back from clear packets while the directory said the same.
+#[derive(Debug, Default)]
+struct Falls {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Falls {
+    fn add(&mut self, now: Instant) {
+        let long_ago = |last| now.saturating_duration_since(last) >= FALLS_FORGOTTEN;
+        if self.last.is_some_and(long_ago) {
+            self.count = 0;
+        }
+        self.count = self.count.saturating_add(1);
+        self.last = Some(now);
+    }
+
+    /// Whether the pair must stay as it is.
+    fn hold(&self, now: Instant) -> bool {
+        let Some(doublings) = self.count.checked_sub(FALLS_FREE + 1) else {
+            return false;
+        };
+        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let held = HELD_MIN.saturating_mul(factor).min(HELD_MAX);
+        let since = self.last.map(|last| now.saturating_duration_since(last));
+        since.is_some_and(|since| since < held)
+    }
 }
 
 /// What a probe says besides numbers.
@@ -142,6 +181,7 @@ impl Pair {
             in_vain_since: now,
             tunnel: Tunnel::default(),
             clear: Clear::No,
+            falls: Falls::default(),
             adopted_until: None,
             accepted: false,
             sent: 0,
@@ -164,6 +204,9 @@ impl Pair {
         if self.wanted.places != wanted.places {
             self.place = 0;
             self.in_vain_since = now;
+        }
+        if self.wanted != wanted {
+            self.falls = Falls::default();
         }
         self.wanted = wanted;
     }
@@ -258,7 +301,13 @@ impl Pair {
             self.in_vain_since = now;
             self.place = (self.place + 1) % self.wanted.places.len().max(1);
         }
-        self.clear = self.decide(now);
+        let decided = self.decide(now);
+        if decided < self.clear {
+            self.falls.add(now);
+        }
+        if decided < self.clear || !self.falls.hold(now) {
+            self.clear = decided;
+        }
     }
 
     fn decide(&self, now: Instant) -> Clear {

@@ -329,3 +329,68 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_peer_that_flaps_is_held_back_for_longer_each_time() {
+    let (mut pair, begun) = heard(probe(1, true));
+    let mut rises = Vec::new();
+    let mut number = 1;
+    // For ten minutes it takes clear packets and takes none, by turns.
+    for half_second in 1..1200 {
+        let now = begun + Duration::from_millis(500) * half_second;
+        number += 1;
+        let before = clear(&pair);
+        pair.hear(probe(number, half_second % 2 == 0), now);
+        pair.look(tunnel(PEER), now);
+        if clear(&pair) > before {
+            rises.push(now);
+        }
+        assert!(
+            half_second % 2 == 0 || clear(&pair) < Clear::Send,
+            "down at once"
+        );
+    }
+    assert!((8..20).contains(&rises.len()), "{rises:?}");
+    let pauses: Vec<_> = rises.windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(
+        pauses.is_sorted() && pauses.last() >= Some(&HELD_MAX),
+        "{pauses:?}"
+    );
+
+    // One that stops is clear after the longest pause, and forgiven later.
+    let quiet = begun + Duration::from_secs(600) + HELD_MAX;
+    pair.hear(probe(number + 1, true), quiet);
+    pair.look(tunnel(PEER), quiet);
+    assert_eq!(clear(&pair), Clear::Send);
+    let later = quiet + FALLS_FORGOTTEN;
+    for (after, accepts) in [(2, true), (3, false), (4, true)] {
+        pair.hear(probe(number + after, accepts), later);
+        pair.look(tunnel(PEER), later);
+    }
+    assert_eq!(clear(&pair), Clear::Send);
+}
+
+#[test]
+fn what_the_directory_decides_is_no_flapping() {
+    let (mut pair, now) = heard(probe(1, true));
+    let mut sealed = wanted();
+    (sealed.fast, sealed.agreement) = (None, 8);
+    for turn in 0..200 {
+        // This end hears of it after its peer, which is a fall, and then itself.
+        let (number, other) = (
+            2 + 2 * turn,
+            Probe {
+                agreement: 8,
+                ..probe(2 + 2 * turn, false)
+            },
+        );
+        pair.hear(other, now);
+        pair.look(tunnel(PEER), now);
+        assert_eq!(clear(&pair), Clear::No);
+        pair.want(sealed.clone(), now);
+        pair.want(wanted(), now);
+        pair.hear(probe(number + 1, true), now);
+        pair.look(tunnel(PEER), now);
+        assert_eq!(clear(&pair), Clear::Send, "turn {turn}");
+    }
+}
