@@ -13,7 +13,7 @@ mod capture;
 pub mod ping;
 pub mod wide;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -148,10 +148,28 @@ impl Switch {
         let (keeper, place) = Keeper::start();
         place.run("ip link add sw type bridge mcast_snooping 0");
         place.run("ip link set sw up");
-        Self {
+        let switch = Self {
             place,
             _keeper: keeper,
-        }
+        };
+        switch.filter_nothing();
+        switch
+    }
+
+    /// Keeps the kernel's packet filter off frames that the switch passes on, as on any
+    /// switch. Where the filter's module comes later, it begins with the filter on.
+    pub fn filter_nothing(&self) {
+        self.place.inside(|| {
+            for filter in ["arptables", "ip6tables", "iptables"] {
+                let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{filter}");
+                match std::fs::write(&setting, "0") {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        panic!("{setting}: {error}")
+                    }
+                    _ => {}
+                }
+            }
+        });
     }
 
     /// Gives a namespace an `eth0` on the switch with [`underlay`]'s address; the

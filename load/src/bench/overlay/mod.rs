@@ -131,6 +131,8 @@ pub(crate) fn run(settings: &Settings) -> Result<Report, BenchError> {
         beds.push((configuration, Load::start(pair)?));
         println!("{} is up", configuration.name());
     }
+    // Docker may have loaded the module only now.
+    switch.filter_nothing();
     let found = measure(&mut beds, &ports, settings)?;
     let mut report = Report::new("overlay", described(settings, versions));
     found.report(&mut report);

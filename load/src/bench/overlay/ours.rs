@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
 use kontena_agent::overlay::{
@@ -17,12 +18,15 @@ use kontena_schema::mac::Mac;
 use kontena_schema::path::Site;
 use kontena_sleeve::PrivateKey;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::sleep;
 
 use super::hosts::{Container, Host, Pair, address, of_each};
 use super::process::until;
 use crate::bench::BenchError;
 
 const VNI: u32 = 7;
+/// How often an agent looks at everything.
+const PASS_EVERY: Duration = Duration::from_secs(10);
 /// What the fast path's grid trusts: the switch.
 const TRUSTED: &str = "198.51.100.0/24";
 
@@ -57,6 +61,21 @@ impl Agent {
         })
     }
 
+    /// Looks again and again, as an agent does: the filter closes behind one that does
+    /// not.
+    fn keep_up(&self, intent: OverlayIntent) {
+        let overlay = Arc::clone(&self.overlay);
+        self.runtime.spawn(async move {
+            loop {
+                sleep(PASS_EVERY).await;
+                let passed = overlay.reconcile(&intent).await;
+                for error in passed.errors {
+                    eprintln!("a pass of ours: {error}");
+                }
+            }
+        });
+    }
+
     fn reconcile(&self, host: &Host, intent: OverlayIntent) -> OverlayReport {
         let (overlay, runtime) = (Arc::clone(&self.overlay), self.runtime.handle().clone());
         let pass = move || runtime.block_on(async { overlay.reconcile(&intent).await });
@@ -75,6 +94,7 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
     } else {
         Clear::Send
     };
+    let mut intents = [None, None];
     let pass = || {
         let mut settled = true;
         for (at, host) in hosts.iter().enumerate() {
@@ -88,18 +108,22 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
             };
             let intent =
                 OverlayIntent::from_directory(&grid, &nodes[at], &nodes, &endpoints, state);
-            let passed = agents[at].reconcile(host, intent);
+            let passed = agents[at].reconcile(host, intent.clone());
             let detached = passed.attached.values().any(Result::is_err);
             if !passed.errors.is_empty() || detached {
                 return Err(format!("host {}: {passed:?}", host.number));
             }
             settled &= pair.alive && pair.clear == clear && passed.steps_applied == 0;
+            intents[at] = Some(intent);
         }
         settled
             .then_some(())
             .ok_or("the pair is not settled".to_owned())
     };
     until("the pair is as it should be", pass)?;
+    for (agent, intent) in agents.iter().zip(intents.into_iter().flatten()) {
+        agent.keep_up(intent);
+    }
     Pair::of(containers, address(hosts[1].number), (agents, hosts))
 }
 
