@@ -196,10 +196,12 @@ impl<'a> Hands<'a> {
 
     async fn create_tunnel(&mut self, vni: u32, mtu: u32) -> Result<(), Cause> {
         // No `local` and no lower device: routing decides where a packet
-        // leaves, and so does it for targets inside another tunnel.
+        // leaves, and so does it for targets inside another tunnel. A checksum around
+        // what has its own is work for nothing (RFC 7348 section 5: it should be zero).
         let tunnel = LinkVxlan::new(&Link::Tunnel.name(), vni)
             .port(VXLAN_PORT)
             .learning(false)
+            .udp_csum(false)
             .mtu(mtu)
             .build();
         Ok(self.netlink.handle.link().add(tunnel).execute().await?)
