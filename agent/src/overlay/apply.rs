@@ -6,11 +6,12 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::ids::PlacementId;
-use kontena_schema::limits::VXLAN_PORT;
+use kontena_schema::limits::{INNER_RANGE, VXLAN_PORT};
 use kontena_schema::mac::Mac;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
 };
+use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
     RouteMessageBuilder,
@@ -21,9 +22,9 @@ use super::announce::announce;
 use super::error::Cause;
 use super::fdb::{self, UNKNOWN_MACS};
 use super::intent::Attachment;
-use super::netlink::{MULTICAST, Namespace, Netlink, Put};
+use super::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, Put};
 use super::paths::Paths;
-use super::state::{BridgeSettings, PortSettings, SleeveIdentity};
+use super::state::{BridgeSettings, InnerRoute, PortSettings, SleeveIdentity};
 use super::step::{Link, Step};
 use super::{filter, forwarding, guard};
 
@@ -60,8 +61,8 @@ impl<'a> Hands<'a> {
             Step::CreateBridge { mac, mtu } => self.create_bridge(*mac, *mtu).await,
             Step::SetBridgeMac(mac) => self.set_bridge_mac(*mac).await,
             Step::SetBridge(settings) => self.set_bridge(*settings).await,
-            Step::AddAddress(address) => self.add_address(*address).await,
-            Step::RemoveAddress(address) => self.remove_address(*address).await,
+            Step::AddAddress(link, address) => self.add_address(*link, *address).await,
+            Step::RemoveAddress(link, address) => self.remove_address(*link, *address).await,
             Step::CreateTunnel { vni, mtu } => self.create_tunnel(*vni, *mtu).await,
             Step::SetTunnel(port) => self.set_port(Link::Tunnel, *port).await,
             Step::StartSleeve(identity) => self.start_sleeve(*identity),
@@ -75,6 +76,12 @@ impl<'a> Hands<'a> {
                 self.paths.set_table(table);
                 Ok(())
             }
+            Step::AddRoute(_)
+            | Step::DeleteRoute(_)
+            | Step::CreateWireGuard { .. }
+            | Step::Retell(_)
+            | Step::SetWireGuard { .. }
+            | Step::HearProbes(_) => self.apply_inside(step).await,
             Step::DeleteLink(link) => self.delete_link(*link).await,
             Step::Attach { placement, to, mtu } => self.attach(*placement, to, *mtu).await,
             Step::SetHostEnd {
@@ -88,6 +95,54 @@ impl<'a> Hands<'a> {
             Step::Announce(holders) => announce(self.index(Link::Bridge).await?, holders),
             entry => self.apply_entry(entry).await,
         }
+    }
+
+    async fn apply_inside(&mut self, step: &Step) -> Result<(), Cause> {
+        match step {
+            Step::AddRoute(route) => {
+                let route = self.inner_route(*route).await?;
+                let routes = self.netlink.handle.route();
+                Ok(routes.add(route).replace().execute().await?)
+            }
+            Step::DeleteRoute(route) => {
+                let route = self.inner_route(*route).await?;
+                let deleted = self.netlink.handle.route().del(route).execute().await;
+                gone_is_fine(deleted.map_err(Cause::from))
+            }
+            Step::CreateWireGuard { mtu } => {
+                self.indexes.remove(&Link::WireGuard);
+                match self.paths.control() {
+                    Some(control) => control.create_link(self.netlink, *mtu).await,
+                    None => Err(Cause::NoInterface(Link::WireGuard.name())),
+                }
+            }
+            Step::Retell(retold) => self.paths.retell(retold).await,
+            Step::SetWireGuard { mtu } => {
+                let index = self.index(Link::WireGuard).await?;
+                no_ipv6_address(self.netlink, index).await?;
+                set_link(self.netlink, index, *mtu).await
+            }
+            Step::HearProbes(inner) => {
+                let index = self.index(Link::WireGuard).await?;
+                self.paths.hear_probes((*inner, index))
+            }
+            _ => unreachable!("{step} is none of WireGuard"),
+        }
+    }
+
+    async fn inner_route(&mut self, route: InnerRoute) -> Result<RouteMessage, Cause> {
+        let (range, prefix) = INNER_RANGE;
+        let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(range, prefix);
+        Ok(match route {
+            InnerRoute::Unreachable => to
+                .kind(RouteType::Unreachable)
+                .priority(LAST_METRIC)
+                .build(),
+            InnerRoute::Through => to
+                .output_interface(self.index(Link::WireGuard).await?)
+                .scope(RouteScope::Link)
+                .build(),
+        })
     }
 
     async fn apply_entry(&mut self, step: &Step) -> Result<(), Cause> {
@@ -180,8 +235,8 @@ impl<'a> Hands<'a> {
         set_link(self.netlink, index, settings.mtu).await
     }
 
-    async fn add_address(&mut self, address: Ipv4Network) -> Result<(), Cause> {
-        let index = self.index(Link::Bridge).await?;
+    async fn add_address(&mut self, link: Link, address: Ipv4Network) -> Result<(), Cause> {
+        let index = self.index(link).await?;
         let addresses = self.netlink.handle.address();
         Ok(addresses
             .add(index, address.ip().into(), address.prefix())
@@ -189,8 +244,8 @@ impl<'a> Hands<'a> {
             .await?)
     }
 
-    async fn remove_address(&mut self, address: Ipv4Network) -> Result<(), Cause> {
-        let index = self.index(Link::Bridge).await?;
+    async fn remove_address(&mut self, link: Link, address: Ipv4Network) -> Result<(), Cause> {
+        let index = self.index(link).await?;
         gone_is_fine(self.netlink.remove_address(index, address).await)
     }
 
@@ -232,6 +287,9 @@ impl<'a> Hands<'a> {
 
     async fn delete_link(&mut self, link: Link) -> Result<(), Cause> {
         self.indexes.remove(&link);
+        if link == Link::WireGuard {
+            self.paths.forget_wireguard();
+        }
         let Some(found) = self.netlink.link(&link.name()).await? else {
             return Ok(());
         };
@@ -314,7 +372,7 @@ async fn configure(to: &Attachment, address: Ipv4Network, mtu: u32) -> Result<()
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(group, prefix)
         .output_interface(index)
-        .scope(netlink_packet_route::route::RouteScope::Link)
+        .scope(RouteScope::Link)
         .build();
     inside.handle.route().add(route).replace().execute().await?;
     let addresses = inside.handle.address();

@@ -10,23 +10,24 @@ use kontena_schema::mac::Mac;
 use kontena_sleeve::{Holder, Peer, Table};
 
 use super::intent::{OverlayIntent, PeerIntent, Reach};
-use super::state::Port;
+use super::state::{Port, Sealing};
 
 /// What the tables of bridge, tunnel and sealed path are to hold.
 pub(crate) struct Entries {
     /// The underlay addresses of peers whose clear packets are taken.
     pub(crate) accepted: BTreeSet<Ipv4Addr>,
-    /// Those of peers that get clear packets.
-    pub(crate) fast: BTreeSet<Ipv4Addr>,
+    /// Where the tunnel sends what is for all: to peers that get clear packets, and where
+    /// WireGuard seals, to the inner addresses of the others.
+    pub(crate) floods: BTreeSet<Ipv4Addr>,
     /// Where the tunnel sends frames for a MAC.
     pub(crate) targets: BTreeMap<Mac, Ipv4Addr>,
     /// Where the bridge sends frames for a MAC.
     pub(crate) ports: BTreeMap<Mac, Port>,
-    /// Whose clear frames come in.
+    /// Whose frames come in through the tunnel.
     pub(crate) holders: BTreeMap<Ipv4Addr, Mac>,
     /// Who has an overlay address: all of the above, and the containers of this host.
     pub(crate) neighbours: BTreeMap<Ipv4Addr, Mac>,
-    /// Who is at the other ends of the sealed path.
+    /// Who is at the other ends of the sleeve.
     pub(crate) table: Table,
 }
 
@@ -35,7 +36,7 @@ impl Entries {
         let local = intent.attachments.values().map(|to| (to.address, to.mac));
         let mut entries = Self {
             accepted: BTreeSet::new(),
-            fast: BTreeSet::new(),
+            floods: BTreeSet::new(),
             targets: BTreeMap::new(),
             ports: BTreeMap::new(),
             holders: BTreeMap::new(),
@@ -53,7 +54,8 @@ impl Entries {
         for (node, peer) in &intent.peers {
             let own = (peer.overlay_address, Mac::of_node(peer.overlay_address));
             let others = behind.remove(node).unwrap_or_default();
-            entries.add(peer, &intent.reach(peer), own, others);
+            let reach = (intent.sealing, &intent.reach(peer));
+            entries.add(peer, reach, own, others);
         }
         entries
     }
@@ -61,7 +63,7 @@ impl Entries {
     fn add(
         &mut self,
         peer: &PeerIntent,
-        reach: &Reach,
+        (sealing, reach): (Sealing, &Reach),
         own: (Ipv4Addr, Mac),
         others: Vec<(Ipv4Addr, Mac)>,
     ) {
@@ -74,7 +76,9 @@ impl Entries {
         };
         let fast = accepted.filter(|_| matches!(reach, Reach::Fast(_)));
         self.accepted.extend(accepted);
-        self.fast.extend(fast);
+        let under = (sealing == Sealing::WireGuard).then_some(peer.inner);
+        let target = fast.or(under);
+        self.floods.extend(target);
         let place = peer.place();
         let sealed = Peer {
             current: keys.current,
@@ -89,12 +93,12 @@ impl Entries {
             self.neighbours.insert(address, mac);
             let behind = peer.inner;
             self.table.holders.insert(mac, Holder { behind, address });
-            if accepted.is_some() {
+            if accepted.or(under).is_some() {
                 self.holders.insert(address, mac);
             }
             self.ports
-                .insert(mac, fast.map_or(Port::Tap, |_| Port::Tunnel));
-            if let Some(to) = fast {
+                .insert(mac, target.map_or(Port::Tap, |_| Port::Tunnel));
+            if let Some(to) = target {
                 self.targets.insert(mac, to);
             }
         }

@@ -1,7 +1,8 @@
 //! The forwarding tables: whose frames go where.
 //!
 //! A remote MAC has two entries: in the bridge's table, which port leads to it
-//! (the tunnel), and in the tunnel's own table, at which underlay address it is.
+//! (the tunnel), and in the tunnel's own table, at which underlay address it is, or at
+//! which inner one.
 //! Entries of the bridge are *sticky*: a container that sends with somebody
 //! else's source MAC cannot pull that MAC to its own port.
 

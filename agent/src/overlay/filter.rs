@@ -15,17 +15,23 @@
 //! host with a peer's address comes in where no way leads to that peer. And it has no
 //! business with the Master, whose port is closed to it; what was tried is counted in
 //! `dropped_master`.
+//!
+//! Where WireGuard is a device (`wireguard/`), packets of the tunnel and the agents'
+//! probes pass through it, between inner addresses, and nothing else does: neither what
+//! a peer's host may have for this one, nor what a container would send as this host. An
+//! inner address through any other device is nobody's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use kontena_schema::limits::VXLAN_PORT;
+use kontena_schema::limits::{INNER_RANGE, PROBE_PORT, VXLAN_PORT};
 use serde_json::{Value, json};
 
 use super::error::Cause;
 use super::nft::{Elements, Table, count_and_drop, equals, field};
 use super::pair::SILENCE;
 use super::state::{Fence, Filter, FilterState};
+use super::wireguard::DEVICE;
 
 const TABLE: Table = Table { family: "inet" };
 const PEERS: &str = "fast_peers";
@@ -37,9 +43,11 @@ const DROPPED_MASTER: &str = "dropped_master";
 /// Before connection tracking (-200), so that what is dropped costs nothing.
 const PRIORITY: i64 = -300;
 
-/// A direction: its chain and hook, the address that decides, its counter.
+/// A direction: its chain and hook, the devices and the address that decide, its counter.
 struct Direction {
     hook: &'static str,
+    /// Which of a packet's devices count.
+    devices: &'static [&'static str],
     /// None where no peer's packet has to pass.
     peer: Option<&'static str>,
     /// Whether a packet must come from where packets to its sender go.
@@ -50,18 +58,21 @@ struct Direction {
 const DIRECTIONS: [Direction; 3] = [
     Direction {
         hook: "input",
+        devices: &["iifname"],
         peer: Some("saddr"),
         way_back: true,
         counter: "dropped_in",
     },
     Direction {
         hook: "output",
+        devices: &["oifname"],
         peer: Some("daddr"),
         way_back: false,
         counter: "dropped_out",
     },
     Direction {
         hook: "forward",
+        devices: &["iifname", "oifname"],
         peer: None,
         way_back: false,
         counter: "dropped_forward",
@@ -206,7 +217,7 @@ fn rules(direction: &Direction) -> Vec<Value> {
     let Direction { hook, counter, .. } = direction;
     let to_tunnel = equals(&field("udp", "dport"), &json!(VXLAN_PORT));
     let drop = count_and_drop(counter);
-    let mut rules = Vec::new();
+    let mut rules = inside(direction);
     if direction.way_back {
         let route = json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}});
         let missing = equals(&route, &json!(false));
@@ -219,6 +230,28 @@ fn rules(direction: &Direction) -> Vec<Value> {
     rules.push([vec![to_tunnel], drop.to_vec()].concat());
     let rule = |expr: Vec<Value>| TABLE.object("rule", json!({"chain": hook, "expr": expr}));
     rules.into_iter().map(rule).collect()
+}
+
+/// What passes through WireGuard's device.
+fn inside(direction: &Direction) -> Vec<Vec<Value>> {
+    let mut rules = Vec::new();
+    for device in direction.devices {
+        let here = equals(&json!({"meta": {"key": device}}), &json!(DEVICE));
+        if let Some(peer) = direction.peer {
+            let (range, prefix) = INNER_RANGE;
+            let range = json!({"prefix": {"addr": range, "len": prefix}});
+            let with_peer = equals(&field("ip", peer), &range);
+            let port = |which, port| equals(&field("udp", which), &json!(port));
+            let frame = vec![port("dport", VXLAN_PORT)];
+            let probe = vec![port("sport", PROBE_PORT), port("dport", PROBE_PORT)];
+            for what in [frame, probe] {
+                let both = vec![here.clone(), with_peer.clone()];
+                rules.push([both, what, vec![json!({"accept": null})]].concat());
+            }
+        }
+        rules.push([vec![here], count_and_drop(direction.counter).to_vec()].concat());
+    }
+    rules
 }
 
 #[cfg(test)]

@@ -14,15 +14,15 @@ use ipnetwork::Ipv4Network;
 use kontena_schema::agent::PeerReport;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{NodeId, PlacementId};
-use kontena_schema::key::PublicKeys;
+use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_schema::limits::{OVERLAY_MTU, WIREGUARD_PORT};
 use kontena_schema::mac::Mac;
 use kontena_schema::path::{Path, agreement, path, peer_address};
-use kontena_sleeve::{PrivateKey, Table};
+use kontena_sleeve::PrivateKey;
 
 use super::pair::{Clear, Ends, PairState, Wanted};
 use super::paths::PairStates;
-use super::state::Fence;
+use super::state::{Fence, Sealing};
 
 /// Everything that decides how this host's overlay looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct OverlayIntent {
     pub endpoints: Vec<RemoteEndpoint>,
     /// This host's keys for sealed paths; it begins with the first.
     pub keys: Vec<PrivateKey>,
+    /// How this host seals. The directory does not know it; a pass sets it.
+    pub sealing: Sealing,
     /// What containers do not reach.
     pub fence: Fence,
     /// The containers of this host that are to have an `ethwe`. It is complete:
@@ -172,18 +174,21 @@ impl OverlayIntent {
                 .map(remote)
                 .collect(),
             keys: state.keys,
+            sealing: Sealing::default(),
             fence: state.fence,
             attachments: state.attachments,
         }
     }
 
-    /// Whether the same would be made of these pairs: nobody's path and nobody's place
-    /// is another.
+    /// Whether the same would be made of these pairs: nobody's path, nobody's place and
+    /// nobody's key is another.
     pub fn suits(&self, pairs: &PairStates) -> bool {
         let same = |(node, pair): (&NodeId, &PairState)| {
             let peer = self.peers.get(node);
             peer.is_some_and(|peer| {
-                pair.clear == peer.state.clear && peer.place_in(pair) == peer.place()
+                pair.clear == peer.state.clear
+                    && peer.place_in(pair) == peer.place()
+                    && peer.uses_next_in(pair) == peer.uses_next()
             })
         };
         pairs.iter().all(same)
@@ -228,12 +233,11 @@ impl OverlayIntent {
         })
     }
 
-    /// What is to be told of each peer; `ready` is where the sealed path knows the
-    /// peers' keys.
-    pub(crate) fn peer_reports(&self, ready: Option<&Table>) -> Vec<PeerReport> {
+    /// What is to be told of each peer; `ready` has the peers' next keys that the sealed
+    /// path knows.
+    pub(crate) fn peer_reports(&self, ready: &BTreeSet<PublicKey>) -> Vec<PeerReport> {
         let report = |(&node, peer): (&NodeId, &PeerIntent)| {
             let next = peer.keys.and_then(|keys| keys.next);
-            let known = ready.and_then(|table| table.peers.get(&peer.inner)?.next);
             let (path, unreachable) = self.seen(peer);
             PeerReport {
                 node,
@@ -241,7 +245,7 @@ impl OverlayIntent {
                 unreachable,
                 // To whom there is no way, nothing can be lost.
                 next_key: next.filter(|next| {
-                    Some(*next) == known || matches!(self.reach(peer), Reach::None(_))
+                    ready.contains(next) || matches!(self.reach(peer), Reach::None(_))
                 }),
             }
         };
@@ -288,6 +292,17 @@ impl PeerIntent {
 
     fn place_in(&self, pair: &PairState) -> Option<Ipv4Addr> {
         pair.place.or(self.places.first().copied())
+    }
+
+    /// Whether it made a handshake with the key that is to be its next. It makes none before
+    /// it uses that key.
+    pub(crate) fn uses_next(&self) -> bool {
+        self.uses_next_in(&self.state)
+    }
+
+    fn uses_next_in(&self, pair: &PairState) -> bool {
+        let next = self.keys.and_then(|keys| keys.next);
+        next.is_some() && pair.key == next
     }
 
     fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry, state: PairState) -> Self {

@@ -7,7 +7,7 @@
 //! adopts what is right and changes only what differs. Only what is told of a
 //! container that cannot be seen now is what was last seen of it.
 //!
-//! Frames to other hosts leave sealed, through the sleeve; to those that the pair's
+//! Frames to other hosts leave sealed, through the sleeve or WireGuard; to those that the pair's
 //! state machine (`pair`) finds worth it they leave in clear, through the tunnel. The
 //! pairs are kept up by `paths`, also while nobody reconciles.
 //!
@@ -46,22 +46,20 @@ mod observe;
 mod pair;
 mod paths;
 mod plan;
+mod plan_inside;
 mod probe;
 mod program;
+mod sealed;
 mod state;
 mod step;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the overlay does not seal paths yet")
-)]
-#[expect(unused_imports, reason = "the overlay does not seal paths yet")]
 mod wireguard;
 
 pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
 pub use pair::{Clear, Ends, PairState};
 pub use paths::{Health, PairStates};
-pub use state::Fence;
+pub use sealed::SealedBy;
+pub use state::{Fence, Sealing};
 
 use apply::Hands;
 use intent::Reach;
@@ -95,6 +93,7 @@ pub struct Overlay {
     netlink: Netlink,
     namespace: Namespace,
     paths: Paths,
+    sealing: Sealing,
     /// What the last pass left attached. Two passes at once would each undo what
     /// the other does.
     one_pass: Arc<Mutex<Passed>>,
@@ -131,8 +130,20 @@ pub struct OverlayReport {
 
 impl Overlay {
     /// Opens the kernel's interface in the network namespace of the calling
-    /// thread; must be called inside a tokio runtime.
+    /// thread; must be called inside a tokio runtime. Paths are sealed by the kernel, if it
+    /// can.
     pub async fn new() -> Result<Self, OverlayError> {
+        let by = SealedBy::of_this_host().await;
+        let by = by.map_err(|cause| OverlayError::Observe {
+            what: "what seals paths".into(),
+            cause,
+        })?;
+        tracing::info!(?by, "paths are sealed");
+        Self::sealed_by(&by)
+    }
+
+    /// The same, where it is known what seals paths.
+    pub fn sealed_by(by: &SealedBy) -> Result<Self, OverlayError> {
         let failed = |cause| OverlayError::Observe {
             what: "the network namespace".into(),
             cause,
@@ -146,7 +157,8 @@ impl Overlay {
         Ok(Self {
             netlink,
             namespace,
-            paths: Paths::new(),
+            paths: Paths::new(by.control().map_err(failed)?),
+            sealing: by.sealing(),
             one_pass,
             _refresher: AbortOnDropHandle::new(refresher),
         })
@@ -160,8 +172,7 @@ impl Overlay {
 
     /// What is to be told of each peer, as far as the last pass went.
     pub fn peer_reports(&self, intent: &OverlayIntent) -> Vec<PeerReport> {
-        let ready = self.paths.sleeve().map(|sleeve| sleeve.table);
-        intent.peer_reports(ready.as_ref())
+        intent.peer_reports(&self.paths.next_keys())
     }
 
     /// How the way to each peer is.
@@ -195,7 +206,7 @@ impl Overlay {
     pub async fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
         let mut before = self.one_pass.lock().await;
         let mut report = OverlayReport {
-            peers: intent.peer_reports(None),
+            peers: intent.peer_reports(&BTreeSet::new()),
             ..Default::default()
         };
         let seen = (&self.netlink, &self.paths, &self.namespace);
@@ -233,6 +244,7 @@ impl Overlay {
         let wanted = intent.peers.iter().filter_map(wanted).collect();
         let states = self.paths.want(wanted, &adopted);
         let mut intent = intent.clone();
+        intent.sealing = self.sealing;
         intent.set_pairs(&states);
         let steps = plan::plan(&intent, &observed);
         let guarded = self.apply(&steps, &mut report).await;
@@ -368,6 +380,8 @@ fn is_still(before: &Attachment, now: &Attachment) -> bool {
 #[derive(Default)]
 struct Failures {
     guard: bool,
+    /// A device that could not be made cannot be configured.
+    inside: bool,
     /// An interface that could not be made cannot be configured.
     placements: BTreeSet<PlacementId>,
     /// How many steps were not tried.
@@ -377,6 +391,7 @@ struct Failures {
 impl Failures {
     fn note(&mut self, step: &Step) {
         self.guard |= step.guards_paths();
+        self.inside |= step.is_inside();
         self.placements.extend(step.placement());
     }
 
@@ -384,7 +399,9 @@ impl Failures {
         let hopeless = step
             .placement()
             .is_some_and(|id| self.placements.contains(&id));
+        let hopeless = hopeless || (self.inside && step.is_inside());
         let forbidden = hopeless || (self.guard && step.opens_a_path());
+        self.inside |= forbidden && step.is_inside();
         self.forbidden += usize::from(forbidden);
         forbidden
     }

@@ -24,6 +24,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::Handle;
@@ -106,6 +107,14 @@ impl Netlink {
     pub(crate) async fn addresses(&self, index: u32) -> Result<BTreeSet<Ipv4Network>, Cause> {
         let messages = self.address_messages(index).await?;
         Ok(messages.iter().filter_map(address_of).collect())
+    }
+
+    /// The IPv4 routes of all tables.
+    pub(crate) async fn routes(&self) -> Result<Vec<RouteMessage>, Cause> {
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet;
+        let routes = self.handle.route().get(all).execute();
+        Ok(routes.try_collect().await?)
     }
 
     /// Removes one IPv4 address of a link.
@@ -212,6 +221,10 @@ impl Namespace {
         std::os::fd::AsRawFd::as_raw_fd(&self.file)
     }
 }
+
+/// The metric of a route that counts only where there is no other: beyond what programs
+/// give theirs.
+pub(crate) const LAST_METRIC: u32 = 0xff00_0400;
 
 /// The route of multicast: what a container sends to a group goes to the
 /// overlay, as the original had it.

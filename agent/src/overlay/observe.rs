@@ -1,27 +1,30 @@
 //! Reads the host's state; changes nothing.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
-use futures_util::TryStreamExt;
 use kontena_schema::ids::PlacementId;
+use kontena_schema::limits::INNER_RANGE;
 use kontena_schema::mac::Mac;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
 
 use super::error::{Cause, OverlayError};
 use super::fdb::{self, Tables};
 use super::intent::Attachment;
-use super::netlink::{MULTICAST, Namespace, Netlink, name_of};
+use super::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, name_of};
 use super::paths::Paths;
 use super::state::{
-    Bridge, BridgeSettings, ContainerEnd, HostEnd, Observed, Port, PortSettings, RemoteEntry,
-    Tunnel, TunnelIdentity,
+    Bridge, BridgeSettings, ContainerEnd, HostEnd, InnerRoute, Inside, InsideLink, Observed, Port,
+    PortSettings, RemoteEntry, Tunnel, TunnelIdentity,
 };
 use super::step::Link;
+use super::wireguard::Looked;
 use super::{CONTAINER_INTERFACE, filter, forwarding, guard};
 
 /// Reads everything that a plan for these attachments depends on. What hinders
@@ -32,11 +35,12 @@ pub(crate) async fn observe(
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
     // In a large grid each takes its time.
-    let (filter, guard, forwarding, links) = tokio::join!(
+    let (filter, guard, forwarding, links, device) = tokio::join!(
         filter::observe(),
         guard::observe(),
         forwarding::observe(),
         Links::read(netlink),
+        paths.look(),
     );
     let filter = filter.map_err(failed("the packet filter"))?;
     let guard = guard.map_err(failed("the tunnel's guard"))?;
@@ -52,6 +56,9 @@ pub(crate) async fn observe(
         .devices(netlink)
         .await
         .map_err(failed("the overlay"))?;
+    let device = device.map_err(failed("WireGuard"))?;
+    let inside = links.inside(netlink, (device, paths.hears())).await;
+    let inside = inside.map_err(failed("the way to inner addresses"))?;
     let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
     let host_ends = links.host_ends();
     let tap = links.by_link.get(&Link::Tap).map(|link| links.port(link));
@@ -66,6 +73,7 @@ pub(crate) async fn observe(
             tunnel,
             sleeve: paths.sleeve(),
             tap,
+            inside,
             remote,
             host_ends,
             containers,
@@ -135,6 +143,31 @@ impl Links {
             port: self.port(link),
             entries,
             floods,
+        })
+    }
+
+    async fn inside(
+        &self,
+        netlink: &Netlink,
+        (device, hears): (Option<Looked>, Option<(Ipv4Addr, u32)>),
+    ) -> Result<Inside, Cause> {
+        let index = self.index(Link::WireGuard);
+        let routes = netlink.routes().await?;
+        let routes = routes.iter().filter_map(|route| inner_route(route, index));
+        let link = match self.by_link.get(&Link::WireGuard) {
+            Some(link) => Some(InsideLink {
+                mtu: mtu(link),
+                up: is_up(link),
+                addresses: netlink.addresses(link.header.index).await?,
+            }),
+            None => None,
+        };
+        let here = |(_, on): &(Ipv4Addr, u32)| index == Some(*on);
+        Ok(Inside {
+            link,
+            device,
+            hears: hears.filter(here).map(|(inner, _)| inner),
+            routes: routes.collect(),
         })
     }
 
@@ -262,22 +295,34 @@ async fn container_end(
 }
 
 async fn has_multicast_route(inside: &Netlink, index: u32) -> Result<bool, Cause> {
-    let mut all = RouteMessage::default();
-    all.header.address_family = AddressFamily::Inet;
-    let routes: Vec<_> = inside
-        .handle
-        .route()
-        .get(all)
-        .execute()
-        .try_collect()
-        .await?;
-    let (group, prefix) = MULTICAST;
-    let destination = RouteAttribute::Destination(RouteAddress::Inet(group));
+    let routes = inside.routes().await?;
     Ok(routes.iter().any(|route| {
-        route.header.destination_prefix_length == prefix
-            && route.attributes.contains(&destination)
-            && route.attributes.contains(&RouteAttribute::Oif(index))
+        leads_to(route, MULTICAST) && route.attributes.contains(&RouteAttribute::Oif(index))
     }))
+}
+
+/// Whether a route is for exactly this network.
+fn leads_to(route: &RouteMessage, (network, prefix): (Ipv4Addr, u8)) -> bool {
+    let destination = RouteAttribute::Destination(RouteAddress::Inet(network));
+    route.header.destination_prefix_length == prefix && route.attributes.contains(&destination)
+}
+
+/// Which of our routes of the inner range this is; `link` is WireGuard's.
+fn inner_route(route: &RouteMessage, link: Option<u32>) -> Option<InnerRoute> {
+    let through = |index| RouteAttribute::Oif(index);
+    let has = |attribute| route.attributes.contains(&attribute);
+    if route.header.table != RouteHeader::RT_TABLE_MAIN || !leads_to(route, INNER_RANGE) {
+        return None;
+    }
+    match route.header.kind {
+        RouteType::Unreachable if has(RouteAttribute::Priority(LAST_METRIC)) => {
+            Some(InnerRoute::Unreachable)
+        }
+        RouteType::Unicast if link.is_some_and(|link| has(through(link))) => {
+            Some(InnerRoute::Through)
+        }
+        _ => None,
+    }
 }
 
 fn bridge_settings(link: &LinkMessage) -> BridgeSettings {

@@ -25,6 +25,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
 
 use super::probe::Probe;
@@ -94,6 +95,8 @@ pub struct PairState {
     pub alive: bool,
     /// Where it was heard last.
     pub heard_at: Option<Ipv4Addr>,
+    /// The key that it uses.
+    pub key: Option<PublicKey>,
 }
 
 /// How the tunnel to the peer is.
@@ -103,6 +106,8 @@ pub(crate) struct Tunnel {
     pub(crate) heard_at: Option<SocketAddr>,
     /// Whether it was heard lately.
     pub(crate) alive: bool,
+    /// The key that it uses.
+    pub(crate) key: Option<PublicKey>,
 }
 
 /// A pair.
@@ -228,6 +233,7 @@ impl Pair {
             ends: self.wanted.fast.filter(|_| self.clear > Clear::No),
             place: self.wanted.places.get(self.place).copied(),
             alive: self.tunnel.alive,
+            key: self.tunnel.key,
             heard_at: heard_at.and_then(|at| match at {
                 SocketAddr::V4(at) => Some(*at.ip()),
                 SocketAddr::V6(_) => None,

@@ -23,6 +23,7 @@ fn wanted() -> Wanted {
 
 fn tunnel(peer: Ipv4Addr) -> Tunnel {
     Tunnel {
+        key: None,
         heard_at: Some(at(peer).into()),
         alive: true,
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kontena_schema::ids::NodeId;
+use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
 use kontena_sleeve::{Message, PeerStatus, Settings, Sleeve, SleeveError, Table};
 use tokio::sync::{mpsc, watch};
@@ -17,9 +18,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::TAP;
+use super::error::Cause;
 use super::pair::{Clear, Pair, PairState, Tunnel, Wanted};
 use super::probe::Probe;
+use super::sealed::{Post, Sealed, Sleeved, Watched};
 use super::state::{SleeveIdentity, SleeveState};
+use super::wireguard::{Control, Looked, Moment, Observed, Retold};
 
 /// Most messages that wait to be read. More than one probe of each peer never wait,
 /// and what is lost is sent again.
@@ -32,7 +36,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How many probes a second a node sends at most when nothing changes.
 const PROBES_PER_S: u32 = 32;
 /// A peer that was not heard for so long, twice the keepalive and some, may be gone.
-const SILENT_AFTER: Duration = Duration::from_secs(35);
+pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(35);
 
 /// What is known of each pair and matters to the plan.
 pub type PairStates = BTreeMap<NodeId, PairState>;
@@ -45,6 +49,8 @@ pub(crate) struct Paths {
 
 struct Shared {
     inner: Mutex<Inner>,
+    /// The way to WireGuard, where it seals.
+    control: Option<Control>,
     states: watch::Sender<PairStates>,
     inbox: mpsc::Sender<Message>,
 }
@@ -56,13 +62,6 @@ struct Inner {
     settled: Option<Instant>,
     /// Tells the runs of this agent apart.
     run: u32,
-}
-
-/// The sealed path and how it was set.
-struct Sealed {
-    sleeve: Sleeve,
-    identity: SleeveIdentity,
-    table: Table,
 }
 
 /// What is told of a peer to people.
@@ -77,17 +76,20 @@ pub struct Health {
 }
 
 impl Paths {
-    /// No pairs yet; must be called inside a tokio runtime.
-    pub(crate) fn new() -> Self {
+    /// No pairs yet; must be called inside a tokio runtime. `control` is the way to
+    /// WireGuard, where it seals.
+    pub(crate) fn new(control: Option<Control>) -> Self {
         let (inbox, messages) = mpsc::channel(INBOX);
+        let watched = control.as_ref().map(|_| Box::<Watched>::default());
         let inner = Inner {
-            sealed: None,
+            sealed: watched.map(Sealed::WireGuard),
             pairs: BTreeMap::new(),
             settled: None,
             run: fastrand::u32(..),
         };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
+            control,
             states: watch::Sender::new(PairStates::new()),
             inbox,
         });
@@ -103,7 +105,7 @@ impl Paths {
         self.shared.states.subscribe()
     }
 
-    /// Starts the sealed path in the network namespace of the calling thread, after
+    /// Starts the sleeve in the network namespace of the calling thread, after
     /// ending the one that was there.
     pub(crate) fn start_sleeve(&self, identity: SleeveIdentity) -> Result<(), SleeveError> {
         self.stop_sleeve();
@@ -117,37 +119,98 @@ impl Paths {
         let sleeve = Sleeve::start(settings, move |message| {
             let _ = inbox.try_send(message);
         })?;
-        self.shared.lock().sealed = Some(Sealed {
+        self.shared.lock().sealed = Some(Sealed::Sleeve(Sleeved {
             sleeve,
             identity,
             table: Table::default(),
-        });
+        }));
         Ok(())
     }
 
-    /// Ends the sealed path.
+    /// Ends the sleeve.
     pub(crate) fn stop_sleeve(&self) {
         let ended = self.shared.lock().sealed.take();
         // Its threads are waited for without the lock.
         drop(ended);
     }
 
-    /// Sets who is at the other ends. Without a sealed path there is nobody.
+    /// Sets who is at the other ends. Without a sleeve there is nobody.
     pub(crate) fn set_table(&self, table: &Table) {
-        if let Some(sealed) = &mut self.shared.lock().sealed {
-            sealed.sleeve.set_table(table);
-            sealed.table = table.clone();
+        if let Some(Sealed::Sleeve(sleeved)) = &mut self.shared.lock().sealed {
+            sleeved.sleeve.set_table(table);
+            sleeved.table = table.clone();
         }
     }
 
-    /// The sealed path, if it works.
+    /// The sleeve, if it works.
     pub(crate) fn sleeve(&self) -> Option<SleeveState> {
         let inner = self.shared.lock();
-        let sealed = inner.sealed.as_ref().filter(|s| s.sleeve.is_alive())?;
-        Some(SleeveState {
-            identity: sealed.identity,
-            table: sealed.table.clone(),
+        let Some(Sealed::Sleeve(sleeved)) = &inner.sealed else {
+            return None;
+        };
+        sleeved.sleeve.is_alive().then(|| SleeveState {
+            identity: sleeved.identity,
+            table: sleeved.table.clone(),
         })
+    }
+
+    /// The way to WireGuard, where it seals.
+    pub(crate) fn control(&self) -> Option<&Control> {
+        self.shared.control.as_ref()
+    }
+
+    /// Looks at WireGuard; none if there is no device.
+    pub(crate) async fn look(&self) -> Result<Option<Looked>, Cause> {
+        self.shared.look().await
+    }
+
+    /// Tells WireGuard who the peers are.
+    pub(crate) async fn retell(&self, retold: &Retold) -> Result<(), Cause> {
+        let Some(control) = self.control() else {
+            return Ok(());
+        };
+        let began = Moment::now();
+        for message in &retold.messages {
+            control.change(message).await?;
+        }
+        let mut inner = self.shared.lock();
+        if let Some(Sealed::WireGuard(watched)) = &mut inner.sealed {
+            watched.watch.told(retold, [began, Moment::now()]);
+        }
+        Ok(())
+    }
+
+    /// Hears probes at the own inner address, on WireGuard's device of this number.
+    pub(crate) fn hear_probes(&self, at: (Ipv4Addr, u32)) -> Result<(), Cause> {
+        let mut inner = self.shared.lock();
+        if let Some(Sealed::WireGuard(watched)) = &mut inner.sealed {
+            // The old one has the address.
+            watched.post = None;
+            let post = Post::open(at, self.shared.inbox.clone());
+            watched.post = Some(post.map_err(Cause::io("the socket of probes"))?);
+        }
+        Ok(())
+    }
+
+    /// WireGuard's device goes.
+    pub(crate) fn forget_wireguard(&self) {
+        if let Some(Sealed::WireGuard(watched)) = &mut self.shared.lock().sealed {
+            **watched = Watched::default();
+        }
+    }
+
+    /// Where probes are heard: the inner address, and the number of the device.
+    pub(crate) fn hears(&self) -> Option<(Ipv4Addr, u32)> {
+        match &self.shared.lock().sealed {
+            Some(Sealed::WireGuard(watched)) => Some(watched.post.as_ref()?.at),
+            _ => None,
+        }
+    }
+
+    /// The keys that peers will use next and that the sealed path knows.
+    pub(crate) fn next_keys(&self) -> BTreeSet<PublicKey> {
+        let inner = self.shared.lock();
+        inner.sealed.iter().flat_map(Sealed::next_keys).collect()
     }
 
     /// Takes what the directory says, and answers what follows for each pair. Pairs that are not known yet are as `adopted`
@@ -205,7 +268,7 @@ impl Paths {
     /// What the sealed path dropped since its start.
     pub(crate) fn drops(&self) -> Option<kontena_sleeve::Drops> {
         let inner = self.shared.lock();
-        Some(inner.sealed.as_ref()?.sleeve.drops())
+        inner.sealed.as_ref()?.drops()
     }
 }
 
@@ -216,6 +279,7 @@ async fn keep(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {
+                shared.look_if_due().await;
                 let mut inner = shared.lock();
                 if inner.settle_due(Instant::now()) {
                     shared.publish(&inner);
@@ -230,6 +294,32 @@ impl Shared {
     /// A panic elsewhere leaves pairs that are as good as before.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at WireGuard if pairs are looked at now.
+    async fn look_if_due(&self) {
+        if self.control.is_some()
+            && self.lock().is_due(Instant::now())
+            && let Err(err) = self.look().await
+        {
+            tracing::debug!(%err, "WireGuard cannot be looked at");
+        }
+    }
+
+    async fn look(&self) -> Result<Option<Looked>, Cause> {
+        let Some(control) = &self.control else {
+            return Ok(None);
+        };
+        let asked = Moment::now();
+        let device = control.observe().await?;
+        let mut inner = self.lock();
+        let Some(Sealed::WireGuard(watched)) = &mut inner.sealed else {
+            return Ok(None);
+        };
+        let watch = &mut watched.watch;
+        // Without a device there are no peers.
+        watch.look(device.as_ref().unwrap_or(&Observed::default()), asked);
+        Ok(device.map(|device| watch.looked(device, asked)))
     }
 
     fn hear(&self, message: &Message) {
@@ -256,7 +346,7 @@ impl Shared {
 
 impl Inner {
     fn tunnels(&self) -> BTreeMap<Ipv4Addr, PeerStatus> {
-        let all = self.sealed.iter().flat_map(|sealed| sealed.sleeve.status());
+        let all = self.sealed.iter().flat_map(Sealed::status);
         all.map(|status| (status.inner, status)).collect()
     }
 
@@ -276,10 +366,14 @@ impl Inner {
 
     /// Looks at all pairs if it is time.
     fn settle_due(&mut self, now: Instant) -> bool {
+        self.is_due(now) && self.settle(now)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
         // The tick before would be as near.
         let pause = TICK * self.stretch() - TICK / 2;
         let due = |last: Instant| now.saturating_duration_since(last) >= pause;
-        self.settled.is_none_or(due) && self.settle(now)
+        self.settled.is_none_or(due)
     }
 
     /// Looks at all pairs, and sends the probes that are due; whether any changed.
@@ -302,7 +396,7 @@ impl Inner {
         };
         pair.hear(probe, now);
         let sealed = self.sealed.as_ref();
-        let status = sealed.and_then(|sealed| sealed.sleeve.status_of(from));
+        let status = sealed.and_then(|sealed| sealed.status_of(from));
         settle(pair, status, (sealed, self.run, every), now)
     }
 }
@@ -315,12 +409,13 @@ fn settle(
 ) -> bool {
     let before = pair.state();
     let tunnel = status.map(|status| Tunnel {
+        key: Some(status.key),
         heard_at: status.proven,
         alive: status.heard.is_some_and(|heard| heard < SILENT_AFTER),
     });
     pair.look(tunnel.unwrap_or_default(), now);
     if let Some(probe) = pair.probe(run, every, now)
-        && sealed.is_some_and(|sealed| sealed.sleeve.send(pair.inner(), &probe.write()))
+        && sealed.is_some_and(|sealed| sealed.send(pair.inner(), &probe.write()))
     {
         pair.sent(&probe, now);
     }

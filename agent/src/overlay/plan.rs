@@ -20,9 +20,11 @@ use kontena_sleeve::Table;
 
 use super::entries::Entries;
 use super::intent::{Attachment, OverlayIntent};
+use super::plan_inside as inside;
 use super::state::{
     Bridge, BridgeSettings, ContainerEnd, Filter, FilterState, Forwarding, GuardState, HostEnd,
-    Observed, Port, PortSettings, RemoteEntry, SleeveIdentity, SleeveState, Tunnel, TunnelIdentity,
+    Observed, Port, PortSettings, RemoteEntry, Sealing, SleeveIdentity, SleeveState, Tunnel,
+    TunnelIdentity,
 };
 use super::step::{Link, Step};
 
@@ -49,17 +51,12 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .collect();
     let mut steps = Vec::new();
 
-    let mut filter = Filter {
-        peers: entries.accepted.clone(),
-        fence: intent.fence.clone(),
-    };
-    let present = match &observed.filter {
-        FilterState::Sound(present) => present.fence.masters.clone(),
-        _ => None,
-    };
-    let masters = filter.fence.masters.take().or(present);
-    filter.fence.masters = Some(masters.unwrap_or_default());
-    open_filter(&filter, &observed.filter, &mut steps);
+    open_filter(
+        &wanted_filter(intent, &entries, &observed.filter),
+        &observed.filter,
+        &mut steps,
+    );
+    inside::fence(intent.sealing, &observed.inside, &mut steps);
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));
     }
@@ -77,13 +74,19 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     if tunnel.is_none_or(|t| t.port != port) {
         steps.push(Step::SetTunnel(port));
     }
-    if sleeve.is_none() {
-        steps.push(Step::StartSleeve(sleeve_identity(intent)));
-    }
-    let flooded = seal(&entries.table, sleeve, &mut steps);
-    if sleeve.is_none() || observed.tap != Some(port) {
-        steps.push(Step::SetTap(port));
-    }
+    let retable = match intent.sealing {
+        Sealing::Sleeve => seal(
+            intent,
+            entries.table.clone(),
+            (sleeve, observed.tap),
+            &mut steps,
+        ),
+        Sealing::WireGuard => {
+            inside::seal(intent, &observed.inside, &mut steps);
+            None
+        }
+    };
+    add_floods(&entries, tunnel, &mut steps);
     // From here on nobody gets or gives in clear who should not, whatever becomes of
     // the steps that follow and of this agent.
     close_filter(&entries.accepted, &observed.filter, &mut steps);
@@ -93,9 +96,8 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .as_ref()
         .filter(|bridge| bridge.mac == intent.own.mac);
     add_entries(&entries, kept, (tunnel, &remote), &mut steps);
-    if flooded != entries.table {
-        steps.push(Step::SetTable(Box::new(entries.table)));
-    }
+    steps.extend(retable);
+    inside::unfence(intent.sealing, &observed.inside, &mut steps);
     allow_forwarding(observed.forwarding.as_ref(), &mut steps);
     attach(intent, observed, &mut steps);
     announce(observed, &mut steps);
@@ -114,6 +116,7 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     let sleeve = observed.sleeve.as_ref().map(|_| Step::StopSleeve);
     let mut steps: Vec<Step> = sleeve.into_iter().collect();
     steps.extend(links.map(Step::DeleteLink));
+    steps.extend(inside::remove(&observed.inside));
     for (&place, &count) in observed.forwarding.iter().flat_map(|f| &f.present) {
         steps.extend(std::iter::repeat_n(Step::ForgetForwarding(place), count));
     }
@@ -124,6 +127,22 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
         steps.push(Step::RemoveFilter);
     }
     steps
+}
+
+/// The filter that is wanted. While it is not known where the Master is, it stays where
+/// it was.
+fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState) -> Filter {
+    let mut wanted = Filter {
+        peers: entries.accepted.clone(),
+        fence: intent.fence.clone(),
+    };
+    let present = match filter {
+        FilterState::Sound(present) => present.fence.masters.clone(),
+        _ => None,
+    };
+    let masters = wanted.fence.masters.take().or(present);
+    wanted.fence.masters = Some(masters.unwrap_or_default());
+    wanted
 }
 
 fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
@@ -224,10 +243,10 @@ fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<S
         present
             .iter()
             .filter(|a| **a != address)
-            .map(|a| Step::RemoveAddress(*a)),
+            .map(|a| Step::RemoveAddress(Link::Bridge, *a)),
     );
     if !present.contains(&address) {
-        steps.push(Step::AddAddress(address));
+        steps.push(Step::AddAddress(Link::Bridge, address));
     }
 }
 
@@ -295,9 +314,17 @@ fn tunnel_port(intent: &OverlayIntent) -> PortSettings {
     }
 }
 
-/// Says who is at the other ends; who gets what is for all keeps getting it sealed
-/// until it gets it in clear. The table after that.
-fn seal(wanted: &Table, sleeve: Option<&SleeveState>, steps: &mut Vec<Step>) -> Table {
+/// Starts the sleeve and says who is at the other ends; who gets what is for all keeps
+/// getting it sealed until it gets it in clear. What is to be said after that.
+fn seal(
+    intent: &OverlayIntent,
+    wanted: Table,
+    (sleeve, tap): (Option<&SleeveState>, Option<PortSettings>),
+    steps: &mut Vec<Step>,
+) -> Option<Step> {
+    if sleeve.is_none() {
+        steps.push(Step::StartSleeve(sleeve_identity(intent)));
+    }
     let mut table = wanted.clone();
     let present = sleeve.map(|sleeve| &sleeve.table);
     let before = present.iter().flat_map(|table| &table.floods);
@@ -306,19 +333,27 @@ fn seal(wanted: &Table, sleeve: Option<&SleeveState>, steps: &mut Vec<Step>) -> 
     if present != Some(&table) {
         steps.push(Step::SetTable(Box::new(table.clone())));
     }
-    table
+    let port = tunnel_port(intent);
+    if sleeve.is_none() || tap != Some(port) {
+        steps.push(Step::SetTap(port));
+    }
+    (table != wanted).then(|| Step::SetTable(Box::new(wanted)))
 }
 
-/// New targets first, then what points at them; the old ones last.
+/// What is for all has its new way before any loses its old one.
+fn add_floods(entries: &Entries, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
+    let there = |to: &&Ipv4Addr| tunnel.is_some_and(|tunnel| tunnel.floods.contains(to));
+    let new = entries.floods.iter().filter(|to| !there(to));
+    steps.extend(new.map(|&to| Step::AddFlood(to)));
+}
+
+/// The MACs move; the old targets go last.
 fn add_entries(
     entries: &Entries,
     bridge: Option<&Bridge>,
     (tunnel, remote): (Option<&Tunnel>, &BTreeMap<Mac, RemoteEntry>),
     steps: &mut Vec<Step>,
 ) {
-    let floods = tunnel.map(|t| t.floods.clone()).unwrap_or_default();
-    let new = entries.fast.difference(&floods);
-    steps.extend(new.map(|&to| Step::AddFlood(to)));
     let present = |mac: &Mac| tunnel.and_then(|tunnel| tunnel.entries.get(mac));
     for (mac, &to) in &entries.targets {
         if present(mac).is_none_or(|now| *now != BTreeSet::from([to])) {
@@ -343,7 +378,8 @@ fn add_entries(
         .filter(|mac| !entries.targets.contains_key(mac))
         .filter(sealed_now);
     steps.extend(unused.map(|&mac| Step::DeleteTunnelEntry(mac)));
-    let old = floods.difference(&entries.fast);
+    let floods = tunnel.iter().flat_map(|tunnel| &tunnel.floods);
+    let old = floods.filter(|to| !entries.floods.contains(to));
     steps.extend(old.map(|&to| Step::DeleteFlood(to)));
 }
 

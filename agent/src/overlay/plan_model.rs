@@ -1,7 +1,8 @@
 //! A model of the kernel for the plan's tests: what each step does to what a
 //! plan can see. It panics where the kernel would refuse.
 
-use super::super::state::{Chain, ForwardPlace, Variant};
+use super::super::state::{Chain, ForwardPlace, InnerRoute, Inside, InsideLink, Variant};
+use super::super::wireguard::{Looked, model::deliver};
 use super::*;
 
 pub(super) const DOCKER_USER: ForwardPlace = ForwardPlace {
@@ -21,6 +22,7 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
         tunnel: None,
         sleeve: None,
         tap: None,
+        inside: Inside::default(),
         remote: BTreeMap::new(),
         host_ends: BTreeMap::new(),
         containers: intent.attachments.keys().map(|&id| (id, None)).collect(),
@@ -44,33 +46,15 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         Step::CreateBridge { .. }
         | Step::SetBridgeMac(_)
         | Step::SetBridge(_)
-        | Step::AddAddress(_)
-        | Step::RemoveAddress(_)
+        | Step::AddAddress(Link::Bridge, _)
+        | Step::RemoveAddress(Link::Bridge, _)
         | Step::SetNeighbour(..)
         | Step::DeleteNeighbour(_) => apply_to_bridge(&mut model.bridge, step),
         Step::DeleteLink(link) => delete_link(model, *link),
         Step::Attach { .. } | Step::SetHostEnd { .. } | Step::Configure { .. } => {
             apply_to_container(model, step);
         }
-        Step::CreateTunnel { vni, mtu } => {
-            assert!(
-                matches!(model.filter, FilterState::Sound(_)),
-                "the filter comes first"
-            );
-            assert!(model.tunnel.is_none(), "there is one already");
-            let identity = TunnelIdentity {
-                vni: *vni,
-                udp_port: VXLAN_PORT,
-                learning: false,
-                bound: false,
-            };
-            model.tunnel = Some(Tunnel {
-                identity,
-                port: fresh_port(*mtu),
-                entries: BTreeMap::new(),
-                floods: BTreeSet::new(),
-            });
-        }
+        Step::CreateTunnel { vni, mtu } => create_tunnel(model, (*vni, *mtu)),
         Step::SetTunnel(port) => {
             let guarded = matches!(model.guard, GuardState::Sound(_));
             assert!(guarded, "the guard comes before the tunnel is up");
@@ -79,6 +63,14 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         Step::StartSleeve(_) | Step::StopSleeve | Step::SetTap(_) | Step::SetTable(_) => {
             apply_to_sleeve(model, step);
         }
+        Step::AddRoute(_)
+        | Step::DeleteRoute(_)
+        | Step::CreateWireGuard { .. }
+        | Step::AddAddress(..)
+        | Step::RemoveAddress(..)
+        | Step::Retell(_)
+        | Step::SetWireGuard { .. }
+        | Step::HearProbes(_) => apply_to_inside(model, step),
         Step::SetBridgeEntry(mac, port) => {
             let there = match port {
                 Port::Tunnel => model.tunnel.as_ref().map(|tunnel| tunnel.port),
@@ -97,6 +89,24 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         }
         entry => apply_to_tunnel(model.tunnel.as_mut().expect("a tunnel"), entry),
     }
+}
+
+fn create_tunnel(model: &mut Observed, (vni, mtu): (u32, u32)) {
+    let filtered = matches!(model.filter, FilterState::Sound(_));
+    assert!(filtered, "the filter comes first");
+    assert!(model.tunnel.is_none(), "there is one already");
+    let identity = TunnelIdentity {
+        vni,
+        udp_port: VXLAN_PORT,
+        learning: false,
+        bound: false,
+    };
+    model.tunnel = Some(Tunnel {
+        identity,
+        port: fresh_port(mtu),
+        entries: BTreeMap::new(),
+        floods: BTreeSet::new(),
+    });
 }
 
 fn forget_forwarding(rules: &mut BTreeMap<ForwardPlace, usize>, place: ForwardPlace) {
@@ -147,6 +157,7 @@ fn forget_port(model: &mut Observed, port: Port) {
 fn apply_to_sleeve(model: &mut Observed, step: &Step) {
     match step {
         Step::StartSleeve(identity) => {
+            assert!(model.inside.link.is_none(), "it has the port");
             forget_port(model, Port::Tap);
             model.tap = Some(fresh_port(1500));
             model.sleeve = Some(SleeveState {
@@ -162,6 +173,63 @@ fn apply_to_sleeve(model: &mut Observed, step: &Step) {
         Step::SetTap(port) => *model.tap.as_mut().expect("a device") = *port,
         Step::SetTable(table) => {
             model.sleeve.as_mut().expect("a sealed path").table = (**table).clone();
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+fn apply_to_inside(model: &mut Observed, step: &Step) {
+    let filtered = matches!(model.filter, FilterState::Sound(_));
+    let inside = &mut model.inside;
+    let fenced = inside.routes.contains(&InnerRoute::Unreachable);
+    if let Step::CreateWireGuard { mtu } = step {
+        assert!(filtered && fenced, "what guards it comes first");
+        assert!(inside.link.is_none(), "there is one already");
+        inside.device = Some(Looked::default());
+        inside.link = Some(InsideLink {
+            mtu: *mtu,
+            up: false,
+            addresses: BTreeSet::new(),
+        });
+        return;
+    }
+    match step {
+        Step::AddRoute(InnerRoute::Unreachable) => {
+            inside.routes.insert(InnerRoute::Unreachable);
+        }
+        Step::DeleteRoute(route) => assert!(inside.routes.remove(route)),
+        _ => apply_to_device(inside, step),
+    }
+}
+
+fn apply_to_device(inside: &mut Inside, step: &Step) {
+    let link = inside.link.as_mut().expect("a link");
+    let looked = inside.device.as_mut().expect("a device");
+    match step {
+        Step::AddAddress(_, address) => assert!(link.addresses.insert(*address)),
+        Step::RemoveAddress(_, address) => {
+            assert!(link.addresses.remove(address));
+            if link.addresses.is_empty() {
+                inside.routes.remove(&InnerRoute::Through);
+            }
+        }
+        Step::Retell(retold) => {
+            for message in &retold.messages {
+                deliver(&mut looked.device, message, |_| {});
+            }
+            looked.named.clone_from(&retold.named);
+        }
+        Step::SetWireGuard { mtu } => {
+            assert!(looked.device.listen_port != 0, "the port is told first");
+            (link.mtu, link.up) = (*mtu, true);
+        }
+        Step::AddRoute(InnerRoute::Through) => {
+            assert!(link.up && !link.addresses.is_empty());
+            inside.routes.insert(InnerRoute::Through);
+        }
+        Step::HearProbes(inner) => {
+            assert!(link.addresses.contains(&Ipv4Network::from(*inner)));
+            inside.hears = Some(*inner);
         }
         other => unreachable!("{other}"),
     }
@@ -215,8 +283,8 @@ fn apply_to_bridge(bridge: &mut Option<Bridge>, step: &Step) {
             bridge.neighbours.clear();
         }
         Step::SetBridge(settings) => bridge.settings = *settings,
-        Step::AddAddress(address) => assert!(bridge.addresses.insert(*address)),
-        Step::RemoveAddress(address) => assert!(bridge.addresses.remove(address)),
+        Step::AddAddress(_, address) => assert!(bridge.addresses.insert(*address)),
+        Step::RemoveAddress(_, address) => assert!(bridge.addresses.remove(address)),
         Step::SetNeighbour(ip, mac) => {
             bridge.neighbours.insert(*ip, *mac);
         }
@@ -236,7 +304,13 @@ fn delete_link(model: &mut Observed, link: Link) {
                 model.guard = GuardState::Broken;
             }
         }
-        Link::Tap => unreachable!("it goes with the sealed path"),
+        Link::Tap => unreachable!("it goes with the sleeve"),
+        Link::WireGuard => {
+            model.inside.link.take().expect("a link");
+            model.inside.device = None;
+            model.inside.hears = None;
+            model.inside.routes.remove(&InnerRoute::Through);
+        }
         Link::HostEnd(id) => {
             model.host_ends.remove(&id).expect("a host end");
             // A pair goes as a whole.

@@ -11,6 +11,8 @@ use kontena_schema::ids::PlacementId;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
 
+use super::wireguard::Looked;
+
 /// Everything of ours on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Observed {
@@ -20,9 +22,11 @@ pub(crate) struct Observed {
     pub(crate) forwarding: Option<Forwarding>,
     pub(crate) bridge: Option<Bridge>,
     pub(crate) tunnel: Option<Tunnel>,
-    /// The sealed path, if it works, and the port of the bridge that leads to it.
+    /// The sleeve, if it works, and the port of the bridge that leads to it.
     pub(crate) sleeve: Option<SleeveState>,
     pub(crate) tap: Option<PortSettings>,
+    /// The sealed path under the tunnel.
+    pub(crate) inside: Inside,
     /// The MACs of other hosts that the bridge has, and where it sends for them.
     pub(crate) remote: BTreeMap<Mac, RemoteEntry>,
     /// The host's ends of veth pairs, by the placement that their name says.
@@ -129,9 +133,9 @@ pub(crate) struct Tunnel {
 /// The ports of the bridge that lead to other hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Port {
-    /// In clear.
+    /// In clear, or to WireGuard under it.
     Tunnel,
-    /// Sealed.
+    /// To the sleeve.
     Tap,
 }
 
@@ -143,14 +147,54 @@ pub(crate) struct RemoteEntry {
     pub(crate) pinned: bool,
 }
 
-/// The sealed path.
+/// How a host seals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sealing {
+    /// With the sleeve, whose device is a port of the bridge beside the tunnel.
+    #[default]
+    Sleeve,
+    /// With WireGuard, which is under the tunnel: what is for a sealed peer goes to its
+    /// inner address.
+    WireGuard,
+}
+
+/// What leads to inner addresses: WireGuard's device and the routes of their range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Inside {
+    pub(crate) link: Option<InsideLink>,
+    /// How WireGuard is configured; none if there is nobody to ask.
+    pub(crate) device: Option<Looked>,
+    /// The inner address at which probes are heard on this very link.
+    pub(crate) hears: Option<Ipv4Addr>,
+    pub(crate) routes: BTreeSet<InnerRoute>,
+}
+
+/// WireGuard's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InsideLink {
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) addresses: BTreeSet<Ipv4Network>,
+}
+
+/// A route of the inner range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum InnerRoute {
+    /// Nowhere. It counts while there is no other, so that nothing for an inner address
+    /// ever takes the default route.
+    Unreachable,
+    /// Through WireGuard.
+    Through,
+}
+
+/// The sleeve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SleeveState {
     pub(crate) identity: SleeveIdentity,
     pub(crate) table: Table,
 }
 
-/// What makes a sealed path another one.
+/// What makes a sleeve another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SleeveIdentity {
     pub(crate) vni: u32,

@@ -11,8 +11,10 @@ use kontena_sleeve::Table;
 
 use super::intent::Attachment;
 use super::state::{
-    BridgeSettings, Chain, Fence, Filter, ForwardPlace, Port, PortSettings, SleeveIdentity, Variant,
+    BridgeSettings, Chain, Fence, Filter, ForwardPlace, InnerRoute, Port, PortSettings,
+    SleeveIdentity, Variant,
 };
+use super::wireguard::{DEVICE, Retold};
 use super::{BRIDGE, CONTAINER_INTERFACE, TAP, TUNNEL};
 
 /// One change to the host.
@@ -46,8 +48,8 @@ pub(crate) enum Step {
     /// The kernel then forgets the bridge's neighbours.
     SetBridgeMac(Mac),
     SetBridge(BridgeSettings),
-    AddAddress(Ipv4Network),
-    RemoveAddress(Ipv4Network),
+    AddAddress(Link, Ipv4Network),
+    RemoveAddress(Link, Ipv4Network),
     CreateTunnel {
         vni: u32,
         mtu: u32,
@@ -60,6 +62,20 @@ pub(crate) enum Step {
     SetTap(PortSettings),
     /// Say who is at the other ends of the sealed path.
     SetTable(Box<Table>),
+    AddRoute(InnerRoute),
+    DeleteRoute(InnerRoute),
+    /// It stays down.
+    CreateWireGuard {
+        mtu: u32,
+    },
+    /// Tell WireGuard what it does not know, and remember what it was told.
+    Retell(Box<Retold>),
+    /// Set the link up.
+    SetWireGuard {
+        mtu: u32,
+    },
+    /// Hear probes at the own inner address, and send them from there.
+    HearProbes(Ipv4Addr),
     DeleteLink(Link),
     /// Make a veth pair whose far end is in the container from the start; both
     /// ends stay down.
@@ -100,6 +116,7 @@ pub(crate) enum Link {
     Bridge,
     Tunnel,
     Tap,
+    WireGuard,
     HostEnd(PlacementId),
 }
 
@@ -112,6 +129,8 @@ impl Step {
             self,
             Step::CreateTunnel { .. }
                 | Step::SetTunnel(_)
+                | Step::CreateWireGuard { .. }
+                | Step::SetWireGuard { .. }
                 | Step::SetTunnelEntry(..)
                 | Step::SetBridgeEntry(_, Port::Tunnel)
                 | Step::SetNeighbour(..)
@@ -124,12 +143,27 @@ impl Step {
         matches!(
             self,
             Step::InstallFilter(_)
+                | Step::AddRoute(InnerRoute::Unreachable)
                 | Step::AllowPeers(_)
                 | Step::InstallGuard(_)
                 | Step::ChangeGuard { .. }
                 | Step::CreateBridge { .. }
                 | Step::DeleteLink(Link::Tunnel)
                 | Step::CreateTunnel { .. }
+        )
+    }
+
+    /// Whether the step is of WireGuard's device.
+    pub(crate) fn is_inside(&self) -> bool {
+        matches!(
+            self,
+            Step::CreateWireGuard { .. }
+                | Step::AddAddress(Link::WireGuard, _)
+                | Step::RemoveAddress(Link::WireGuard, _)
+                | Step::Retell(_)
+                | Step::SetWireGuard { .. }
+                | Step::AddRoute(InnerRoute::Through)
+                | Step::HearProbes(_)
         )
     }
 
@@ -159,6 +193,7 @@ impl Link {
             Link::Bridge => BRIDGE.to_owned(),
             Link::Tunnel => TUNNEL.to_owned(),
             Link::Tap => TAP.to_owned(),
+            Link::WireGuard => DEVICE.to_owned(),
             Link::HostEnd(placement) => format!("{HOST_END_PREFIX}{:x}", placement.0),
         }
     }
@@ -170,6 +205,7 @@ impl Link {
             BRIDGE => return Some(Link::Bridge),
             TUNNEL => return Some(Link::Tunnel),
             TAP => return Some(Link::Tap),
+            DEVICE => return Some(Link::WireGuard),
             _ => {}
         }
         let digits = name.strip_prefix(HOST_END_PREFIX)?;
@@ -192,6 +228,15 @@ impl Port {
 impl fmt::Display for ForwardPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {}", self.chain.name(), self.variant.program())
+    }
+}
+
+impl fmt::Display for InnerRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InnerRoute::Unreachable => write!(f, "the route of inner addresses to nowhere"),
+            InnerRoute::Through => write!(f, "the route of inner addresses through {DEVICE}"),
+        }
     }
 }
 
@@ -242,14 +287,24 @@ impl fmt::Display for Step {
             Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),
             Step::SetBridgeMac(mac) => write!(f, "give {BRIDGE} the MAC {mac}"),
             Step::SetBridge(_) => write!(f, "set up {BRIDGE}"),
-            Step::AddAddress(address) => write!(f, "give {BRIDGE} the address {address}"),
-            Step::RemoveAddress(address) => write!(f, "take the address {address} from {BRIDGE}"),
+            Step::AddAddress(link, address) => {
+                write!(f, "give {} the address {address}", link.name())
+            }
+            Step::RemoveAddress(link, address) => {
+                write!(f, "take the address {address} from {}", link.name())
+            }
             Step::CreateTunnel { vni, .. } => write!(f, "create {TUNNEL} with VNI {vni}"),
             Step::SetTunnel(_) => write!(f, "set up {TUNNEL}"),
             Step::StartSleeve(_) => write!(f, "start the sealed path"),
             Step::StopSleeve => write!(f, "end the sealed path"),
             Step::SetTap(_) => write!(f, "set up {TAP}"),
             Step::SetTable(table) => write!(f, "seal for {} peers", table.peers.len()),
+            Step::AddRoute(route) => write!(f, "add {route}"),
+            Step::DeleteRoute(route) => write!(f, "delete {route}"),
+            Step::CreateWireGuard { .. } => write!(f, "create {DEVICE}"),
+            Step::Retell(retold) => write!(f, "tell {DEVICE} of {} keys", retold.named.len()),
+            Step::SetWireGuard { .. } => write!(f, "set up {DEVICE}"),
+            Step::HearProbes(inner) => write!(f, "hear probes at {inner}"),
             Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
             Step::Attach { placement, to, .. } => {
                 write!(
@@ -286,7 +341,7 @@ mod tests {
 
     #[test]
     fn names_of_links_fit_and_lead_back_to_them() {
-        for link in [Link::Bridge, Link::Tunnel, Link::Tap]
+        for link in [Link::Bridge, Link::Tunnel, Link::Tap, Link::WireGuard]
             .into_iter()
             .chain([1, 0x1f, (1 << 36) - 1].map(|id| Link::HostEnd(PlacementId(id))))
         {

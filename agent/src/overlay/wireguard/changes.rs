@@ -25,8 +25,8 @@ pub(super) const NETWORKS_MAX: usize = 256;
 
 /// The messages that make `wanted` of `observed`, in order.
 ///
-/// `told` has the endpoints that were wanted before ([`Device::endpoints`], once
-/// all messages of that time were taken). An endpoint that differs from the
+/// `told` has the endpoints that were wanted before, once all messages of that time were
+/// taken. An endpoint that differs from the
 /// kernel's is written if it is not the one told before: else the peer has roamed.
 /// A peer that nothing is known of, as after a restart, may have roamed too if it
 /// ever made a handshake, and is left alone. To send a peer back to where it is

@@ -17,6 +17,7 @@ pub(crate) struct Device {
     pub(crate) peers: BTreeMap<PublicKey, WgPeer>,
 }
 
+#[cfg(test)]
 impl Device {
     /// Where each peer is said to be: what [`super::changes`] wants to know the
     /// next time.

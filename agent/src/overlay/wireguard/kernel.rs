@@ -105,18 +105,6 @@ pub(crate) async fn create_link(netlink: &Netlink, mtu: u32) -> Result<(), Cause
     Ok(netlink.handle.link().add(link).execute().await?)
 }
 
-/// Deletes the link, and with it the key and the peers; it may be gone already.
-pub(crate) async fn delete_link(netlink: &Netlink) -> Result<(), Cause> {
-    let Some(link) = netlink.link(DEVICE).await? else {
-        return Ok(());
-    };
-    let deleted = netlink.handle.link().del(link.header.index).execute().await;
-    match deleted.map_err(Cause::from) {
-        Err(cause) if cause.is_missing() => Ok(()),
-        other => other,
-    }
-}
-
 impl From<GenetlinkError> for Cause {
     fn from(error: GenetlinkError) -> Self {
         match error {
@@ -222,7 +210,10 @@ mod tests {
                 }
                 Err(other) => panic!("{other}"),
             }
-            delete_link(&netlink).await.unwrap();
+            if let Some(link) = netlink.link(DEVICE).await.unwrap() {
+                let deleted = netlink.handle.link().del(link.header.index);
+                deleted.execute().await.unwrap();
+            }
             assert_eq!(kernel.observe().await.unwrap(), None);
         });
     }

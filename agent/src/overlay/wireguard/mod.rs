@@ -1,9 +1,10 @@
 //! The device of the sealed path on hosts whose kernel has WireGuard: what it is
 //! to be, what it is, and the messages that lead from one to the other.
 //!
-//! [`Device`] says what is wanted and [`Kernel::observe`] what there is,
-//! [`changes`] is the pure difference of the two, and [`Kernel::change`] tells
-//! the kernel one message of it.
+//! [`Device`] says what is wanted and [`Control::observe`] what there is,
+//! [`changes`] is the pure difference of the two, and [`Control::change`] tells
+//! the device one message of it. [`Watch`] makes of many looks how the ways to
+//! peers are.
 //!
 //! Invariants: a peer that stays is never removed, nor is the whole list of peers
 //! replaced, so its session goes on; an allowed network that moves from one key
@@ -17,19 +18,24 @@
 
 mod changes;
 mod codec;
+mod control;
 mod device;
 mod kernel;
+mod uapi;
+mod watch;
 
 #[cfg(test)]
 mod changes_tests;
 #[cfg(test)]
 mod codec_tests;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 
 pub(crate) use changes::changes;
-pub(crate) use device::{Device, Message, Observed, ObservedPeer, WgPeer};
-pub(crate) use kernel::{Kernel, create_link, delete_link};
+pub(crate) use control::Control;
+pub(crate) use device::{Device, Observed, WgPeer};
+pub(crate) use kernel::Kernel;
+pub(crate) use watch::{Looked, Moment, Named, Retold, Watch};
 
 /// The name of the WireGuard device.
 pub(crate) const DEVICE: &str = "kontena-wg";

@@ -16,10 +16,10 @@ use kontena_schema::key::PublicKey;
 use kontena_sleeve::PrivateKey;
 
 /// A moment inside a message: packets that pass now meet what is there now.
-pub(super) struct Moment<'a> {
-    pub(super) device: &'a Observed,
+pub(crate) struct Moment<'a> {
+    pub(crate) device: &'a Observed,
     /// The peer whose networks are being replaced.
-    pub(super) replaced: Option<PublicKey>,
+    pub(crate) replaced: Option<PublicKey>,
 }
 
 /// A generic netlink message as the kernel gets it, without the netlink header.
@@ -31,7 +31,7 @@ pub(super) fn payload(message: WireguardMessage) -> Vec<u8> {
 }
 
 /// Makes the changes of a message, and shows every moment of it.
-pub(super) fn deliver(device: &mut Observed, message: &Message, mut show: impl FnMut(Moment<'_>)) {
+pub(crate) fn deliver(device: &mut Observed, message: &Message, mut show: impl FnMut(Moment<'_>)) {
     let bytes = payload(codec::request(message));
     let header = GenlHeader::parse(&bytes).unwrap();
     let request = WireguardMessage::parse_with_param(&bytes[header.buffer_len()..], header);

@@ -1,0 +1,164 @@
+//! The part of the plan that is WireGuard's: its device, and the routes to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use ipnetwork::Ipv4Network;
+use kontena_schema::key::PublicKey;
+use kontena_schema::limits::WIREGUARD_PORT;
+
+use super::intent::{OverlayIntent, PeerIntent, Reach};
+use super::state::{InnerRoute, Inside, Sealing};
+use super::step::{Link, Step};
+use super::wireguard::{Device, Looked, Named, Retold, WgPeer, changes};
+
+/// What is around a frame of the overlay inside WireGuard: Ethernet, VXLAN, UDP and IPv4.
+const ENVELOPE: u32 = 14 + 8 + 8 + 20;
+/// As the sleeve's: half of the shortest time after which common routers forget.
+const KEEPALIVE_S: u16 = 15;
+/// Where nobody is.
+const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+
+/// Makes sure that nothing for an inner address takes another way, before there is one;
+/// and without WireGuard, that it is not in the sleeve's way.
+pub(super) fn fence(sealing: Sealing, inside: &Inside, steps: &mut Vec<Step>) {
+    match sealing {
+        Sealing::WireGuard => {
+            if !inside.routes.contains(&InnerRoute::Unreachable) {
+                steps.push(Step::AddRoute(InnerRoute::Unreachable));
+            }
+        }
+        // It has the sleeve's port.
+        Sealing::Sleeve => steps.extend(delete_link(inside)),
+    }
+}
+
+/// Takes the route to nowhere away where no way to inner addresses is wanted.
+pub(super) fn unfence(sealing: Sealing, inside: &Inside, steps: &mut Vec<Step>) {
+    if sealing == Sealing::Sleeve {
+        steps.extend(delete_route(inside));
+    }
+}
+
+/// The steps that leave nothing of it.
+pub(super) fn remove(inside: &Inside) -> impl Iterator<Item = Step> {
+    delete_link(inside).into_iter().chain(delete_route(inside))
+}
+
+fn delete_link(inside: &Inside) -> Option<Step> {
+    let there = inside.link.is_some();
+    there.then_some(Step::DeleteLink(Link::WireGuard))
+}
+
+/// The route through the device goes with it.
+fn delete_route(inside: &Inside) -> Option<Step> {
+    let there = inside.routes.contains(&InnerRoute::Unreachable);
+    there.then_some(Step::DeleteRoute(InnerRoute::Unreachable))
+}
+
+/// Brings the device to what is wanted: the peers before it is up, the route last.
+pub(super) fn seal(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step>) {
+    let mtu = intent.mtu + ENVELOPE;
+    let there = inside.link.as_ref().zip(inside.device.as_ref());
+    if there.is_none() {
+        steps.push(Step::CreateWireGuard { mtu });
+    }
+    let own = Ipv4Network::from(intent.own.inner);
+    let addresses = there
+        .map(|(link, _)| link.addresses.clone())
+        .unwrap_or_default();
+    let others = addresses.iter().filter(|address| **address != own);
+    steps.extend(others.map(|&other| Step::RemoveAddress(Link::WireGuard, other)));
+    if !addresses.contains(&own) {
+        steps.push(Step::AddAddress(Link::WireGuard, own));
+    }
+    steps.extend(retell(intent, there.map(|(_, device)| device)));
+    let up = there.is_some_and(|(link, _)| link.up && link.mtu == mtu);
+    if !up {
+        steps.push(Step::SetWireGuard { mtu });
+    }
+    // A link that loses its last address, or goes down, loses its routes.
+    let routed = inside.routes.contains(&InnerRoute::Through);
+    if !routed || !up || !addresses.contains(&own) {
+        steps.push(Step::AddRoute(InnerRoute::Through));
+    }
+    if there.is_none() || inside.hears != Some(intent.own.inner) {
+        steps.push(Step::HearProbes(intent.own.inner));
+    }
+}
+
+fn retell(intent: &OverlayIntent, looked: Option<&Looked>) -> Option<Step> {
+    let (device, named) = wanted(intent)?;
+    let nothing = Looked::default();
+    let looked = looked.unwrap_or(&nothing);
+    let retold = Retold {
+        messages: changes(&device, &told(looked), &looked.device),
+        named,
+    };
+    let known = retold.messages.is_empty() && retold.named == looked.named;
+    (!known).then(|| Step::Retell(Box::new(retold)))
+}
+
+/// What the device was told of places; a peer that is lost is to be told of again.
+fn told(looked: &Looked) -> BTreeMap<PublicKey, SocketAddrV4> {
+    let told = |(key, named): (&PublicKey, &Named)| {
+        let lost = looked.lost.contains(key);
+        let told = if lost { Some(NOWHERE) } else { named.endpoint };
+        Some((*key, told?))
+    };
+    looked.named.iter().filter_map(told).collect()
+}
+
+/// The device, and who has which key; none before this host has a key.
+fn wanted(intent: &OverlayIntent) -> Option<(Device, BTreeMap<PublicKey, Named>)> {
+    let mut device = Device {
+        private_key: intent.keys.first()?.clone(),
+        listen_port: WIREGUARD_PORT,
+        peers: BTreeMap::new(),
+    };
+    let mut named = BTreeMap::new();
+    for peer in intent.peers.values() {
+        for (key, of, peer) in keys(intent, peer) {
+            named.insert(key, of);
+            device.peers.insert(key, peer);
+        }
+    }
+    Some((device, named))
+}
+
+/// A peer with each of its keys. It is reached with the one that it uses; of the other it
+/// only hears, so that a handshake with it finds an answer.
+fn keys(intent: &OverlayIntent, peer: &PeerIntent) -> Vec<(PublicKey, Named, WgPeer)> {
+    let Some(keys) = peer
+        .keys
+        .filter(|_| !matches!(intent.reach(peer), Reach::None(_)))
+    else {
+        return Vec::new();
+    };
+    let endpoint = peer
+        .place()
+        .map(|place| SocketAddrV4::new(place, WIREGUARD_PORT));
+    let one = |key: PublicKey, next: bool| {
+        let named = Named {
+            inner: peer.inner,
+            endpoint,
+            next,
+        };
+        let used = next == peer.uses_next();
+        let allowed = used.then(|| Ipv4Network::from(peer.inner));
+        let keepalive_s = if used { KEEPALIVE_S } else { 0 };
+        let allowed: BTreeSet<_> = allowed.into_iter().collect();
+        let peer = WgPeer {
+            endpoint,
+            allowed,
+            keepalive_s,
+        };
+        (key, named, peer)
+    };
+    let next = keys.next.map(|next| one(next, true));
+    [one(keys.current, false)].into_iter().chain(next).collect()
+}
+
+#[cfg(test)]
+#[path = "plan_inside_tests.rs"]
+mod tests;

@@ -1,0 +1,197 @@
+//! What WireGuard is told of peers that move, get lost, or change their keys.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use ipnetwork::IpNetwork;
+use kontena_schema::ids::NodeId;
+use kontena_schema::key::PublicKeys;
+use kontena_schema::mac::Mac;
+use kontena_schema::path::Path;
+use kontena_sleeve::PrivateKey;
+
+use super::super::intent::OwnNode;
+use super::super::pair::PairState;
+use super::super::state::{Fence, InsideLink};
+use super::super::wireguard::model::deliver;
+use super::*;
+
+const CURRENT: PublicKey = PublicKey([2; 32]);
+const NEXT: PublicKey = PublicKey([3; 32]);
+const OWN: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 1);
+const INNER: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 2);
+
+fn place(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, host)
+}
+
+/// A host with one peer.
+fn intent() -> OverlayIntent {
+    let peer = PeerIntent {
+        overlay_address: Ipv4Addr::new(10, 81, 0, 2),
+        inner: INNER,
+        keys: Some(PublicKeys {
+            current: CURRENT,
+            next: None,
+        }),
+        path: Path::Sealed { to: place(2) },
+        agreement: 7,
+        back: Some(place(1)),
+        places: vec![place(2), place(3)],
+        state: PairState::default(),
+    };
+    OverlayIntent {
+        vni: 7,
+        supernet: "10.81.0.0/17".parse().unwrap(),
+        own: OwnNode {
+            address: Ipv4Addr::new(10, 81, 0, 1),
+            mac: Mac([2; 6]),
+            inner: OWN,
+            underlay: BTreeSet::from([place(1)]),
+        },
+        mtu: 1370,
+        peers: BTreeMap::from([(NodeId(2), peer)]),
+        endpoints: Vec::new(),
+        keys: vec![PrivateKey::from_octets([1; 32])],
+        sealing: Sealing::WireGuard,
+        fence: Fence::default(),
+        attachments: BTreeMap::new(),
+    }
+}
+
+fn peer(intent: &mut OverlayIntent) -> &mut PeerIntent {
+    intent.peers.values_mut().next().unwrap()
+}
+
+/// A host that is as this intent wants it, and whose peer made a handshake.
+fn host(intent: &OverlayIntent) -> Inside {
+    let link = InsideLink {
+        mtu: 1420,
+        up: true,
+        addresses: BTreeSet::from([OWN.into()]),
+    };
+    let mut inside = Inside {
+        link: Some(link),
+        device: Some(Looked::default()),
+        hears: Some(OWN),
+        routes: BTreeSet::from([InnerRoute::Unreachable, InnerRoute::Through]),
+    };
+    tell(&mut inside, intent);
+    let looked = inside.device.as_mut().unwrap();
+    let peer = looked.device.peers.get_mut(&CURRENT).unwrap();
+    peer.last_handshake = Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(9));
+    inside
+}
+
+/// Tells the device what it is to know; how many messages that took.
+fn tell(inside: &mut Inside, intent: &OverlayIntent) -> usize {
+    let mut steps = Vec::new();
+    seal(intent, inside, &mut steps);
+    let looked = inside.device.as_mut().unwrap();
+    let mut messages = 0;
+    for step in steps {
+        let Step::Retell(retold) = step else {
+            panic!("{step}")
+        };
+        for message in &retold.messages {
+            deliver(&mut looked.device, message, |_| {});
+        }
+        messages += retold.messages.len();
+        looked.named = retold.named;
+    }
+    messages
+}
+
+fn endpoint(inside: &Inside) -> Option<SocketAddr> {
+    inside.device.as_ref().unwrap().device.peers[&CURRENT].endpoint
+}
+
+fn at(host: u8, port: u16) -> Option<SocketAddr> {
+    Some((place(host), port).into())
+}
+
+#[test]
+fn a_host_that_is_right_is_told_nothing() {
+    let intent = intent();
+    let mut inside = host(&intent);
+    assert_eq!(endpoint(&inside), at(2, WIREGUARD_PORT));
+    let mut steps = Vec::new();
+    seal(&intent, &inside, &mut steps);
+    assert_eq!(steps, vec![]);
+    // A new agent only has to learn who is who.
+    inside.device.as_mut().unwrap().named.clear();
+    assert_eq!(tell(&mut inside, &intent), 0);
+}
+
+#[test]
+fn a_peer_that_roamed_is_left_alone_until_its_place_changes_or_it_is_lost() {
+    let mut intent = intent();
+    let mut inside = host(&intent);
+    let roam = |inside: &mut Inside| {
+        let peers = &mut inside.device.as_mut().unwrap().device.peers;
+        peers.get_mut(&CURRENT).unwrap().endpoint = at(9, 4000);
+    };
+    roam(&mut inside);
+    assert_eq!(tell(&mut inside, &intent), 0);
+    assert_eq!(endpoint(&inside), at(9, 4000));
+    peer(&mut intent).state.place = Some(place(3));
+    assert_eq!(tell(&mut inside, &intent), 1);
+    assert_eq!(endpoint(&inside), at(3, WIREGUARD_PORT));
+    roam(&mut inside);
+    assert_eq!(tell(&mut inside, &intent), 0);
+    inside.device.as_mut().unwrap().lost.insert(CURRENT);
+    assert_eq!(tell(&mut inside, &intent), 1);
+    assert_eq!(endpoint(&inside), at(3, WIREGUARD_PORT));
+    assert_eq!(tell(&mut inside, &intent), 0, "it is there already");
+}
+
+#[test]
+fn the_network_is_of_the_next_key_once_that_is_used() {
+    let mut intent = intent();
+    let mut inside = host(&intent);
+    let holder = |inside: &Inside| {
+        let peers = &inside.device.as_ref().unwrap().device.peers;
+        let network = IpNetwork::V4(INNER.into());
+        let has = peers
+            .iter()
+            .filter(|(_, peer)| peer.allowed.contains(&network));
+        has.map(|(key, peer)| (*key, peer.keepalive_s))
+            .collect::<Vec<_>>()
+    };
+    peer(&mut intent).keys.as_mut().unwrap().next = Some(NEXT);
+    assert_eq!(tell(&mut inside, &intent), 1);
+    assert_eq!(holder(&inside), [(CURRENT, 15)]);
+    // It says nothing of itself: the peer does not answer under that key yet.
+    let peers = &inside.device.as_ref().unwrap().device.peers;
+    assert_eq!(peers[&NEXT].keepalive_s, 0);
+    peer(&mut intent).state.key = Some(NEXT);
+    assert_eq!(tell(&mut inside, &intent), 1);
+    assert_eq!(holder(&inside), [(NEXT, 15)]);
+    // The directory follows.
+    peer(&mut intent).keys = Some(PublicKeys {
+        current: NEXT,
+        next: None,
+    });
+    assert_eq!(tell(&mut inside, &intent), 1);
+    assert_eq!(holder(&inside), [(NEXT, 15)]);
+    let peers = &inside.device.as_ref().unwrap().device.peers;
+    assert_eq!(peers.len(), 1, "the old one is gone");
+}
+
+#[test]
+fn who_has_no_key_or_no_way_is_no_peer() {
+    for (keys, places) in [(None, vec![place(2)]), (Some(CURRENT), vec![place(1)])] {
+        let mut intent = intent();
+        let keys = keys.map(|current| PublicKeys {
+            current,
+            next: None,
+        });
+        let peer = peer(&mut intent);
+        (peer.keys, peer.places) = (keys, places);
+        let (device, named) = wanted(&intent).unwrap();
+        assert!(device.peers.is_empty() && named.is_empty());
+    }
+    let mut intent = intent();
+    intent.keys.clear();
+    assert_eq!(wanted(&intent), None);
+}
