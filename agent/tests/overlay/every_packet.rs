@@ -8,13 +8,13 @@ use kontena_lab::{Seen, capture};
 use crate::lab::{BOUND, Host, Switch, grid, uninterrupted, world};
 
 /// What containers send, in every packet.
-const MARKER: &[u8; 16] = b"kontena-in-clear";
+pub const MARKER: &[u8; 16] = b"kontena-in-clear";
 /// Datagrams under way at once: fewer than any queue on the way holds.
 const UNDER_WAY: u64 = 128;
 
 /// Sends datagrams with the marker from one host's container to the other's, all of
 /// which must arrive, and looks at what passes the switch meanwhile.
-fn send(switch: &Switch, [from, to]: [&Host; 2], datagrams: u64) -> Seen {
+pub fn send(switch: &Switch, [from, to]: [&Host; 2], datagrams: u64) -> Seen {
     let bind = |host: &Host| {
         let container = &host.containers[0];
         let at = (container.address, 7000);

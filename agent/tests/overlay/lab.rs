@@ -13,7 +13,7 @@ use kontena_lab::{Keeper, packets};
 
 use kontena_agent::overlay::{
     Attachment, Clear, Fence, Health, Overlay, OverlayError, OverlayIntent, OverlayReport,
-    OwnState, PairStates,
+    OwnState, PairStates, SealedBy,
 };
 use kontena_schema::agent::{Endpoint, GridSettings, Measures, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
@@ -23,6 +23,8 @@ use kontena_schema::path::{Path, Site, path};
 use kontena_sleeve::PrivateKey;
 use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::wireguard_go::WireGuard;
 
 /// Where the lab's Master would be.
 pub const MASTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
@@ -97,6 +99,8 @@ pub struct Host {
     pub place: Place,
     pub node: NodeEntry,
     pub keys: Vec<PrivateKey>,
+    /// What seals its paths, if not the sleeve.
+    pub wireguard: Option<WireGuard>,
     pub containers: Vec<Container>,
 }
 
@@ -109,16 +113,26 @@ struct Agent {
 impl Host {
     /// A host with underlay address 198.51.100.`number` on the switch.
     pub fn start(switch: &Switch, number: u8) -> Self {
-        let site = Site {
-            region: "lab".into(),
-            public_ip: None,
-            private_ip: Some(underlay(number)),
-        };
-        Self::start_at(number, site, |place| switch.plug(place, number))
+        Self::start_at(number, site(number), |place| switch.plug(place, number))
+    }
+
+    /// The same, with a device of WireGuard.
+    pub fn start_with_wireguard(switch: &Switch, number: u8) -> Self {
+        let mut host = Self::idle(number, site(number), |place| switch.plug(place, number));
+        host.wireguard = Some(WireGuard::start(&host.place));
+        host.start_agent();
+        host
     }
 
     /// A host at another place.
     pub fn start_at(number: u8, site: Site, plug: impl FnOnce(&Place)) -> Self {
+        let host = Self::idle(number, site, plug);
+        host.start_agent();
+        host
+    }
+
+    /// A host without an agent.
+    fn idle(number: u8, site: Site, plug: impl FnOnce(&Place)) -> Self {
         let (keeper, place) = Keeper::start();
         plug(&place);
         let key = PrivateKey::from_octets([number; 32]);
@@ -136,16 +150,15 @@ impl Host {
             next_key_known: false,
             key_turn: KeyTurn(0),
         };
-        let host = Self {
+        Self {
             keeper,
             agent: Mutex::new(None),
             place,
             node,
             keys: vec![key],
+            wireguard: None,
             containers: Vec::new(),
-        };
-        host.start_agent();
-        host
+        }
     }
 
     /// Starts a container with address 10.81.1.`id`.
@@ -165,14 +178,18 @@ impl Host {
     }
 
     pub fn start_agent(&self) {
-        let agent = self.keeper.run(|| {
+        let by = match &self.wireguard {
+            Some(wireguard) => SealedBy::UserSpace(wireguard.socket()),
+            None => SealedBy::Sleeve,
+        };
+        let agent = self.keeper.run(move || {
             // Its threads are in the namespace of the one that starts them.
             let runtime = Builder::new_multi_thread()
                 .worker_threads(1)
                 .enable_all()
                 .build()
                 .unwrap();
-            let overlay = runtime.block_on(Overlay::new()).unwrap();
+            let overlay = runtime.block_on(async { Overlay::sealed_by(&by) }).unwrap();
             let overlay = Arc::new(overlay);
             Agent { overlay, runtime }
         });
@@ -340,16 +357,32 @@ fn settled(grid: &GridSettings, own: &Host, all: &[&Host]) -> Result<(), String>
     Ok(())
 }
 
+fn site(number: u8) -> Site {
+    Site {
+        region: "lab".into(),
+        public_ip: None,
+        private_ip: Some(underlay(number)),
+    }
+}
+
 /// Hosts 1 to `count` with a container each, `settle`d.
 pub fn world(count: u8, grid: &GridSettings) -> (Switch, Vec<Host>) {
+    let all: Vec<_> = (1..=count).map(|_| Host::start as Start).collect();
+    world_of(&all, grid)
+}
+
+/// How a host is started.
+pub type Start = fn(&Switch, u8) -> Host;
+
+/// The same, with hosts of different kinds.
+pub fn world_of(all: &[Start], grid: &GridSettings) -> (Switch, Vec<Host>) {
     let switch = Switch::start();
-    let hosts: Vec<Host> = (1..=count)
-        .map(|number| {
-            let mut host = Host::start(&switch, number);
-            host.add_container(number);
-            host
-        })
-        .collect();
+    let start = |(number, start): (u8, &Start)| {
+        let mut host = start(&switch, number);
+        host.add_container(number);
+        host
+    };
+    let hosts: Vec<Host> = (1..).zip(all).map(start).collect();
     settle(grid, &hosts.iter().collect::<Vec<_>>());
     (switch, hosts)
 }

@@ -7,7 +7,7 @@ use kontena_schema::ids::LeaseNumber;
 use crate::lab::{Container, Host, Switch, grid, intent, pass, settle, trusting, world};
 
 /// Everything on a host that an overlay could leave behind.
-fn traces(host: &Host) -> String {
+pub fn traces(host: &Host) -> String {
     let commands = [
         "ip -o link",
         "ip -o -4 addr",

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod every_packet;
+mod inside;
 mod isolation;
 mod lab;
 mod lease;
@@ -12,3 +13,4 @@ mod life;
 mod places;
 mod reach;
 mod sealed;
+mod wireguard_go;

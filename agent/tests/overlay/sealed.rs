@@ -20,17 +20,17 @@ use crate::reach::everyone_reaches_everyone;
 const CLEAR: &str = "udp dport 6784";
 
 /// The grid that trusts nobody.
-fn sealing() -> GridSettings {
+pub fn sealing() -> GridSettings {
     grid(7, &[])
 }
 
-fn count_clear(hosts: &[Host]) {
+pub fn count_clear(hosts: &[Host]) {
     for host in hosts {
         count(&host.place, "eth0", CLEAR);
     }
 }
 
-fn clear_packets(hosts: &[Host]) -> u64 {
+pub fn clear_packets(hosts: &[Host]) -> u64 {
     hosts.iter().map(|host| counted(&host.place)).sum()
 }
 
@@ -392,12 +392,16 @@ fn say(pairs: &mut [[TcpStream; 2]]) {
 
 #[test]
 fn overlay_changes_between_sealed_and_clear_under_traffic() {
-    const FLIPS: usize = 200;
+    let (_switch, hosts) = world(2, &sealing());
+    change_under_traffic(&hosts, 200);
+}
+
+/// Connections between two hosts go on while the pair changes so often.
+pub fn change_under_traffic(hosts: &[Host], flips: usize) {
     const STALL: Duration = Duration::from_millis(500);
     const BACK: Duration = Duration::from_secs(5);
-    let (_switch, hosts) = world(2, &sealing());
     let all: Vec<&Host> = hosts.iter().collect();
-    let [a, b] = &hosts[..] else { unreachable!() };
+    let [a, b] = hosts else { unreachable!() };
     let mut pairs = idle(
         &a.containers[0].place,
         &b.containers[0].place,
@@ -415,7 +419,7 @@ fn overlay_changes_between_sealed_and_clear_under_traffic() {
     let mut changes = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| stream.run());
-        for flip in 0..FLIPS {
+        for flip in 0..flips {
             let before = stream.bytes.load(Ordering::Relaxed);
             let began = Instant::now();
             let grid = if flip % 2 == 0 { trusting() } else { sealing() };
