@@ -196,8 +196,7 @@ impl Work<'_> {
         if matches!(kind, Some(RESPONSE | DATA)) {
             tunnel.hear();
             state.proven = Some(from);
-            state.greet_at = None;
-            state.greeted = None;
+            state.greeting.answered();
         }
         while queued
             && let TunnResult::WriteToNetwork(packet) =
@@ -278,6 +277,11 @@ impl Sender {
         let mac = octets(SOURCE)?;
         Some(Self { mac, arp })
     }
+}
+
+/// Whether a message of WireGuard begins a handshake.
+pub(crate) fn is_initiation(packet: &[u8]) -> bool {
+    packet.first() == Some(&INITIATION)
 }
 
 /// Whether a packet of data has a counter that no session reaches.

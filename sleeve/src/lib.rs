@@ -25,6 +25,7 @@
 mod checksum;
 mod coalesce;
 mod counters;
+mod greeting;
 mod headers;
 mod inbound;
 mod key;

@@ -106,6 +106,9 @@ impl Work<'_> {
         self.packet.extend_from_slice(head);
         self.packet.extend_from_slice(payload);
         let mut state = tunnel.lock();
+        if !shared.admits(tunnel, &mut state) {
+            return shared.not_sent(1);
+        }
         // Without a session it keeps the packet and begins a handshake.
         let sealed = state.tunn.encapsulate(&self.packet, &mut self.sealed);
         let TunnResult::WriteToNetwork(sealed) = sealed else {

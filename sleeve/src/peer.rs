@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use boringtun::noise::Tunn;
 use kontena_schema::key::PublicKey;
 
+use crate::greeting::Greeting;
 use crate::view::Keys;
 
 /// Keeps the way through NAT open, and tells each side that the other lives; half
@@ -42,10 +43,7 @@ pub(crate) struct State {
     pub(crate) proven: Option<SocketAddr>,
     /// Where the table said last that it is to be found.
     named: Option<SocketAddr>,
-    /// When this side begins a handshake, unless the peer is heard before.
-    pub(crate) greet_at: Option<Instant>,
-    /// When it did so and was not answered yet.
-    pub(crate) greeted: Option<Instant>,
+    pub(crate) greeting: Greeting,
 }
 
 impl State {
@@ -91,8 +89,7 @@ impl Tunnel {
             endpoint,
             proven: None,
             named: endpoint,
-            greet_at: None,
-            greeted: None,
+            greeting: Greeting::default(),
         });
         Self {
             keys,

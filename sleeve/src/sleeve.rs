@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,13 +14,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::counters::{Counters, Drops};
+use crate::inbound::is_initiation;
 use crate::message::{self, Message};
-use crate::peer::{PeerStatus, Tunnel};
+use crate::peer::{PeerStatus, State, Tunnel};
 use crate::table::Table;
 use crate::tap::Tap;
 use crate::udp::Socket;
 use crate::view::{Route, View};
-use crate::{inbound, outbound};
+use crate::{greeting, inbound, outbound};
 
 /// Handshakes a second from one address; a whole region may be behind one NAT, and
 /// repeats its greetings every 5 s.
@@ -34,16 +35,6 @@ const TIMERS_EVERY: Duration = Duration::from_millis(250);
 const TIMED_MAX: usize = 64;
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-/// How many greetings may be unanswered. Hosts that all come up at once would drown in
-/// greetings that are repeated before they are read; a few dead peers hold up nobody,
-/// and traffic to a peer begins a handshake without waiting for a turn.
-const UNANSWERED_MAX: usize = 32;
-/// After that a greeting is repeated (WireGuard whitepaper section 6.1), so it counts as
-/// unanswered no more.
-const REPEATED_AFTER: Duration = Duration::from_secs(5);
-/// How long the side with the higher address leaves it to the other one to begin: two
-/// handshakes at once are one too many.
-const GREETED_WITHIN: Duration = Duration::from_secs(1);
 /// The longest that a timer has to say: a handshake.
 const TIMED: usize = 256;
 
@@ -105,6 +96,8 @@ pub(crate) struct Shared {
     view: RwLock<Arc<View>>,
     /// Handshakes that began in this second, by who began them.
     greetings: Mutex<HashMap<IpAddr, u32>>,
+    /// How many handshakes that began here were not answered yet, about.
+    unanswered: AtomicUsize,
     stop: EventFd,
 }
 
@@ -133,6 +126,7 @@ impl Sleeve {
             inbox: Box::new(inbox),
             view: RwLock::default(),
             greetings: Mutex::default(),
+            unanswered: AtomicUsize::new(0),
             stop: stop.map_err(|errno| SleeveError::Thread(errno.into()))?,
         });
         let mut sleeve = Self {
@@ -169,21 +163,17 @@ impl Sleeve {
             .view
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
-        let now = Instant::now();
-        for tunnel in &greeted {
-            let other = tunnel.inner < self.shared.settings.inner && tunnel.heard().is_none();
-            let pause = if other {
-                GREETED_WITHIN
-            } else {
-                Duration::ZERO
-            };
-            tunnel.lock().greet_at = Some(now + pause);
-        }
         // Only now an answer would find its tunnel.
-        let mut turns = self.shared.turns(now);
+        let now = Instant::now();
+        let own = self.shared.settings.inner.to_bits();
         for tunnel in greeted {
-            self.shared.greet(&tunnel, now, &mut turns);
+            let patience = match tunnel.heard() {
+                Some(_) => Duration::ZERO,
+                None => greeting::patience(own, tunnel.inner.to_bits(), table.peers.len()),
+            };
+            tunnel.lock().greeting.begin(now + patience);
         }
+        self.shared.greet_due(now);
     }
 
     /// Sends a message to the agent of a peer, if there is a session with it; whether
@@ -297,38 +287,58 @@ impl Shared {
         self.not_sent(u64::from(lost));
     }
 
-    /// Begins a handshake, if it is time and there is a turn left; whether one is to be
-    /// begun, now or later.
-    fn greet(&self, tunnel: &Tunnel, now: Instant, turns: &mut usize) -> bool {
-        let mut state = tunnel.lock();
-        let Some(at) = state.greet_at else {
-            return false;
-        };
-        if at > now || *turns == 0 {
-            return true;
+    /// Begins handshakes with those whose turn it is.
+    fn greet_due(&self, now: Instant) {
+        let view = self.view();
+        let mut waiting = 0;
+        let mut due = Vec::new();
+        for tunnel in view.tunnels_all() {
+            if !tunnel.begins() {
+                continue;
+            }
+            let greeting = &mut tunnel.lock().greeting;
+            waiting += usize::from(greeting.waits(now));
+            let turn = greeting.turn(tunnel.is_alive(), now);
+            due.extend(turn.map(|turn| (turn, tunnel)));
         }
-        state.greet_at = None;
-        let Some(endpoint) = state.endpoint else {
-            return true;
-        };
-        *turns -= 1;
-        state.greeted = Some(now);
-        let mut buffer = [0; TIMED];
-        let greeting = state.tunn.format_handshake_initiation(&mut buffer, true);
-        if let TunnResult::WriteToNetwork(packet) = greeting {
-            self.send(packet, endpoint);
+        let chosen = greeting::chosen(due, waiting);
+        let unanswered = waiting + chosen.len();
+        self.unanswered.store(unanswered, Ordering::Relaxed);
+        for tunnel in chosen {
+            self.greet(tunnel, now);
         }
-        true
     }
 
-    /// How many greetings may be sent now.
-    fn turns(&self, now: Instant) -> usize {
-        let view = self.view();
-        let waits = |tunnel: &&Arc<Tunnel>| {
-            let greeted = tunnel.lock().greeted;
-            greeted.is_some_and(|at| now.saturating_duration_since(at) < REPEATED_AFTER)
+    /// Whether a frame for this peer may be sealed, or wait until it can be. Nobody's
+    /// traffic begins more handshakes than may be unanswered.
+    pub(crate) fn admits(&self, tunnel: &Tunnel, state: &mut State) -> bool {
+        if tunnel.is_alive() || state.greeting.tried() {
+            return true;
+        }
+        let unanswered = self.unanswered.load(Ordering::Relaxed);
+        let admits = state.greeting.admits(unanswered, Instant::now());
+        self.unanswered
+            .fetch_add(usize::from(admits), Ordering::Relaxed);
+        admits
+    }
+
+    fn greet(&self, tunnel: &Tunnel, now: Instant) {
+        let mut buffer = [0; TIMED];
+        let mut state = tunnel.lock();
+        if state.greeting.sent(now) {
+            state.forget_endpoint();
+        }
+        let Some(endpoint) = state.endpoint else {
+            return;
         };
-        UNANSWERED_MAX.saturating_sub(view.tunnels_all().filter(waits).count())
+        // It may be time for one by the tunnel's own clock, too.
+        let mut said = state.tunn.update_timers(&mut buffer);
+        if !matches!(&said, TunnResult::WriteToNetwork(packet) if is_initiation(packet)) {
+            said = state.tunn.format_handshake_initiation(&mut buffer, true);
+        }
+        if let TunnResult::WriteToNetwork(packet) = said {
+            self.send(packet, endpoint);
+        }
     }
 
     pub(crate) fn not_sent(&self, packets: u64) {
@@ -364,23 +374,11 @@ fn keep_time(shared: &Shared) {
             let greetings = shared.greetings.lock();
             greetings.unwrap_or_else(PoisonError::into_inner).clear();
         }
-        let now = Instant::now();
-        let mut turns = shared.turns(now);
+        shared.greet_due(Instant::now());
         let rounds = view.tunnels_all().count().div_ceil(TIMED_MAX).max(1);
         round = (round + 1) % rounds;
-        // Who was never greeted goes before who did not answer.
-        let waits = |tunnel: &&Arc<Tunnel>| !shared.greet(tunnel, now, &mut turns);
-        let others: Vec<_> = view.tunnels_all().filter(waits).collect();
-        for tunnel in others {
-            if tunnel.index as usize % rounds != round {
-                continue;
-            }
-            // What only answers has nothing to say before it was asked.
-            if !tunnel.begins() && !tunnel.is_alive() {
-                continue;
-            }
-            let alive = tunnel.is_alive();
-            if !alive && turns == 0 {
+        for tunnel in view.tunnels_all() {
+            if tunnel.index as usize % rounds != round || !tunnel.is_alive() {
                 continue;
             }
             let mut state = tunnel.lock();
@@ -397,10 +395,6 @@ fn keep_time(shared: &Shared) {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
             if let TunnResult::WriteToNetwork(packet) = said {
-                if !alive {
-                    turns = turns.saturating_sub(1);
-                    state.greeted = Some(now);
-                }
                 shared.send(packet, endpoint);
             }
         }
