@@ -21,7 +21,7 @@
 //! a peer's host may have for this one, nor what a container would send as this host. An
 //! inner address through any other device is nobody's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use kontena_schema::limits::{INNER_RANGE, PROBE_PORT, VXLAN_PORT};
@@ -119,11 +119,6 @@ pub(crate) async fn refresh() -> Result<(), Cause> {
 /// Lets clear packets of these peers pass no more.
 pub(crate) async fn forbid(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
     TABLE.change(elements(peers), Vec::new()).await
-}
-
-/// What it dropped since it was written, by counter.
-pub(crate) async fn drops() -> Result<BTreeMap<String, u64>, Cause> {
-    TABLE.counters().await
 }
 
 /// Removes our table.

@@ -63,11 +63,6 @@ pub(crate) async fn change(
     TABLE.change(elements(old), elements(new)).await
 }
 
-/// What it dropped since it was written, by counter.
-pub(crate) async fn drops() -> Result<BTreeMap<String, u64>, Cause> {
-    TABLE.counters().await
-}
-
 /// Removes our table.
 pub(crate) async fn remove() -> Result<(), Cause> {
     TABLE.remove().await

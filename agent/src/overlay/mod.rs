@@ -107,8 +107,10 @@ struct Passed {
     attached: BTreeMap<PlacementId, Attachment>,
     /// What a former run of the agent left was looked for.
     adopted: bool,
-    /// When all that guards paths was last seen to be right.
+    /// When all that guards paths was last seen to be right, and whether clear packets
+    /// of anybody pass.
     guarded_at: Option<Instant>,
+    passes: bool,
 }
 
 /// What one pass did.
@@ -183,14 +185,12 @@ impl Overlay {
     /// What is measured of this host's overlay: the ways to its peers, and everything
     /// that was dropped. Counters begin anew when what counts is made anew.
     pub async fn measures(&self) -> Result<Measures, OverlayError> {
-        let (filter, guard) = tokio::join!(filter::drops(), guard::drops());
-        let mut drops = BTreeMap::new();
-        for counted in [filter, guard] {
-            drops.extend(counted.map_err(|cause| OverlayError::Observe {
+        let mut drops = nft::counters()
+            .await
+            .map_err(|cause| OverlayError::Observe {
                 what: "the counters".into(),
                 cause,
-            })?);
-        }
+            })?;
         let sealed = self.paths.drops();
         let sealed = sealed.iter().flat_map(Drops::named);
         drops.extend(sealed.map(|(name, count)| (format!("sealed_{name}"), count)));
@@ -252,9 +252,12 @@ impl Overlay {
             let accepted = matches!(intent.reach(peer), Reach::Fast(_) | Reach::Accepting(_));
             (accepted && guarded).then_some(node)
         };
-        let accepted = intent.peers.iter().filter_map(accepted).collect();
+        let accepted: BTreeSet<_> = intent.peers.iter().filter_map(accepted).collect();
         self.paths.set_accepted(&accepted);
-        before.guarded_at = guarded.then(Instant::now).or(before.guarded_at);
+        if guarded {
+            before.guarded_at = Some(Instant::now());
+            before.passes = !accepted.is_empty();
+        }
         report.peers = self.peer_reports(&intent);
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
         before.attached = intent.attachments.clone();
@@ -346,7 +349,7 @@ async fn refresh(one_pass: Arc<Mutex<Passed>>) {
         let guarded = passed
             .guarded_at
             .is_some_and(|at| at.elapsed() < GUARDED_FOR);
-        if !guarded {
+        if !guarded || !passed.passes {
             continue;
         }
         if let Err(err) = filter::refresh().await {

@@ -56,23 +56,6 @@ impl Table {
         transaction(replace.into_iter().chain(add).collect()).await
     }
 
-    /// How many packets each counter of the table counted; nothing without the table.
-    pub(crate) async fn counters(self) -> Result<BTreeMap<String, u64>, Cause> {
-        let line = ["-j", "list", "counters", "table", self.family, NAME];
-        let answer = run("nft", &line, &[]).await?;
-        if !answer.ok {
-            return Ok(BTreeMap::new());
-        }
-        let listing: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
-        let objects = listing["nftables"].as_array().into_iter().flatten();
-        let counted = objects.filter_map(|object| {
-            let counter = &object["counter"];
-            let name = counter["name"].as_str()?;
-            Some((name.to_owned(), counter["packets"].as_u64()?))
-        });
-        Ok(counted.collect())
-    }
-
     /// Takes elements out of sets and puts others in, at once.
     pub(crate) async fn change(self, old: Vec<Value>, new: Vec<Value>) -> Result<(), Cause> {
         let delete = old.into_iter().map(|object| json!({"delete": object}));
@@ -110,6 +93,25 @@ impl Table {
     fn whole(self, frame: &[Value]) -> Vec<Value> {
         [&[self.itself()], frame].concat()
     }
+}
+
+/// How many packets the counters of all our tables counted since they were written, by
+/// name; none where there is no table.
+pub(crate) async fn counters() -> Result<BTreeMap<String, u64>, Cause> {
+    let answer = run("nft", &["-j", "list", "counters"], &[]).await?;
+    if !answer.ok {
+        return Ok(BTreeMap::new());
+    }
+    let listing: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
+    let objects = listing["nftables"].as_array().into_iter().flatten();
+    let counted = objects.filter_map(|object| {
+        let counter = &object["counter"];
+        let name = counter["name"]
+            .as_str()
+            .filter(|_| counter["table"] == NAME)?;
+        Some((name.to_owned(), counter["packets"].as_u64()?))
+    });
+    Ok(counted.collect())
 }
 
 /// The left side equals the right, in a rule.
