@@ -11,18 +11,23 @@ use tracing::debug;
 
 use crate::overlay::Overlay;
 
-/// How often the overlay is measured.
+/// How often the overlay is measured, and how many times less often in a larger grid:
+/// once more for each so many peers, because what is told is as long as there are peers.
 const EVERY: Duration = Duration::from_secs(10);
+const PEERS: usize = 64;
 
 /// Where measurements are to be seen; none before the first.
 pub type MeasuresSlot = watch::Receiver<Option<Arc<Measures>>>;
 
 /// Measures, for ever.
 pub async fn watch(overlay: Arc<Overlay>, slot: watch::Sender<Option<Arc<Measures>>>) {
+    let mut peers = 0;
     loop {
-        sleep(EVERY).await;
+        let times = u32::try_from(1 + peers / PEERS).unwrap_or(u32::MAX);
+        sleep(EVERY.saturating_mul(times)).await;
         match overlay.measures().await {
             Ok(measures) => {
+                peers = measures.paths.len();
                 slot.send_replace(Some(Arc::new(measures)));
             }
             Err(err) => debug!(%err, "nothing is measured"),

@@ -194,6 +194,16 @@ impl OverlayIntent {
         pairs.iter().all(same)
     }
 
+    /// Whether two intents differ in nothing but what is known of the pairs.
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        let without_pairs = |intent: &Self| {
+            let mut intent = intent.clone();
+            intent.set_pairs(&PairStates::new());
+            intent
+        };
+        without_pairs(self) == without_pairs(other)
+    }
+
     /// Takes what is known of the pairs now.
     pub fn set_pairs(&mut self, pairs: &PairStates) {
         for (node, peer) in &mut self.peers {

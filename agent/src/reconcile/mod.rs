@@ -46,6 +46,10 @@ const TICK: Duration = Duration::from_secs(10);
 /// How soon an overlay with errors is tried again.
 const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 
+/// For each so many peers, an overlay for which nothing rang is left alone for one
+/// [`TICK`]: a look costs as much as there are peers.
+const PEERS_A_TICK: usize = 64;
+
 /// Peers that come and go change no path; they are told together, so that a grid that
 /// comes up is not told node by node.
 const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
@@ -88,6 +92,8 @@ pub struct Reconciler {
     peers: Vec<PeerReport>,
     /// What the last pass made of the overlay.
     carried_out: Option<OverlayIntent>,
+    /// When it did, if all went well, and what it was asked for.
+    settled: Option<(Instant, OverlayIntent)>,
     /// When changes of peers are told that are nothing else.
     peers_due: Option<Instant>,
     applied: Revision,
@@ -118,6 +124,7 @@ impl Reconciler {
             overlay_retry: None,
             peers: Vec::new(),
             carried_out: None,
+            settled: None,
             peers_due: None,
             applied: Revision::ZERO,
             torn_down: false,
@@ -304,6 +311,10 @@ impl Reconciler {
             fence,
         };
         let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, state);
+        if self.may_rest(&intent) {
+            self.applied = directory.revision();
+            return;
+        }
         let report = self.overlay.reconcile(&intent).await;
         for err in &report.errors {
             error!(%err, "overlay");
@@ -321,10 +332,23 @@ impl Reconciler {
         }
         let failed = !report.errors.is_empty() || report.attached.values().any(Result::is_err);
         self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
+        self.settled = (!failed).then(|| (Instant::now(), intent));
         self.attached = report.attached;
         self.peers = report.peers;
         self.peers_due = None;
         self.carried_out = report.carried_out;
+    }
+
+    /// Whether the overlay can be left as it is: it was made so a short while ago.
+    fn may_rest(&self, intent: &OverlayIntent) -> bool {
+        let Some((at, settled)) = &self.settled else {
+            return false;
+        };
+        let ticks = u32::try_from(intent.peers.len() / PEERS_A_TICK).unwrap_or(u32::MAX);
+        let suits = |carried_out: &OverlayIntent| carried_out.suits(&self.pairs.borrow());
+        at.elapsed() < TICK * ticks
+            && intent.asks_the_same(settled)
+            && self.carried_out.as_ref().is_some_and(suits)
     }
 
     /// Containers have no business with the Master, on whichever way.
@@ -342,6 +366,7 @@ impl Reconciler {
         self.attached.clear();
         self.peers.clear();
         self.carried_out = None;
+        self.settled = None;
         if self.torn_down || self.engine_away || !containers.is_empty() {
             return;
         }
