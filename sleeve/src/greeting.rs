@@ -5,7 +5,8 @@
 //! curve, and while thousands wait to be read, they are sent again. So only a few are
 //! unanswered at any time, the next follow as answers come, and who does not answer is
 //! asked less often. Those that were never asked go first, and places are kept for them,
-//! so that a few dead peers hold up nobody.
+//! so that dead peers hold up nobody; the others follow each other by how long they have
+//! waited, however often they were asked.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,15 @@ const UNANSWERED_MAX: usize = 16;
 const AGAIN_MAX: usize = UNANSWERED_MAX / 2;
 /// After that one is repeated for the first time; then it counts as unanswered no more.
 const REPEATED_AFTER: Duration = Duration::from_secs(5);
-/// The longest until one is repeated. A peer that comes back begins by itself.
+/// After how long one is repeated at most, if there is a place.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// After so many in vain, 75 s, where they went to may have been wrong.
+/// With each so many, about once in 90 s, the next one goes where the table says: where
+/// they went to may have been wrong.
 const TRIES_THERE: u32 = 6;
 /// How long the side that does not begin leaves it to the other one: two handshakes at
 /// once are one too many. In a large grid the other one is not soon ready.
-const LEFT_TO_OTHER: Duration = Duration::from_secs(1);
-const PEERS_A_SECOND: u32 = 64;
+const LEFT_TO_OTHER: Duration = Duration::from_millis(500);
+const PEERS_EACH: u32 = 32;
 
 /// How far this side is with beginning a handshake.
 #[derive(Debug, Default)]
@@ -37,17 +39,15 @@ pub(crate) struct Greeting {
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Turn {
-    tries: u32,
+    again: bool,
     due: Instant,
 }
 
 impl Greeting {
-    /// One is to be sent, and what was in vain before says nothing now.
+    /// One is to be sent. Those that were in vain still count: a peer that is tried here
+    /// and there is no other one.
     pub(crate) fn begin(&mut self, at: Instant) {
-        *self = Self {
-            due: Some(at),
-            ..Self::default()
-        };
+        self.due = Some(at);
     }
 
     /// The peer was heard.
@@ -58,8 +58,8 @@ impl Greeting {
     /// Its turn, if it is time. A peer that is not alive is asked from now on.
     pub(crate) fn turn(&mut self, alive: bool, now: Instant) -> Option<Turn> {
         self.due = self.due.or_else(|| (!alive).then_some(now));
-        let (due, tries) = (self.due?, self.tries);
-        (due <= now).then_some(Turn { tries, due })
+        let (due, again) = (self.due?, self.tried());
+        (due <= now).then_some(Turn { again, due })
     }
 
     /// One was sent; whether so many were in vain that it may have gone astray.
@@ -97,10 +97,10 @@ pub(crate) fn chosen<T>(mut due: Vec<(Turn, T)>, waiting: usize) -> Vec<T> {
     let mut waiting = waiting;
     due.into_iter()
         .take_while(|(turn, _)| {
-            let most = if turn.tries == 0 {
-                UNANSWERED_MAX
-            } else {
+            let most = if turn.again {
                 AGAIN_MAX
+            } else {
+                UNANSWERED_MAX
             };
             waiting += 1;
             waiting <= most
@@ -117,7 +117,7 @@ pub(crate) fn patience(own: u32, other: u32, peers: usize) -> Duration {
         return Duration::ZERO;
     }
     let peers = u32::try_from(peers).unwrap_or(u32::MAX);
-    LEFT_TO_OTHER * (1 + peers / PEERS_A_SECOND)
+    LEFT_TO_OTHER * (1 + peers / PEERS_EACH)
 }
 
 #[cfg(test)]
@@ -182,9 +182,9 @@ mod tests {
     #[test]
     fn a_few_are_under_way_and_the_dead_hold_up_nobody() {
         let now = Instant::now();
-        let turn = |tries, of: u32| (Turn { tries, due: now }, of);
-        let fresh: Vec<_> = (0..100).map(|of| turn(0, of)).collect();
-        let dead: Vec<_> = (100..200).map(|of| turn(3, of)).collect();
+        let turn = |again, of: u32| (Turn { again, due: now }, of);
+        let fresh: Vec<_> = (0..100).map(|of| turn(false, of)).collect();
+        let dead: Vec<_> = (100..200).map(|of| turn(true, of)).collect();
         let all = [dead.clone(), fresh.clone()].concat();
         assert_eq!(chosen(all.clone(), 0), (0..16).collect::<Vec<_>>());
         assert_eq!(chosen(dead.clone(), 0).len(), AGAIN_MAX);
@@ -194,12 +194,42 @@ mod tests {
     }
 
     #[test]
+    fn among_the_dead_nobody_is_forgotten() {
+        let begun = Instant::now();
+        let mut all: Vec<_> = (0..100).map(|_| Greeting::default()).collect();
+        // One was asked in vain for long before the others fell silent.
+        all[0].tries = 120;
+        let mut asked = [0; 100];
+        for seconds in 0..600 {
+            let now = in_s(begun, seconds);
+            let waiting = all.iter().filter(|one| one.waits(now)).count();
+            // Half of them are tried at another place all the time.
+            let moved = all.iter_mut().skip(50);
+            moved
+                .filter(|_| seconds % 15 == 0)
+                .for_each(|one| one.begin(now));
+            let due = all.iter_mut().enumerate();
+            let due = due.filter_map(|(of, one)| Some((one.turn(false, now)?, of)));
+            for of in chosen(due.collect(), waiting) {
+                all[of].sent(now);
+                asked[of] += 1;
+            }
+            assert!(all.iter().filter(|one| one.waits(now)).count() <= UNANSWERED_MAX);
+        }
+        // 8 in 5 s are 9 or 10 for each.
+        assert!(
+            asked.iter().all(|count| (6..=14).contains(count)),
+            "{asked:?}"
+        );
+    }
+
+    #[test]
     fn one_of_two_begins_and_everybody_with_half() {
         for own in 1..=254 {
             let begun = (1..=254).filter(|other| *other != own);
             let begun = begun.filter(|&other| {
                 let (here, there) = (patience(own, other, 253), patience(other, own, 253));
-                assert_eq!(here.max(there), LEFT_TO_OTHER * 4);
+                assert_eq!(here.max(there), LEFT_TO_OTHER * 8);
                 here < there
             });
             assert!((126..=127).contains(&begun.count()));

@@ -158,9 +158,9 @@ impl Work<'_> {
     ) -> Option<usize> {
         let kind = packet.first().copied();
         let mut state = tunnel.lock();
-        // A tunnel that only waited was told no time, and its new session would be taken
-        // for one as old as that.
-        if kind == Some(INITIATION) && !tunnel.begins() && !tunnel.is_alive() {
+        // A tunnel that waits was told no time, and its new session would be taken for one
+        // as old as that.
+        if kind == Some(INITIATION) && !tunnel.is_alive() {
             let _ = state.tunn.update_timers(&mut self.answer);
         }
         let opened = state
@@ -195,8 +195,7 @@ impl Work<'_> {
         state.endpoint = Some(from);
         if matches!(kind, Some(RESPONSE | DATA)) {
             tunnel.hear();
-            state.proven = Some(from);
-            state.greeting.answered();
+            state.hear(from, kind == Some(RESPONSE));
         }
         while queued
             && let TunnResult::WriteToNetwork(packet) =

@@ -47,6 +47,15 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// The peer was heard from there, in a session or with the answer to a greeting. What
+    /// comes from elsewhere says nothing of a place that is still to be tried.
+    pub(crate) fn hear(&mut self, from: SocketAddr, answered: bool) {
+        self.proven = Some(from);
+        if answered || self.named.is_none_or(|named| named == from) {
+            self.greeting.answered();
+        }
+    }
+
     /// Goes back to where the table says that the peer is.
     pub(crate) fn forget_endpoint(&mut self) {
         self.endpoint = self.named.or(self.endpoint);

@@ -23,8 +23,7 @@ use crate::udp::Socket;
 use crate::view::{Route, View};
 use crate::{greeting, inbound, outbound};
 
-/// Handshakes a second from one address; a whole region may be behind one NAT, and
-/// repeats its greetings every 5 s.
+/// Handshakes a second from one address; a whole region may be behind one NAT.
 const GREETINGS_PER_S: u32 = 64;
 /// Most addresses that are counted: more than a grid has nodes.
 const SOURCES: usize = 1024;
@@ -296,7 +295,11 @@ impl Shared {
             if !tunnel.begins() {
                 continue;
             }
-            let greeting = &mut tunnel.lock().greeting;
+            let state = &mut tunnel.lock();
+            if state.endpoint.is_none() {
+                continue;
+            }
+            let greeting = &mut state.greeting;
             waiting += usize::from(greeting.waits(now));
             let turn = greeting.turn(tunnel.is_alive(), now);
             due.extend(turn.map(|turn| (turn, tunnel)));
