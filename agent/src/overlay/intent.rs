@@ -3,8 +3,8 @@
 //! Everything here is derived from the grid's directory, from the containers that
 //! run on this host and from what is known of the pairs; nothing from the kernel.
 //! How a peer gets frames, and whether it does at all, is decided in one place,
-//! [`OverlayIntent::reach`]: only who is fast has an FDB entry of the tunnel, only
-//! who may be has a place in the filter.
+//! [`OverlayIntent::reach`]: only who is fast has an underlay address in the tunnel's
+//! FDB, only who may be has a place in the filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -184,14 +184,23 @@ impl OverlayIntent {
     /// nobody's key is another.
     pub fn suits(&self, pairs: &PairStates) -> bool {
         let same = |(node, pair): (&NodeId, &PairState)| {
-            let peer = self.peers.get(node);
-            peer.is_some_and(|peer| {
-                pair.clear == peer.state.clear
-                    && peer.place_in(pair) == peer.place()
-                    && peer.uses_next_in(pair) == peer.uses_next()
-            })
+            let Some(peer) = self.peers.get(node) else {
+                return false;
+            };
+            (pair.clear, pair.ends) == (peer.state.clear, peer.state.ends)
+                && peer.place_in(pair) == peer.place()
+                && peer.uses_next_in(pair) == peer.uses_next()
         };
         pairs.iter().all(same)
+    }
+
+    /// Whether any pair is clear to a lesser extent in these pairs.
+    pub fn is_sealed_by(&self, pairs: &PairStates) -> bool {
+        let less = |(node, peer): (&NodeId, &PeerIntent)| {
+            let now = pairs.get(node).map_or(Clear::No, |pair| pair.clear);
+            now < peer.state.clear
+        };
+        self.peers.iter().any(less)
     }
 
     /// Whether two intents differ in nothing but what is known of the pairs.
@@ -344,3 +353,7 @@ impl fmt::Display for Attachment {
         write!(f, "container {} (pid {})", self.container_id, self.pid)
     }
 }
+
+#[cfg(test)]
+#[path = "intent_tests.rs"]
+mod tests;

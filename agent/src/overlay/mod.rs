@@ -74,8 +74,9 @@ use step::Step;
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
 /// How long what guards paths counts as right after it was seen to be: passes come
-/// every ten seconds, but one may wait two minutes for an engine that hangs.
-const GUARDED_FOR: Duration = Duration::from_secs(150);
+/// every ten seconds, in a full grid every forty, but one may wait two minutes for an
+/// engine that hangs.
+const GUARDED_FOR: Duration = Duration::from_secs(180);
 
 /// The name of the bridge that carries the overlay.
 pub const BRIDGE: &str = "kontena";
@@ -175,6 +176,11 @@ impl Overlay {
     /// What is to be told of each peer, as far as the last pass went.
     pub fn peer_reports(&self, intent: &OverlayIntent) -> Vec<PeerReport> {
         intent.peer_reports(&self.paths.next_keys())
+    }
+
+    /// Whether what seals is there, as far as it is this agent's own.
+    pub fn seals(&self) -> bool {
+        self.paths.seals()
     }
 
     /// How the way to each peer is.

@@ -154,6 +154,15 @@ impl Paths {
         })
     }
 
+    /// Whether a sleeve that was started still works.
+    pub(crate) fn seals(&self) -> bool {
+        match &self.shared.lock().sealed {
+            Some(Sealed::Sleeve(sleeved)) => sleeved.sleeve.is_alive(),
+            Some(Sealed::WireGuard(_)) => true,
+            None => false,
+        }
+    }
+
     /// The way to WireGuard, where it seals.
     pub(crate) fn control(&self) -> Option<&Control> {
         self.shared.control.as_ref()

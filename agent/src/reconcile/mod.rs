@@ -46,13 +46,17 @@ const TICK: Duration = Duration::from_secs(10);
 /// How soon an overlay with errors is tried again.
 const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 
-/// For each so many peers, an overlay for which nothing rang is left alone for one
-/// [`TICK`]: a look costs as much as there are peers.
+/// For each so many peers, an overlay that is to be as it was made is left alone for one
+/// [`TICK`]: a look costs as much as there are peers. What others do to it in the kernel
+/// is mended that much later.
 const PEERS_A_TICK: usize = 64;
 
 /// Peers that come and go change no path; they are told together, so that a grid that
-/// comes up is not told node by node.
+/// comes up is not told node by node. In a large one for longer, by [`PEERS_A_TICK`].
 const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
+
+/// For how long pairs that turn clear wait for others that do, for so many peers.
+const CLEARED_TOGETHER: Duration = Duration::from_millis(250);
 
 /// What the loop listens to and where it publishes.
 pub struct Slots {
@@ -145,8 +149,7 @@ impl Reconciler {
                 Ok(()) = self.slots.directory.changed() => {}
                 () = doubts.changed() => {}
                 ended = self.works.ended(&doubts) => self.command_ended(ended),
-                Ok(()) = self.pairs.changed() => if self.paths_stay() {
-                    self.peers_due.get_or_insert_with(|| Instant::now() + PEERS_TOLD_AFTER);
+                Ok(()) = self.pairs.changed() => if self.pairs_wait() {
                     continue;
                 },
                 () = sleep_until(told.into()), if self.peers_due.is_some() => if self.tell_peers() {
@@ -267,11 +270,29 @@ impl Reconciler {
         tokio::task::block_in_place(|| self.store.save_commands(&self.journal))
     }
 
-    /// Whether what is known of the pairs now asks for nothing but to be told.
-    fn paths_stay(&mut self) -> bool {
+    /// Whether what is known of the pairs now asks for no pass, or for none yet.
+    fn pairs_wait(&mut self) -> bool {
         let pairs = self.pairs.borrow_and_update();
-        let suits = |intent: &OverlayIntent| intent.suits(&pairs);
-        self.carried_out.as_ref().is_some_and(suits)
+        let Some(intent) = &self.carried_out else {
+            return false;
+        };
+        let now = Instant::now();
+        let times = u32::try_from(intent.peers.len() / PEERS_A_TICK).unwrap_or(u32::MAX);
+        if intent.suits(&pairs) {
+            let due = now + PEERS_TOLD_AFTER * times.saturating_add(1);
+            self.peers_due.get_or_insert(due);
+            return true;
+        }
+        // What is to be sealed waits for nobody.
+        let after = self
+            .settled
+            .as_ref()
+            .map(|(at, _)| *at + CLEARED_TOGETHER * times);
+        let Some(after) = after.filter(|after| *after > now && !intent.is_sealed_by(&pairs)) else {
+            return false;
+        };
+        self.overlay_retry = Some(self.overlay_retry.map_or(after, |at| at.min(after)));
+        true
     }
 
     /// Tells of the peers; false if their paths are to change first.
@@ -313,6 +334,8 @@ impl Reconciler {
         let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, state);
         if self.may_rest(&intent) {
             self.applied = directory.revision();
+            // What was known of the pairs was read, and may be new.
+            self.peers_due.get_or_insert_with(Instant::now);
             return;
         }
         let report = self.overlay.reconcile(&intent).await;
@@ -347,6 +370,7 @@ impl Reconciler {
         let ticks = u32::try_from(intent.peers.len() / PEERS_A_TICK).unwrap_or(u32::MAX);
         let suits = |carried_out: &OverlayIntent| carried_out.suits(&self.pairs.borrow());
         at.elapsed() < TICK * ticks
+            && self.overlay.seals()
             && intent.asks_the_same(settled)
             && self.carried_out.as_ref().is_some_and(suits)
     }

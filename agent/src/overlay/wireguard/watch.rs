@@ -176,7 +176,9 @@ impl Seen {
             // Before, others looked.
             self.heard = asked.at.checked_sub(asked.since(shook));
         }
-        if shook.is_some_and(|shook| self.told.is_none_or(|told| shook >= told)) {
+        // A clock that was set back since says nothing of what came first.
+        let told = self.told.filter(|told| *told <= asked.wall);
+        if shook.is_some_and(|shook| told.is_none_or(|told| shook >= told)) {
             self.proven = peer.endpoint;
         } else if self.peer.endpoint != peer.endpoint {
             self.proven = None;

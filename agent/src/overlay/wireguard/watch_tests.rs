@@ -149,6 +149,17 @@ fn a_place_that_is_told_is_proven_by_a_later_handshake_only() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_hides_no_handshake() {
+    let mut world = World::new();
+    world.look();
+    world.tell(7);
+    world.now.wall -= Duration::from_hours(2);
+    world.pass(1);
+    world.shake();
+    assert_eq!(world.look().proven, Some(place(7)));
+}
+
+#[test]
 fn a_handshake_that_began_when_the_place_was_told_proves_it() {
     let mut world = World::new();
     world.look();

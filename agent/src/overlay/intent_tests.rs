@@ -1,0 +1,114 @@
+//! When an intent asks for another pass.
+
+use super::*;
+
+const NODE: NodeId = NodeId(2);
+const FIRST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+/// A grid of two, with what is known of the other one.
+fn intent(state: PairState) -> OverlayIntent {
+    let peer = PeerIntent {
+        overlay_address: Ipv4Addr::new(10, 81, 0, 2),
+        inner: Ipv4Addr::new(100, 127, 81, 2),
+        keys: Some(PublicKeys {
+            current: PublicKey([1; 32]),
+            next: Some(PublicKey([2; 32])),
+        }),
+        path: Path::Unknown,
+        agreement: 7,
+        back: None,
+        places: vec![FIRST, OTHER],
+        state,
+    };
+    OverlayIntent {
+        vni: 7,
+        supernet: "10.81.0.0/17".parse().unwrap(),
+        own: OwnNode {
+            address: Ipv4Addr::new(10, 81, 0, 1),
+            mac: Mac::of_node(Ipv4Addr::new(10, 81, 0, 1)),
+            inner: Ipv4Addr::new(100, 127, 81, 1),
+            underlay: BTreeSet::new(),
+        },
+        mtu: 1370,
+        peers: BTreeMap::from([(NODE, peer)]),
+        endpoints: Vec::new(),
+        keys: Vec::new(),
+        sealing: Sealing::Sleeve,
+        fence: Fence::default(),
+        attachments: BTreeMap::new(),
+    }
+}
+
+fn clear(clear: Clear) -> PairState {
+    PairState {
+        clear,
+        ..PairState::default()
+    }
+}
+
+fn of(state: PairState) -> PairStates {
+    PairStates::from([(NODE, state)])
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_changes_no_path() {
+    let intent = intent(clear(Clear::Accept));
+    let heard = PairState {
+        alive: true,
+        heard_at: Some(OTHER),
+        place: Some(FIRST),
+        ..clear(Clear::Accept)
+    };
+    assert!(intent.suits(&of(heard)) && !intent.is_sealed_by(&of(heard)));
+}
+
+#[test]
+fn what_the_kernel_is_to_do_otherwise_is_no_news_to_wait_with() {
+    let intent = intent(clear(Clear::Accept));
+    let ends = Ends {
+        peer: FIRST,
+        own: OTHER,
+    };
+    let others = [
+        clear(Clear::Send),
+        clear(Clear::No),
+        PairState {
+            place: Some(OTHER),
+            ..clear(Clear::Accept)
+        },
+        PairState {
+            ends: Some(ends),
+            ..clear(Clear::Accept)
+        },
+        PairState {
+            key: Some(PublicKey([2; 32])),
+            ..clear(Clear::Accept)
+        },
+    ];
+    for other in others {
+        assert!(!intent.suits(&of(other)), "{other:?}");
+    }
+    let stranger = PairStates::from([(NodeId(3), PairState::default())]);
+    assert!(!intent.suits(&stranger));
+}
+
+#[test]
+fn a_pair_that_is_to_be_sealed_is_told_from_one_that_turns_clear() {
+    let intent = intent(clear(Clear::Accept));
+    assert!(!intent.is_sealed_by(&of(clear(Clear::Send))));
+    assert!(intent.is_sealed_by(&of(clear(Clear::No))));
+    assert!(intent.is_sealed_by(&PairStates::new()), "it is gone");
+}
+
+#[test]
+fn an_intent_asks_the_same_whatever_is_known_of_the_pairs() {
+    let one = intent(clear(Clear::Send));
+    let mut other = intent(PairState::default());
+    assert!(one.asks_the_same(&other));
+    other.vni = 8;
+    assert!(!one.asks_the_same(&other));
+    other.vni = 7;
+    other.peers.get_mut(&NODE).unwrap().places = vec![OTHER];
+    assert!(!one.asks_the_same(&other));
+}
