@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -35,9 +36,12 @@ pub fn capture(place: &Place, device: &str, marker: &[u8], work: impl FnOnce()) 
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let looking = scope.spawn(|| look(&socket, marker, &done));
-        work();
+        // Who looks must be told of the end before a failure goes on.
+        let worked = catch_unwind(AssertUnwindSafe(work));
         done.store(true, Ordering::Release);
-        looking.join().unwrap()
+        let seen = looking.join().unwrap();
+        worked.unwrap_or_else(|failure| resume_unwind(failure));
+        seen
     })
 }
 
