@@ -22,7 +22,7 @@ test: ## runs everything that must hold, on a stack of its own (KEEP=1 leaves th
 soak: ## proves by a million operations with all faults on that addresses are never wrong (an hour or more)
 	@infra/bootstrap/soak
 
-bench: ## runs a benchmark: make bench NAME=up, ipam or overlay
+bench: ## runs a benchmark: make bench NAME=up, ipam, overlay or mesh
 	@infra/bootstrap/bench $(NAME)
 
 clean: ## like down, for both stacks, and removes images and binaries too

@@ -44,10 +44,10 @@ pub(crate) struct Turn {
 }
 
 impl Greeting {
-    /// One is to be sent. Those that were in vain still count: a peer that is tried here
-    /// and there is no other one.
+    /// One is to be sent. Those that were in vain still count, and so does how long it
+    /// waited for its turn: a peer that is tried here and there is no other one.
     pub(crate) fn begin(&mut self, at: Instant) {
-        self.due = Some(at);
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     /// The peer was heard.
@@ -161,9 +161,9 @@ mod tests {
         );
         greeting.sent(begun);
         assert!(greeting.waits(in_s(begun, 4)) && !greeting.waits(in_s(begun, 5)));
-        greeting.begin(in_s(begun, 9));
-        assert!(greeting.turn(false, in_s(begun, 8)).is_none());
-        let found = greeting.turn(true, in_s(begun, 9));
+        greeting.begin(in_s(begun, 2));
+        assert!(greeting.turn(false, in_s(begun, 1)).is_none());
+        let found = greeting.turn(true, in_s(begun, 2));
         assert!(
             found.is_some(),
             "the table says so, even of one that is alive"
