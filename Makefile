@@ -5,7 +5,7 @@ NAME ?= up
 export PROJECT CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test soak bench
+.PHONY: help up down clean test soak outage bench
 
 help: ## shows this
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ test: ## runs everything that must hold, on a stack of its own (KEEP=1 leaves th
 
 soak: ## proves by a million operations with all faults on that addresses are never wrong (an hour or more)
 	@infra/bootstrap/soak
+
+outage: ## proves that hosts go on without a Master for ten minutes (KONTENA_TEST_OUTAGE_S=600)
+	@infra/bootstrap/test --ignore-default-filter -E 'test(/^outage::/)'
 
 bench: ## runs a benchmark: make bench NAME=up, ipam, overlay or mesh
 	@infra/bootstrap/bench $(NAME)

@@ -10,6 +10,7 @@ mod log;
 mod lost;
 mod model;
 mod names;
+mod outage;
 mod reach;
 mod removal;
 mod restart;
