@@ -9,12 +9,10 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, waits_longer};
 
-/// How often the overlay is measured, and how many times less often in a larger grid:
-/// once more for each so many peers, because what is told is as long as there are peers.
+/// How often the overlay is measured in a small grid.
 const EVERY: Duration = Duration::from_secs(10);
-const PEERS: usize = 64;
 
 /// Where measurements are to be seen; none before the first.
 pub type MeasuresSlot = watch::Receiver<Option<Arc<Measures>>>;
@@ -23,8 +21,7 @@ pub type MeasuresSlot = watch::Receiver<Option<Arc<Measures>>>;
 pub async fn watch(overlay: Arc<Overlay>, slot: watch::Sender<Option<Arc<Measures>>>) {
     let mut peers = 0;
     loop {
-        let times = u32::try_from(1 + peers / PEERS).unwrap_or(u32::MAX);
-        sleep(EVERY.saturating_mul(times)).await;
+        sleep(EVERY + EVERY * waits_longer(peers)).await;
         match overlay.measures().await {
             Ok(measures) => {
                 peers = measures.paths.len();

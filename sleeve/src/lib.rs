@@ -44,6 +44,6 @@ mod vxlan;
 pub use counters::Drops;
 pub use key::PrivateKey;
 pub use message::Message;
-pub use peer::PeerStatus;
+pub use peer::{PeerStatus, SILENT_AFTER};
 pub use sleeve::{Settings, Sleeve, SleeveError};
 pub use table::{Holder, Peer, Table};

@@ -17,7 +17,7 @@ use crate::view::Keys;
 pub(crate) const KEEPALIVE_S: u16 = 15;
 
 /// A peer that was not heard for so long, twice the keepalive and some, may be gone.
-const SILENT_AFTER: Duration = Duration::from_secs(35);
+pub const SILENT_AFTER: Duration = Duration::from_secs(35);
 
 /// A tunnel between one key of this host and one of a peer.
 pub(crate) struct Tunnel {
@@ -85,6 +85,13 @@ pub struct PeerStatus {
     pub sent_bytes: u64,
     /// Bytes of packets that were received.
     pub received_bytes: u64,
+}
+
+impl PeerStatus {
+    /// Whether the peer was heard lately.
+    pub fn is_alive(&self) -> bool {
+        self.heard.is_some_and(|heard| heard < SILENT_AFTER)
+    }
 }
 
 impl Tunnel {

@@ -203,14 +203,16 @@ impl OverlayIntent {
         self.peers.iter().any(less)
     }
 
-    /// Whether two intents differ in nothing but what is known of the pairs.
+    /// Whether two intents differ in nothing but what a pass adds: what is known of the
+    /// pairs by then, and how this host seals.
     pub fn asks_the_same(&self, other: &Self) -> bool {
-        let without_pairs = |intent: &Self| {
+        let asked = |intent: &Self| {
             let mut intent = intent.clone();
             intent.set_pairs(&PairStates::new());
+            intent.sealing = Sealing::default();
             intent
         };
-        without_pairs(self) == without_pairs(other)
+        asked(self) == asked(other)
     }
 
     /// Takes what is known of the pairs now.

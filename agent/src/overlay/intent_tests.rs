@@ -105,6 +105,7 @@ fn a_pair_that_is_to_be_sealed_is_told_from_one_that_turns_clear() {
 fn an_intent_asks_the_same_whatever_is_known_of_the_pairs() {
     let one = intent(clear(Clear::Send));
     let mut other = intent(PairState::default());
+    other.sealing = Sealing::WireGuard;
     assert!(one.asks_the_same(&other));
     other.vni = 8;
     assert!(!one.asks_the_same(&other));

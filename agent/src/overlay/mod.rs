@@ -78,6 +78,12 @@ const REFRESH_EVERY: Duration = Duration::from_secs(10);
 /// engine that hangs.
 const GUARDED_FOR: Duration = Duration::from_secs(180);
 
+/// How many times longer what costs as much as there are peers may wait in a grid with so
+/// many, besides its usual time: once for each 64.
+pub fn waits_longer(peers: usize) -> u32 {
+    u32::try_from(peers / 64).unwrap_or(u32::MAX)
+}
+
 /// The name of the bridge that carries the overlay.
 pub const BRIDGE: &str = "kontena";
 /// The name of the VXLAN device.

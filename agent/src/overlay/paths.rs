@@ -35,8 +35,6 @@ const TICK: Duration = Duration::from_millis(250);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How many probes a second a node sends at most when nothing changes.
 const PROBES_PER_S: u32 = 32;
-/// A peer that was not heard for so long, twice the keepalive and some, may be gone.
-pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(35);
 
 /// What is known of each pair and matters to the plan.
 pub type PairStates = BTreeMap<NodeId, PairState>;
@@ -420,7 +418,7 @@ fn settle(
     let tunnel = status.map(|status| Tunnel {
         key: Some(status.key),
         heard_at: status.proven,
-        alive: status.heard.is_some_and(|heard| heard < SILENT_AFTER),
+        alive: status.is_alive(),
     });
     pair.look(tunnel.unwrap_or_default(), now);
     if let Some(probe) = pair.probe(run, every, now)

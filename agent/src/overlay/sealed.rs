@@ -23,7 +23,6 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Cause;
-use super::paths::SILENT_AFTER;
 use super::state::{Sealing, SleeveIdentity};
 use super::wireguard::{Control, DEVICE, Kernel, Moment, Watch};
 
@@ -113,8 +112,7 @@ impl Sealed {
         match self {
             Self::Sleeve(sleeved) => sleeved.sleeve.send(to, message),
             Self::WireGuard(watched) => {
-                let heard = self.status_of(to).and_then(|status| status.heard);
-                let alive = heard.is_some_and(|heard| heard < SILENT_AFTER);
+                let alive = self.status_of(to).is_some_and(|status| status.is_alive());
                 let post = watched.post.as_ref().filter(|_| alive);
                 post.is_some_and(|post| post.send(to, message))
             }

@@ -33,7 +33,7 @@ use crate::dns::zone::{Local, Zone};
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
 use crate::keys::HostKeys;
-use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates};
+use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates, waits_longer};
 use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
@@ -46,13 +46,8 @@ const TICK: Duration = Duration::from_secs(10);
 /// How soon an overlay with errors is tried again.
 const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 
-/// For each so many peers, an overlay that is to be as it was made is left alone for one
-/// [`TICK`]: a look costs as much as there are peers. What others do to it in the kernel
-/// is mended that much later.
-const PEERS_A_TICK: usize = 64;
-
 /// Peers that come and go change no path; they are told together, so that a grid that
-/// comes up is not told node by node. In a large one for longer, by [`PEERS_A_TICK`].
+/// comes up is not told node by node. In a large one for longer, by [`waits_longer`].
 const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// For how long pairs that turn clear wait for others that do, for so many peers.
@@ -96,8 +91,8 @@ pub struct Reconciler {
     peers: Vec<PeerReport>,
     /// What the last pass made of the overlay.
     carried_out: Option<OverlayIntent>,
-    /// When it did, if all went well, and what it was asked for.
-    settled: Option<(Instant, OverlayIntent)>,
+    /// When it did, if all went well.
+    settled: Option<Instant>,
     /// When changes of peers are told that are nothing else.
     peers_due: Option<Instant>,
     applied: Revision,
@@ -277,17 +272,14 @@ impl Reconciler {
             return false;
         };
         let now = Instant::now();
-        let times = u32::try_from(intent.peers.len() / PEERS_A_TICK).unwrap_or(u32::MAX);
+        let times = waits_longer(intent.peers.len());
         if intent.suits(&pairs) {
             let due = now + PEERS_TOLD_AFTER * times.saturating_add(1);
             self.peers_due.get_or_insert(due);
             return true;
         }
         // What is to be sealed waits for nobody.
-        let after = self
-            .settled
-            .as_ref()
-            .map(|(at, _)| *at + CLEARED_TOGETHER * times);
+        let after = self.settled.map(|at| at + CLEARED_TOGETHER * times);
         let Some(after) = after.filter(|after| *after > now && !intent.is_sealed_by(&pairs)) else {
             return false;
         };
@@ -355,24 +347,24 @@ impl Reconciler {
         }
         let failed = !report.errors.is_empty() || report.attached.values().any(Result::is_err);
         self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
-        self.settled = (!failed).then(|| (Instant::now(), intent));
+        self.settled = (!failed).then(Instant::now);
         self.attached = report.attached;
         self.peers = report.peers;
         self.peers_due = None;
         self.carried_out = report.carried_out;
     }
 
-    /// Whether the overlay can be left as it is: it was made so a short while ago.
+    /// Whether the overlay can be left as it is: it was made so a short while ago. A look
+    /// costs as much as there are peers; what others do to it in the kernel is mended that
+    /// much later.
     fn may_rest(&self, intent: &OverlayIntent) -> bool {
-        let Some((at, settled)) = &self.settled else {
+        let (Some(at), Some(carried_out)) = (self.settled, &self.carried_out) else {
             return false;
         };
-        let ticks = u32::try_from(intent.peers.len() / PEERS_A_TICK).unwrap_or(u32::MAX);
-        let suits = |carried_out: &OverlayIntent| carried_out.suits(&self.pairs.borrow());
-        at.elapsed() < TICK * ticks
+        at.elapsed() < TICK * waits_longer(intent.peers.len())
             && self.overlay.seals()
-            && intent.asks_the_same(settled)
-            && self.carried_out.as_ref().is_some_and(suits)
+            && intent.asks_the_same(carried_out)
+            && carried_out.suits(&self.pairs.borrow())
     }
 
     /// Containers have no business with the Master, on whichever way.

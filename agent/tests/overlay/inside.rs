@@ -6,13 +6,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use kontena_lab::{Keeper, capture};
-use kontena_schema::key::PublicKeys;
 use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT};
 use kontena_sleeve::PrivateKey;
 
 use crate::every_packet::{MARKER, send};
 use crate::lab::{
-    BOUND, Host, Start, Switch, dropped, eventually, grid, intent, pass, settle, trusting, world_of,
+    BOUND, Host, Start, Switch, dropped, eventually, grid, intent, pass, public_keys, settle,
+    trusting, world_of,
 };
 use crate::life::traces;
 use crate::reach::everyone_reaches_everyone;
@@ -319,12 +319,6 @@ fn changes_a_key(all: &[Start; 2]) {
     let (_switch, mut hosts) = world_of(all, &sealing());
     let old = hosts[0].keys[0].clone();
     let new = PrivateKey::from_octets([77; 32]);
-    let keys = |current: &PrivateKey, next: Option<&PrivateKey>| {
-        Some(PublicKeys {
-            current: current.public(),
-            next: next.map(PrivateKey::public),
-        })
-    };
     let look = |hosts: &[Host]| {
         let all: Vec<&Host> = hosts.iter().collect();
         pass(&sealing(), all[0], &all);
@@ -332,7 +326,7 @@ fn changes_a_key(all: &[Start; 2]) {
         let report = all[1].must_reconcile(&intent(&sealing(), all[1], &all));
         report.peers[0].next_key
     };
-    hosts[0].node.keys = keys(&old, Some(&new));
+    hosts[0].node.keys = public_keys(&old, Some(&new));
     assert_eq!(look(&hosts), Some(new.public()));
     everyone_reaches_everyone(&hosts);
     hosts[0].keys = vec![new.clone(), old.clone()];
@@ -349,7 +343,7 @@ fn changes_a_key(all: &[Start; 2]) {
         used.then_some(()).ok_or(format!("{health:?}"))
     });
     everyone_reaches_everyone(&hosts);
-    hosts[0].node.keys = keys(&new, None);
+    hosts[0].node.keys = public_keys(&new, None);
     hosts[0].keys = vec![new];
     assert_eq!(look(&hosts), None);
     everyone_reaches_everyone(&hosts);

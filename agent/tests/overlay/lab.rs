@@ -269,6 +269,14 @@ pub fn dropped(host: &Host, counter: &str) -> u64 {
     packets(&host.place.run(&list))
 }
 
+/// What the directory has of a host with these keys.
+pub fn public_keys(current: &PrivateKey, next: Option<&PrivateKey>) -> Option<PublicKeys> {
+    Some(PublicKeys {
+        current: current.public(),
+        next: next.map(PrivateKey::public),
+    })
+}
+
 /// A grid that trusts these subnets.
 pub fn grid(vni: u32, trusted: &[&str]) -> GridSettings {
     GridSettings {

@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 
 use kontena_agent::overlay::Clear;
 use kontena_schema::agent::GridSettings;
-use kontena_schema::key::PublicKeys;
 use kontena_schema::path::Path;
 use kontena_sleeve::PrivateKey;
 
 use crate::lab::{
-    BOUND, Host, Place, Switch, count, counted, dropped, eventually, grid, intent, pass, settle,
-    trusting, underlay, uninterrupted, world,
+    BOUND, Host, Place, Switch, count, counted, dropped, eventually, grid, intent, pass,
+    public_keys, settle, trusting, underlay, uninterrupted, world,
 };
 use crate::reach::everyone_reaches_everyone;
 
@@ -266,12 +265,6 @@ fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
     let (_switch, mut hosts) = world(2, &sealing());
     let old = hosts[0].keys[0].clone();
     let new = PrivateKey::from_octets([77; 32]);
-    let keys = |current: &PrivateKey, next: Option<&PrivateKey>| {
-        Some(PublicKeys {
-            current: current.public(),
-            next: next.map(PrivateKey::public),
-        })
-    };
     let look = |hosts: &[Host]| {
         let all: Vec<&Host> = hosts.iter().collect();
         pass(&sealing(), all[0], &all);
@@ -279,7 +272,7 @@ fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
         everyone_reaches_everyone(hosts);
         report.peers[0].next_key
     };
-    hosts[0].node.keys = keys(&old, Some(&new));
+    hosts[0].node.keys = public_keys(&old, Some(&new));
     assert_eq!(look(&hosts), Some(new.public()));
     hosts[0].keys = vec![new.clone(), old.clone()];
     look(&hosts);
@@ -293,7 +286,7 @@ fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
             .all(|health| health.tunnel.key == new.public());
         (own && peer).then_some(()).ok_or(format!("{health:?}"))
     });
-    hosts[0].node.keys = keys(&new, None);
+    hosts[0].node.keys = public_keys(&new, None);
     hosts[0].keys = vec![new];
     assert_eq!(look(&hosts), None);
 }

@@ -13,9 +13,8 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant, SystemTime};
 
 use kontena_schema::key::PublicKey;
-use kontena_sleeve::PeerStatus;
+use kontena_sleeve::{PeerStatus, SILENT_AFTER};
 
-use super::super::paths::SILENT_AFTER;
 use super::device::{Message, Observed, ObservedPeer};
 
 /// A session ends that long after its handshake (WireGuard whitepaper section 6.1,
