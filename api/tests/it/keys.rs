@@ -91,9 +91,15 @@ async fn a_next_key_is_used_when_every_connected_peer_is_ready() {
     };
     let early = tokio::time::timeout(std::time::Duration::from_secs(3), known(&mut a)).await;
     assert!(early.is_err(), "one of the peers is not ready");
+    let waits_for = async || {
+        let shown = master.get("/v1/nodes/demo/host-a").await;
+        shown["next_key_waits_for"].clone()
+    };
+    assert_eq!(waits_for().await, json!(["host-c"]));
     // A peer that leaves is not waited for.
     drop(c);
     known(&mut a).await;
+    assert_eq!(waits_for().await, json!([]));
 
     tell(&mut a, "a", keys(11, None)).await;
     let now = b.until(|changes| {

@@ -57,6 +57,10 @@ pub struct Node {
     /// The public key of its sealed paths, in base64.
     #[serde(default)]
     pub public_key: Option<PublicKey>,
+    /// The connected nodes that are not ready for its next key yet, by name; while there
+    /// is one, the key stays. Empty where no change is under way.
+    #[serde(default)]
+    pub next_key_waits_for: Vec<String>,
     /// Its paths to its peers, as it last reported them.
     #[serde(default)]
     pub peers: Vec<PeerReport>,
