@@ -7,30 +7,28 @@
 //! tells its own containers.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr;
+use std::os::fd::AsRawFd;
 
 use kontena_schema::mac::Mac;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{MsgFlags, sendto};
 
 use super::error::Cause;
+use super::packet;
 
-const BROADCAST: [u8; 6] = [0xff; 6];
+const BROADCAST: Mac = Mac([0xff; 6]);
 /// Ethernet, IPv4, lengths of both addresses, request (RFC 826).
 const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
 const ARP_BYTES: usize = 28;
 
 /// Announces each address with its MAC on a link.
 pub(crate) fn announce(index: u32, holders: &BTreeMap<Ipv4Addr, Mac>) -> Result<(), Cause> {
-    // Protocol 0: the socket sends, and receives nothing.
-    let kind = SockType::Datagram;
-    let socket = socket(AddressFamily::Packet, kind, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(io::Error::from)
-        .map_err(Cause::io("packet socket"))?;
+    let socket = packet::open().map_err(Cause::io("packet socket"))?;
+    let everybody = packet::address(index, libc::ETH_P_ARP as u16, BROADCAST);
     for (&address, &mac) in holders {
-        send(&socket, index, &gratuitous(address, mac)).map_err(Cause::io("ARP"))?;
+        let message = gratuitous(address, mac);
+        let sent = sendto(socket.as_raw_fd(), &message, &everybody, MsgFlags::empty());
+        sent.map_err(|errno| Cause::io("ARP")(errno.into()))?;
     }
     Ok(())
 }
@@ -44,36 +42,6 @@ fn gratuitous(address: Ipv4Addr, mac: Mac) -> [u8; ARP_BYTES] {
         *place = octet;
     }
     message
-}
-
-fn send(socket: &OwnedFd, index: u32, message: &[u8]) -> io::Result<()> {
-    let mut sll_addr = [0; 8];
-    sll_addr[..BROADCAST.len()].copy_from_slice(&BROADCAST);
-    let to = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ARP as u16).to_be(),
-        sll_ifindex: index.cast_signed(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: BROADCAST.len() as u8,
-        sll_addr,
-    };
-    // SAFETY: each pointer is valid for the length beside it during the call.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            message.as_ptr().cast(),
-            message.len(),
-            0,
-            ptr::from_ref(&to).cast(),
-            size_of_val(&to) as libc::socklen_t,
-        )
-    };
-    if sent < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

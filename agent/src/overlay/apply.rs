@@ -82,6 +82,10 @@ impl<'a> Hands<'a> {
             | Step::Retell(_)
             | Step::SetWireGuard { .. }
             | Step::HearProbes(_) => self.apply_inside(step).await,
+            Step::HearTrials(identity) => {
+                let index = self.index(Link::Bridge).await?;
+                self.paths.hear_trials(*identity, index)
+            }
             Step::DeleteLink(link) => self.delete_link(*link).await,
             Step::Attach { placement, to, mtu } => self.attach(*placement, to, *mtu).await,
             Step::SetHostEnd {
@@ -287,8 +291,10 @@ impl<'a> Hands<'a> {
 
     async fn delete_link(&mut self, link: Link) -> Result<(), Cause> {
         self.indexes.remove(&link);
-        if link == Link::WireGuard {
-            self.paths.forget_wireguard();
+        match link {
+            Link::WireGuard => self.paths.forget_wireguard(),
+            Link::Bridge => self.paths.forget_trials(),
+            _ => {}
         }
         let Some(found) = self.netlink.link(&link.name()).await? else {
             return Ok(());

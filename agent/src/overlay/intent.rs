@@ -248,6 +248,7 @@ impl OverlayIntent {
         }
         Some(Wanted {
             inner: peer.inner,
+            mac: Mac::of_node(peer.overlay_address),
             agreement: peer.agreement,
             fast: peer.ends(),
             places: peer.places.clone(),

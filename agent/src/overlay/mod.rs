@@ -43,6 +43,7 @@ mod intent;
 mod netlink;
 mod nft;
 mod observe;
+mod packet;
 mod pair;
 mod paths;
 mod plan;
@@ -52,6 +53,9 @@ mod program;
 mod sealed;
 mod state;
 mod step;
+mod trial;
+mod trial_post;
+mod ways;
 mod wireguard;
 
 pub use error::{Cause, OverlayError};

@@ -61,6 +61,9 @@ pub(crate) async fn observe(
     let inside = inside.map_err(failed("the way to inner addresses"))?;
     let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
     let host_ends = links.host_ends();
+    let trials = paths
+        .trials()
+        .filter(|(_, on)| links.index(Link::Bridge) == Some(*on));
     let tap = links.by_link.get(&Link::Tap).map(|link| links.port(link));
     let remote = links.remote();
     let forwarding = forwarding.ok();
@@ -74,6 +77,7 @@ pub(crate) async fn observe(
             sleeve: paths.sleeve(),
             tap,
             inside,
+            trials: trials.map(|(identity, _)| identity),
             remote,
             host_ends,
             containers,

@@ -8,11 +8,15 @@
 //! takes clear packets. To take them, all but the last is needed:
 //!
 //! ```text
-//!            tunnel at the address, ends agree      the peer accepts
-//!   No ------------------------------------> Accept ---------------> Send
-//!   ^                                          |  ^------------------ |
-//!   +--- any of it ends, or 30 s of silence ---+----------------------+
+//!            tunnel at the address, ends agree      the peer accepts, trials arrive
+//!   No ------------------------------------> Accept ------------------------------> Send
+//!   ^                                          |  ^--------------------------------- |
+//!   +--- any of it ends, or 30 s of silence ---+-------------------------------------+
 //! ```
+//!
+//! All of that is said through the sealed path, and says nothing of whether the clear one
+//! carries: UDP port 6784 may be closed on the way. So trials go out with probes, in clear
+//! (`trial.rs`), and the peer says which of them came.
 //!
 //! Two ends that disagree, because one of them does not know yet what the Master
 //! decided, are sealed as soon as the first probe says so. A pair that falls back again
@@ -27,8 +31,10 @@ use std::time::{Duration, Instant};
 
 use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
+use kontena_schema::mac::Mac;
 
-use super::probe::Probe;
+use super::probe::{Probe, Trials};
+use super::trial::{Trial, Tried};
 
 /// A peer that is not heard for so long at one of its addresses is tried at the
 /// other one.
@@ -65,6 +71,8 @@ pub enum Clear {
 pub(crate) struct Wanted {
     /// The peer's address inside the tunnel.
     pub(crate) inner: Ipv4Addr,
+    /// The MAC of its bridge.
+    pub(crate) mac: Mac,
     /// What the path depends on (`schema::path::agreement`).
     pub(crate) agreement: u64,
     /// The addresses of a fast path; none if it is to be sealed.
@@ -131,6 +139,7 @@ pub(crate) struct Pair {
     said: Option<Said>,
     heard: Option<Heard>,
     round_trip: Option<Duration>,
+    trials: Tried,
 }
 
 /// How often a pair fell back from clear packets while the directory said the same.
@@ -168,6 +177,8 @@ struct Said {
     agreement: u64,
     hears_at: Option<SocketAddrV4>,
     accepts: bool,
+    /// Whether a trial goes with it.
+    tries: bool,
 }
 
 #[derive(Debug)]
@@ -194,6 +205,7 @@ impl Pair {
             said: None,
             heard: None,
             round_trip: None,
+            trials: Tried::default(),
         }
     }
 
@@ -213,6 +225,9 @@ impl Pair {
         if self.wanted != wanted {
             self.falls = Falls::default();
         }
+        if self.wanted.fast != wanted.fast {
+            self.trials.forget(self.sent);
+        }
         self.wanted = wanted;
     }
 
@@ -223,6 +238,10 @@ impl Pair {
 
     pub(crate) fn inner(&self) -> Ipv4Addr {
         self.wanted.inner
+    }
+
+    pub(crate) fn mac(&self) -> Mac {
+        self.wanted.mac
     }
 
     /// What the plan needs.
@@ -257,6 +276,7 @@ impl Pair {
     /// A probe came through the tunnel.
     pub(crate) fn hear(&mut self, probe: Probe, now: Instant) {
         self.measure(&probe, now);
+        let run = self.heard.as_ref().map(|before| before.probe.run);
         let came = match &self.heard {
             Some(before) if before.probe.run == probe.run => {
                 let ahead = probe.number.wrapping_sub(before.probe.number);
@@ -280,6 +300,18 @@ impl Pair {
             came,
         });
         self.adopted_until = None;
+        if run != Some(probe.run) {
+            self.trials.begin(self.clear == Clear::Send, self.sent);
+        }
+        self.trials.told(probe.trials, self.sent);
+    }
+
+    /// A trial came through the tunnel's device.
+    pub(crate) fn hear_trial(&mut self, trial: Trial) {
+        let of_this_run = |heard: &Heard| heard.probe.run == trial.run;
+        if self.clear > Clear::No && self.heard.as_ref().is_some_and(of_this_run) {
+            self.trials.hear(trial);
+        }
     }
 
     fn measure(&mut self, probe: &Probe, now: Instant) {
@@ -314,6 +346,9 @@ impl Pair {
         if decided < self.clear || !self.falls.hold(now) {
             self.clear = decided;
         }
+        if self.clear == Clear::No {
+            self.trials.forget(self.sent);
+        }
     }
 
     fn decide(&self, now: Instant) -> Clear {
@@ -332,11 +367,33 @@ impl Pair {
         let silent = now.saturating_duration_since(heard.at) >= SILENCE;
         let agrees = heard.probe.agreement == self.wanted.agreement
             && heard.probe.hears_at == Some(at(ends.own));
-        match (agrees && !silent, heard.probe.accepts) {
+        let carries = heard.probe.accepts && self.trials.carries(&heard.probe, self.sent);
+        match (agrees && !silent, carries) {
             (false, _) => Clear::No,
             (true, false) => Clear::Accept,
             (true, true) => Clear::Send,
         }
+    }
+
+    /// Whether clear packets may go to the peer, and trials do.
+    fn tries(&self) -> bool {
+        let ready = |heard: &Heard| heard.probe.accepts && heard.probe.trials != Trials::Unknown;
+        self.accepts() && self.heard.as_ref().is_some_and(ready)
+    }
+
+    fn accepts(&self) -> bool {
+        self.accepted && self.clear >= Clear::Accept
+    }
+
+    /// The trial that goes with a probe, and to which address.
+    pub(crate) fn trial(&self, with: &Probe) -> Option<(Ipv4Addr, Trial)> {
+        let to = self.wanted.fast.filter(|_| self.tries())?.peer;
+        let trial = Trial {
+            run: with.run,
+            number: with.number,
+            asks: self.clear < Clear::Send,
+        };
+        Some((to, trial))
     }
 
     /// The next probe, if the peer must know something new or it is time for one.
@@ -348,11 +405,12 @@ impl Pair {
         let says = Said {
             agreement: self.wanted.agreement,
             hears_at,
-            accepts: self.accepted && self.clear >= Clear::Accept,
+            accepts: self.accepts(),
+            tries: self.tries(),
         };
         let last = self.sent_at.back().map(|(_, at)| *at);
         let due = last.is_none_or(|at| now.saturating_duration_since(at) >= every);
-        if !due && self.said == Some(says) {
+        if !due && !self.trials.asked && self.said == Some(says) {
             return None;
         }
         let heard = self.heard.as_ref().map(|heard| {
@@ -366,6 +424,7 @@ impl Pair {
             number: self.sent.checked_add(1).unwrap_or(1),
             run,
             heard,
+            trials: self.trials.heard.map_or(Trials::None, Trials::UpTo),
         })
     }
 
@@ -376,7 +435,9 @@ impl Pair {
             agreement: probe.agreement,
             hears_at: probe.hears_at,
             accepts: probe.accepts,
+            tries: self.tries(),
         });
+        self.trials.asked = false;
         if self.sent_at.len() == REMEMBERED {
             self.sent_at.pop_front();
         }
@@ -391,3 +452,6 @@ fn at(address: Ipv4Addr) -> SocketAddrV4 {
 #[cfg(test)]
 #[path = "pair_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "pair_trial_tests.rs"]
+mod trial_tests;

@@ -5,13 +5,14 @@ use proptest::prelude::*;
 use super::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
-const EVERY: Duration = Duration::from_secs(1);
+pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub(super) const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(super) const EVERY: Duration = Duration::from_secs(1);
 
-fn wanted() -> Wanted {
+pub(super) fn wanted() -> Wanted {
     Wanted {
         inner: Ipv4Addr::new(100, 127, 81, 2),
+        mac: Mac([2, 0, 0, 0, 0, 2]),
         agreement: 7,
         fast: Some(Ends {
             peer: PEER,
@@ -21,7 +22,7 @@ fn wanted() -> Wanted {
     }
 }
 
-fn tunnel(peer: Ipv4Addr) -> Tunnel {
+pub(super) fn tunnel(peer: Ipv4Addr) -> Tunnel {
     Tunnel {
         key: None,
         heard_at: Some(at(peer).into()),
@@ -29,8 +30,8 @@ fn tunnel(peer: Ipv4Addr) -> Tunnel {
     }
 }
 
-/// A probe of a peer that agrees.
-fn probe(number: u32, accepts: bool) -> Probe {
+/// A probe of a peer that agrees, and whose version knows no trials.
+pub(super) fn probe(number: u32, accepts: bool) -> Probe {
     Probe {
         agreement: 7,
         hears_at: Some(at(OWN)),
@@ -38,11 +39,12 @@ fn probe(number: u32, accepts: bool) -> Probe {
         number,
         run: 1,
         heard: None,
+        trials: Trials::Unknown,
     }
 }
 
 /// A pair whose peer was just heard with this probe.
-fn heard(probe: Probe) -> (Pair, Instant) {
+pub(super) fn heard(probe: Probe) -> (Pair, Instant) {
     let now = Instant::now();
     let mut pair = Pair::new(wanted(), now);
     pair.hear(probe, now);
@@ -50,7 +52,7 @@ fn heard(probe: Probe) -> (Pair, Instant) {
     (pair, now)
 }
 
-fn clear(pair: &Pair) -> Clear {
+pub(super) fn clear(pair: &Pair) -> Clear {
     pair.state().clear
 }
 
@@ -286,6 +288,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         number,
         run,
         heard: None,
+        trials: Trials::Unknown,
     });
     prop_oneof![
         probe.prop_map(Event::Hear),

@@ -19,10 +19,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::TAP;
 use super::error::Cause;
-use super::pair::{Clear, Pair, PairState, Tunnel, Wanted};
+use super::pair::{Clear, Pair, PairState, Wanted};
 use super::probe::Probe;
 use super::sealed::{Post, Sealed, Sleeved, Watched};
-use super::state::{SleeveIdentity, SleeveState};
+use super::state::{SleeveIdentity, SleeveState, TrialIdentity};
+use super::trial_post::{Heard, TrialPost};
+use super::ways::Ways;
 use super::wireguard::{Control, Looked, Moment, Observed, Retold};
 
 /// Most messages that wait to be read. More than one probe of each peer never wait,
@@ -51,15 +53,14 @@ struct Shared {
     control: Option<Control>,
     states: watch::Sender<PairStates>,
     inbox: mpsc::Sender<Message>,
+    trials: mpsc::Sender<Heard>,
 }
 
 struct Inner {
-    sealed: Option<Sealed>,
+    ways: Ways,
     pairs: BTreeMap<NodeId, Pair>,
     /// When all pairs were looked at last.
     settled: Option<Instant>,
-    /// Tells the runs of this agent apart.
-    run: u32,
 }
 
 /// What is told of a peer to people.
@@ -78,20 +79,25 @@ impl Paths {
     /// WireGuard, where it seals.
     pub(crate) fn new(control: Option<Control>) -> Self {
         let (inbox, messages) = mpsc::channel(INBOX);
+        let (trials, heard) = mpsc::channel(INBOX);
         let watched = control.as_ref().map(|_| Box::<Watched>::default());
         let inner = Inner {
-            sealed: watched.map(Sealed::WireGuard),
+            ways: Ways {
+                sealed: watched.map(Sealed::WireGuard),
+                trials: None,
+                run: fastrand::u32(..),
+            },
             pairs: BTreeMap::new(),
             settled: None,
-            run: fastrand::u32(..),
         };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             control,
             states: watch::Sender::new(PairStates::new()),
             inbox,
+            trials,
         });
-        let keeper = tokio::spawn(keep(Arc::clone(&shared), messages));
+        let keeper = tokio::spawn(keep(Arc::clone(&shared), messages, heard));
         Self {
             shared,
             _keeper: AbortOnDropHandle::new(keeper),
@@ -117,7 +123,7 @@ impl Paths {
         let sleeve = Sleeve::start(settings, move |message| {
             let _ = inbox.try_send(message);
         })?;
-        self.shared.lock().sealed = Some(Sealed::Sleeve(Sleeved {
+        self.shared.lock().ways.sealed = Some(Sealed::Sleeve(Sleeved {
             sleeve,
             identity,
             table: Table::default(),
@@ -127,14 +133,14 @@ impl Paths {
 
     /// Ends the sleeve.
     pub(crate) fn stop_sleeve(&self) {
-        let ended = self.shared.lock().sealed.take();
+        let ended = self.shared.lock().ways.sealed.take();
         // Its threads are waited for without the lock.
         drop(ended);
     }
 
     /// Sets who is at the other ends. Without a sleeve there is nobody.
     pub(crate) fn set_table(&self, table: &Table) {
-        if let Some(Sealed::Sleeve(sleeved)) = &mut self.shared.lock().sealed {
+        if let Some(Sealed::Sleeve(sleeved)) = &mut self.shared.lock().ways.sealed {
             sleeved.sleeve.set_table(table);
             sleeved.table = table.clone();
         }
@@ -143,7 +149,7 @@ impl Paths {
     /// The sleeve, if it works.
     pub(crate) fn sleeve(&self) -> Option<SleeveState> {
         let inner = self.shared.lock();
-        let Some(Sealed::Sleeve(sleeved)) = &inner.sealed else {
+        let Some(Sealed::Sleeve(sleeved)) = &inner.ways.sealed else {
             return None;
         };
         sleeved.sleeve.is_alive().then(|| SleeveState {
@@ -154,7 +160,7 @@ impl Paths {
 
     /// Whether a sleeve that was started still works.
     pub(crate) fn seals(&self) -> bool {
-        match &self.shared.lock().sealed {
+        match &self.shared.lock().ways.sealed {
             Some(Sealed::Sleeve(sleeved)) => sleeved.sleeve.is_alive(),
             Some(Sealed::WireGuard(_)) => true,
             None => false,
@@ -181,7 +187,7 @@ impl Paths {
             control.change(message).await?;
         }
         let mut inner = self.shared.lock();
-        if let Some(Sealed::WireGuard(watched)) = &mut inner.sealed {
+        if let Some(Sealed::WireGuard(watched)) = &mut inner.ways.sealed {
             watched.watch.told(retold, [began, Moment::now()]);
         }
         Ok(())
@@ -190,7 +196,7 @@ impl Paths {
     /// Hears probes at the own inner address, on WireGuard's device of this number.
     pub(crate) fn hear_probes(&self, at: (Ipv4Addr, u32)) -> Result<(), Cause> {
         let mut inner = self.shared.lock();
-        if let Some(Sealed::WireGuard(watched)) = &mut inner.sealed {
+        if let Some(Sealed::WireGuard(watched)) = &mut inner.ways.sealed {
             // The old one has the address.
             watched.post = None;
             let post = Post::open(at, self.shared.inbox.clone());
@@ -199,16 +205,34 @@ impl Paths {
         Ok(())
     }
 
+    /// Sends trials as this one, and hears them on the bridge of this number.
+    pub(crate) fn hear_trials(&self, identity: TrialIdentity, bridge: u32) -> Result<(), Cause> {
+        let post = TrialPost::open(identity, bridge, self.shared.trials.clone());
+        let post = post.map_err(Cause::io("the sockets of trials"))?;
+        self.shared.lock().ways.trials = Some(post);
+        Ok(())
+    }
+
+    /// As whom trials are sent, and the number of the bridge where they are heard.
+    pub(crate) fn trials(&self) -> Option<(TrialIdentity, u32)> {
+        self.shared.lock().ways.trials.as_ref().map(TrialPost::at)
+    }
+
+    /// The bridge goes.
+    pub(crate) fn forget_trials(&self) {
+        self.shared.lock().ways.trials = None;
+    }
+
     /// WireGuard's device goes.
     pub(crate) fn forget_wireguard(&self) {
-        if let Some(Sealed::WireGuard(watched)) = &mut self.shared.lock().sealed {
+        if let Some(Sealed::WireGuard(watched)) = &mut self.shared.lock().ways.sealed {
             **watched = Watched::default();
         }
     }
 
     /// Where probes are heard: the inner address, and the number of the device.
     pub(crate) fn hears(&self) -> Option<(Ipv4Addr, u32)> {
-        match &self.shared.lock().sealed {
+        match &self.shared.lock().ways.sealed {
             Some(Sealed::WireGuard(watched)) => Some(watched.post.as_ref()?.at),
             _ => None,
         }
@@ -217,7 +241,12 @@ impl Paths {
     /// The keys that peers will use next and that the sealed path knows.
     pub(crate) fn next_keys(&self) -> BTreeSet<PublicKey> {
         let inner = self.shared.lock();
-        inner.sealed.iter().flat_map(Sealed::next_keys).collect()
+        inner
+            .ways
+            .sealed
+            .iter()
+            .flat_map(Sealed::next_keys)
+            .collect()
     }
 
     /// Takes what the directory says, and answers what follows for each pair. Pairs that are not known yet are as `adopted`
@@ -275,12 +304,16 @@ impl Paths {
     /// What the sealed path dropped since its start.
     pub(crate) fn drops(&self) -> Option<kontena_sleeve::Drops> {
         let inner = self.shared.lock();
-        inner.sealed.as_ref()?.drops()
+        inner.ways.sealed.as_ref()?.drops()
     }
 }
 
 /// Hears and probes, for ever.
-async fn keep(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>) {
+async fn keep(
+    shared: Arc<Shared>,
+    mut messages: mpsc::Receiver<Message>,
+    mut trials: mpsc::Receiver<Heard>,
+) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -293,6 +326,7 @@ async fn keep(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>) {
                 }
             }
             Some(message) = messages.recv() => shared.hear(&message),
+            Some(heard) = trials.recv() => shared.hear_trial(&heard),
         }
     }
 }
@@ -320,7 +354,7 @@ impl Shared {
         let asked = Moment::now();
         let device = control.observe().await?;
         let mut inner = self.lock();
-        let Some(Sealed::WireGuard(watched)) = &mut inner.sealed else {
+        let Some(Sealed::WireGuard(watched)) = &mut inner.ways.sealed else {
             return Ok(None);
         };
         let watch = &mut watched.watch;
@@ -334,8 +368,19 @@ impl Shared {
             return;
         };
         let now = Instant::now();
+        let of = |pair: &Pair| pair.inner() == message.from;
+        self.hear_from(of, |pair| pair.hear(probe, now), now);
+    }
+
+    fn hear_trial(&self, heard: &Heard) {
+        let of = |pair: &Pair| pair.mac() == heard.from;
+        self.hear_from(of, |pair| pair.hear_trial(heard.trial), Instant::now());
+    }
+
+    /// Something came from a peer, if it is one.
+    fn hear_from(&self, of: impl Fn(&Pair) -> bool, hear: impl FnOnce(&mut Pair), now: Instant) {
         let mut inner = self.lock();
-        if inner.hear(message.from, probe, now) {
+        if inner.hear(of, hear, now) {
             self.publish(&inner);
         }
     }
@@ -353,7 +398,7 @@ impl Shared {
 
 impl Inner {
     fn tunnels(&self) -> BTreeMap<Ipv4Addr, PeerStatus> {
-        let all = self.sealed.iter().flat_map(Sealed::status);
+        let all = self.ways.sealed.iter().flat_map(Sealed::status);
         all.map(|status| (status.inner, status)).collect()
     }
 
@@ -391,40 +436,24 @@ impl Inner {
         let mut changed = false;
         for pair in self.pairs.values_mut() {
             let status = tunnels.remove(&pair.inner());
-            changed |= settle(pair, status, (self.sealed.as_ref(), self.run, every), now);
+            changed |= self.ways.settle(pair, status, every, now);
         }
         changed
     }
 
-    fn hear(&mut self, from: Ipv4Addr, probe: Probe, now: Instant) -> bool {
+    fn hear(
+        &mut self,
+        of: impl Fn(&Pair) -> bool,
+        hear: impl FnOnce(&mut Pair),
+        now: Instant,
+    ) -> bool {
         let every = self.every();
-        let Some(pair) = self.pairs.values_mut().find(|pair| pair.inner() == from) else {
+        let Some(pair) = self.pairs.values_mut().find(|pair| of(pair)) else {
             return false;
         };
-        pair.hear(probe, now);
-        let sealed = self.sealed.as_ref();
-        let status = sealed.and_then(|sealed| sealed.status_of(from));
-        settle(pair, status, (sealed, self.run, every), now)
+        hear(pair);
+        let sealed = self.ways.sealed.as_ref();
+        let status = sealed.and_then(|sealed| sealed.status_of(pair.inner()));
+        self.ways.settle(pair, status, every, now)
     }
-}
-
-fn settle(
-    pair: &mut Pair,
-    status: Option<PeerStatus>,
-    (sealed, run, every): (Option<&Sealed>, u32, Duration),
-    now: Instant,
-) -> bool {
-    let before = pair.state();
-    let tunnel = status.map(|status| Tunnel {
-        key: Some(status.key),
-        heard_at: status.proven,
-        alive: status.is_alive(),
-    });
-    pair.look(tunnel.unwrap_or_default(), now);
-    if let Some(probe) = pair.probe(run, every, now)
-        && sealed.is_some_and(|sealed| sealed.send(pair.inner(), &probe.write()))
-    {
-        pair.sent(&probe, now);
-    }
-    pair.state() != before
 }

@@ -23,8 +23,8 @@ use super::intent::{Attachment, OverlayIntent};
 use super::plan_inside as inside;
 use super::state::{
     Bridge, BridgeSettings, ContainerEnd, Filter, FilterState, Forwarding, GuardState, HostEnd,
-    Observed, Port, PortSettings, RemoteEntry, Sealing, SleeveIdentity, SleeveState, Tunnel,
-    TunnelIdentity,
+    Observed, Port, PortSettings, RemoteEntry, Sealing, SleeveIdentity, SleeveState, TrialIdentity,
+    Tunnel, TunnelIdentity,
 };
 use super::step::{Link, Step};
 
@@ -68,6 +68,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         &mut steps,
     );
     set_bridge(intent, observed.bridge.as_ref(), &mut steps);
+    hear_trials(intent, observed.trials, &mut steps);
     create_tunnel(intent, tunnel, &mut steps);
     guard_tunnel(&entries.holders, tunnel, &observed.guard, &mut steps);
     let port = tunnel_port(intent);
@@ -297,6 +298,17 @@ fn sleeve_identity(intent: &OverlayIntent) -> SleeveIdentity {
     SleeveIdentity {
         vni: intent.vni,
         inner: intent.own.inner,
+    }
+}
+
+fn hear_trials(intent: &OverlayIntent, present: Option<TrialIdentity>, steps: &mut Vec<Step>) {
+    let wanted = TrialIdentity {
+        vni: intent.vni,
+        mac: intent.own.mac,
+        mtu: intent.mtu,
+    };
+    if present != Some(wanted) {
+        steps.push(Step::HearTrials(wanted));
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
         sleeve: None,
         tap: None,
         inside: Inside::default(),
+        trials: None,
         remote: BTreeMap::new(),
         host_ends: BTreeMap::new(),
         containers: intent.attachments.keys().map(|&id| (id, None)).collect(),
@@ -50,6 +51,10 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         | Step::RemoveAddress(Link::Bridge, _)
         | Step::SetNeighbour(..)
         | Step::DeleteNeighbour(_) => apply_to_bridge(&mut model.bridge, step),
+        Step::HearTrials(trials) => {
+            assert!(model.bridge.is_some(), "they are heard on it");
+            model.trials = Some(*trials);
+        }
         Step::DeleteLink(link) => delete_link(model, *link),
         Step::Attach { .. } | Step::SetHostEnd { .. } | Step::Configure { .. } => {
             apply_to_container(model, step);

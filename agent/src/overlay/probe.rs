@@ -2,7 +2,8 @@
 //!
 //! A probe proves that the tunnel works, measures it, and says what its sender
 //! knows of the pair: whether both ends know the same, from where the sender hears
-//! the receiver, and whether it takes clear packets. It has a fixed length:
+//! the receiver, whether it takes clear packets, and which trials of the clear way came
+//! (`trial.rs`). It has a fixed length:
 //!
 //! ```text
 //! 0  magic "KNP1"           24 u32  number of the last probe heard, 0 for none
@@ -10,16 +11,19 @@
 //! 5  3 octets, zero         32 4 o  IPv4 address at which the receiver is heard
 //! 8  u64  agreement         36 u16  and its UDP port
 //! 16 u32  number, from 1    38 2 octets, zero
-//! 20 u32  run of the sender
+//! 20 u32  run of the sender 40 u32  number of the last trial heard, 0 for none
 //! ```
+//!
+//! One that ends after 40 octets is of a version that knows no trials.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 const MAGIC: [u8; 4] = *b"KNP1";
 const ACCEPTS: u8 = 1;
-/// Octets of a probe.
-pub(crate) const BYTES: usize = 40;
+/// Octets of a probe, and of one that knows no trials.
+pub(crate) const BYTES: usize = 44;
+const BYTES_WITHOUT_TRIALS: usize = 40;
 
 /// One probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,19 @@ pub(crate) struct Probe {
     pub(crate) run: u32,
     /// The last probe of the receiver that the sender heard, and how long ago.
     pub(crate) heard: Option<(u32, Duration)>,
+    /// Which trials of the receiver the sender heard.
+    pub(crate) trials: Trials,
+}
+
+/// Which trials somebody heard, by the numbers of the probes that they went out with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trials {
+    /// It is of a version that hears none.
+    Unknown,
+    /// None.
+    None,
+    /// The last one was this.
+    UpTo(u32),
 }
 
 impl Probe {
@@ -56,13 +73,24 @@ impl Probe {
             octets[32..36].copy_from_slice(&at.ip().octets());
             octets[36..38].copy_from_slice(&at.port().to_be_bytes());
         }
+        if let Trials::UpTo(number) = self.trials {
+            octets[40..44].copy_from_slice(&number.to_be_bytes());
+        }
         octets
     }
 
     /// What was received; none if it is no probe. Longer ones are of a later
     /// version, which adds at the end.
     pub(crate) fn read(octets: &[u8]) -> Option<Self> {
-        let octets = octets.first_chunk::<BYTES>()?;
+        let trials = octets
+            .get(BYTES_WITHOUT_TRIALS..)
+            .and_then(<[u8]>::first_chunk);
+        let trials = match trials.map(|number| u32::from_be_bytes(*number)) {
+            None => Trials::Unknown,
+            Some(0) => Trials::None,
+            Some(number) => Trials::UpTo(number),
+        };
+        let octets = octets.first_chunk::<BYTES_WITHOUT_TRIALS>()?;
         let word = |at: usize| {
             let word = octets.get(at..at + 4)?.try_into().ok()?;
             Some(u32::from_be_bytes(word))
@@ -79,6 +107,7 @@ impl Probe {
             number,
             run: word(20)?,
             heard: heard.map(|number| (number, ago)),
+            trials,
         };
         (octets[..4] == MAGIC).then_some(probe)
     }
@@ -98,6 +127,7 @@ mod tests {
             number in 1_u32..,
             run: u32,
             heard in proptest::option::of((1_u32.., any::<u32>())),
+            trials in proptest::option::of(1_u32..),
         ) -> Probe {
             Probe {
                 agreement,
@@ -106,6 +136,7 @@ mod tests {
                 number,
                 run,
                 heard: heard.map(|(number, us)| (number, Duration::from_micros(us.into()))),
+                trials: trials.map_or(Trials::None, Trials::UpTo),
             }
         }
     }
@@ -116,7 +147,10 @@ mod tests {
             let octets = [&probe.write()[..], &more].concat();
             prop_assert_eq!(Probe::read(&octets), Some(probe));
             for length in 0..BYTES {
-                prop_assert_eq!(Probe::read(&octets[..length]), None);
+                // As a version reads and writes it that knows no trials.
+                let before = Probe { trials: Trials::Unknown, ..probe };
+                let before = (length >= BYTES_WITHOUT_TRIALS).then_some(before);
+                prop_assert_eq!(Probe::read(&octets[..length]), before);
             }
         }
 
@@ -135,12 +169,13 @@ mod tests {
             number: 5,
             run: 6,
             heard: Some((9, Duration::from_micros(256))),
+            trials: Trials::UpTo(4),
         };
         let wanted = [
             &b"KNP1\x01\0\0\0"[..],
             &[1, 2, 3, 4, 5, 6, 7, 8],
             &[0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0, 9, 0, 0, 1, 0],
-            &[198, 51, 100, 7, 0x1a, 0x7f, 0, 0],
+            &[198, 51, 100, 7, 0x1a, 0x7f, 0, 0, 0, 0, 0, 4],
         ];
         assert_eq!(probe.write()[..], wanted.concat());
     }

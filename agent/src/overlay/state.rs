@@ -27,6 +27,8 @@ pub(crate) struct Observed {
     pub(crate) tap: Option<PortSettings>,
     /// The sealed path under the tunnel.
     pub(crate) inside: Inside,
+    /// As whom trials are sent, if they are heard on this very bridge.
+    pub(crate) trials: Option<TrialIdentity>,
     /// The MACs of other hosts that the bridge has, and where it sends for them.
     pub(crate) remote: BTreeMap<Mac, RemoteEntry>,
     /// The host's ends of veth pairs, by the placement that their name says.
@@ -200,6 +202,16 @@ pub(crate) struct SleeveIdentity {
     pub(crate) vni: u32,
     /// This host's address inside the tunnel.
     pub(crate) inner: Ipv4Addr,
+}
+
+/// As whom trials of clear ways are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TrialIdentity {
+    pub(crate) vni: u32,
+    /// The MAC of the bridge.
+    pub(crate) mac: Mac,
+    /// How long the packet in a frame may be, in bytes.
+    pub(crate) mtu: u32,
 }
 
 /// What makes a VXLAN device another one.

@@ -12,7 +12,7 @@ use kontena_sleeve::Table;
 use super::intent::Attachment;
 use super::state::{
     BridgeSettings, Chain, Fence, Filter, ForwardPlace, InnerRoute, Port, PortSettings,
-    SleeveIdentity, Variant,
+    SleeveIdentity, TrialIdentity, Variant,
 };
 use super::wireguard::{DEVICE, Retold};
 use super::{BRIDGE, CONTAINER_INTERFACE, TAP, TUNNEL};
@@ -76,6 +76,8 @@ pub(crate) enum Step {
     },
     /// Hear probes at the own inner address, and send them from there.
     HearProbes(Ipv4Addr),
+    /// Hear trials on the bridge, and send them like this.
+    HearTrials(TrialIdentity),
     DeleteLink(Link),
     /// Make a veth pair whose far end is in the container from the start; both
     /// ends stay down.
@@ -272,9 +274,7 @@ impl fmt::Display for Step {
             Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
             Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
             Step::RemoveFilter => write!(f, "remove the packet filter"),
-            Step::InstallGuard(holders) => {
-                write!(f, "guard {TUNNEL} for {} holders", holders.len())
-            }
+            Step::InstallGuard(of) => write!(f, "guard {TUNNEL} for {} holders", of.len()),
             Step::ChangeGuard { old, new } => {
                 write!(
                     f,
@@ -305,6 +305,7 @@ impl fmt::Display for Step {
             Step::Retell(retold) => write!(f, "tell {DEVICE} of {} keys", retold.named.len()),
             Step::SetWireGuard { .. } => write!(f, "set up {DEVICE}"),
             Step::HearProbes(inner) => write!(f, "hear probes at {inner}"),
+            Step::HearTrials(_) => write!(f, "hear trials on {BRIDGE}"),
             Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
             Step::Attach { placement, to, .. } => {
                 write!(

@@ -205,8 +205,8 @@ fn overlay_is_adopted_with_its_device_and_goes_on_meanwhile() {
         let steps: usize = all.iter().map(|host| pass(&grid, host, &all)).sum();
         assert_eq!(
             steps,
-            2 * 2,
-            "the agent remembers whose keys they are, and listens"
+            3 * 2,
+            "the agent remembers whose keys they are, and listens for probes and trials"
         );
         assert_eq!(settle(&grid, &all), 0);
         assert_eq!(

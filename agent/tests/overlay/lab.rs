@@ -329,20 +329,16 @@ pub fn pass(grid: &GridSettings, host: &Host, all: &[&Host]) -> usize {
 /// Passes on every host until all pairs are as the grid has them and nothing is
 /// left to do; how many steps there were.
 pub fn settle(grid: &GridSettings, all: &[&Host]) -> usize {
-    settle_each(all, |_| grid)
-}
-
-/// The same, where hosts believe in grids of their own.
-pub fn settle_each<'a>(all: &[&Host], grid: impl Fn(&Host) -> &'a GridSettings) -> usize {
     let mut steps = 0;
     eventually("every pair is as it should be", || {
-        let more: usize = all.iter().map(|host| pass(grid(host), host, all)).sum();
+        // Before the passes, so that they are of these pairs.
+        let there = all.iter().try_for_each(|host| settled(grid, host, all));
+        let more: usize = all.iter().map(|host| pass(grid, host, all)).sum();
         steps += more;
         if more > 0 {
             return Err(format!("{more} steps more"));
         }
-        all.iter()
-            .try_for_each(|host| settled(grid(host), host, all))
+        there
     });
     steps
 }

@@ -1,0 +1,208 @@
+//! What trials of the clear way decide about a pair.
+
+use super::tests::{EVERY, OTHER, PEER, clear, heard, probe, tunnel, wanted};
+use super::*;
+
+/// What a peer that knows trials says of this end's: how far probes came, and trials.
+fn told(number: u32, (probes, trials): (u32, u32)) -> Probe {
+    Probe {
+        heard: Some((probes, Duration::ZERO)),
+        trials: if trials == 0 {
+            Trials::None
+        } else {
+            Trials::UpTo(trials)
+        },
+        ..probe(number, true)
+    }
+}
+
+/// Both ends take clear packets, and this one is to find out whether they arrive.
+fn trying() -> (Pair, Instant) {
+    let (mut pair, now) = heard(told(1, (0, 0)));
+    pair.set_accepted(true);
+    assert_eq!(clear(&pair), Clear::Accept, "nobody knows yet");
+    (pair, now)
+}
+
+fn send(pair: &mut Pair, now: Instant) -> Probe {
+    let probe = pair.probe(9, EVERY, now).unwrap();
+    pair.sent(&probe, now);
+    probe
+}
+
+fn hear(pair: &mut Pair, probe: Probe, now: Instant) -> Clear {
+    pair.hear(probe, now);
+    pair.look(tunnel(PEER), now);
+    clear(pair)
+}
+
+#[test]
+fn nothing_is_sent_in_clear_before_a_trial_came() {
+    let (mut pair, now) = trying();
+    let first = send(&mut pair, now);
+    let trial = Trial {
+        run: 9,
+        number: first.number,
+        asks: true,
+    };
+    assert_eq!(pair.trial(&first), Some((PEER, trial)));
+    assert_eq!(hear(&mut pair, told(2, (1, 0)), now), Clear::Accept);
+    assert_eq!(
+        hear(&mut pair, told(3, (1, 2)), now),
+        Clear::Accept,
+        "never sent"
+    );
+    assert_eq!(hear(&mut pair, told(4, (1, 1)), now), Clear::Send);
+    let second = send(&mut pair, now + EVERY);
+    let (_, trial) = pair.trial(&second).unwrap();
+    assert!(!trial.asks, "it is known");
+}
+
+#[test]
+fn no_trials_go_where_clear_packets_may_not() {
+    let tries = |pair: &mut Pair, now| {
+        let probe = send(pair, now);
+        pair.trial(&probe).is_some()
+    };
+    let (mut pair, now) = trying();
+    assert!(tries(&mut pair, now));
+    pair.set_accepted(false);
+    assert!(!tries(&mut pair, now + EVERY), "the own filter is closed");
+    pair.set_accepted(true);
+    let other = Probe {
+        accepts: false,
+        ..told(2, (1, 1))
+    };
+    hear(&mut pair, other, now);
+    assert!(!tries(&mut pair, now + EVERY * 2), "the peer takes none");
+    let (mut pair, now) = heard(probe(1, true));
+    pair.set_accepted(true);
+    assert!(!tries(&mut pair, now), "it would not know what that is");
+    let mut sealed = wanted();
+    sealed.fast = None;
+    let (mut pair, now) = trying();
+    pair.want(sealed, now);
+    pair.look(tunnel(PEER), now);
+    assert!(!tries(&mut pair, now), "the directory says so");
+}
+
+#[test]
+fn a_clear_way_that_ends_is_left_while_the_sealed_one_goes_on() {
+    let (mut pair, begun) = trying();
+    let mut number = 1;
+    let mut states = Vec::new();
+    for second in 0..40 {
+        let now = begun + EVERY * second;
+        let sent = send(&mut pair, now).number;
+        number += 1;
+        // For fifteen seconds trials arrive, then for ten none do, then they do again.
+        let arrived = if (15..25).contains(&second) { 15 } else { sent };
+        states.push(hear(&mut pair, told(number, (sent, arrived)), now));
+    }
+    assert_eq!(states[0], Clear::Send);
+    let sealed: Vec<_> = (0..40).filter(|at| states[*at] < Clear::Send).collect();
+    assert_eq!(
+        sealed,
+        [20, 21, 22, 23, 24],
+        "after five in vain, until one comes"
+    );
+    assert!(
+        !states.contains(&Clear::No),
+        "what the peer sends is still taken"
+    );
+    // One of five is enough.
+    for second in 40..60 {
+        let now = begun + EVERY * second;
+        let sent = send(&mut pair, now).number;
+        number += 1;
+        let state = hear(&mut pair, told(number, (sent, sent - sent % 5)), now);
+        assert_eq!(state, Clear::Send);
+    }
+}
+
+#[test]
+fn a_trial_that_asks_is_answered_at_once_and_once() {
+    let (mut pair, now) = trying();
+    send(&mut pair, now);
+    assert_eq!(pair.probe(9, EVERY, now), None);
+    let asks = Trial {
+        run: 1,
+        number: 4,
+        asks: true,
+    };
+    pair.hear_trial(Trial { run: 2, ..asks });
+    assert_eq!(pair.probe(9, EVERY, now), None, "of a run that nobody told");
+    pair.hear_trial(asks);
+    let answer = send(&mut pair, now);
+    assert_eq!(answer.trials, Trials::UpTo(4));
+    assert_eq!(pair.probe(9, EVERY, now), None);
+    // What is known already is told in time.
+    pair.hear_trial(Trial {
+        number: 5,
+        asks: false,
+        ..asks
+    });
+    assert_eq!(pair.probe(9, EVERY, now), None);
+    assert_eq!(send(&mut pair, now + EVERY).trials, Trials::UpTo(5));
+    // An overtaken one says nothing new.
+    pair.hear_trial(asks);
+    assert_eq!(send(&mut pair, now + EVERY).trials, Trials::UpTo(5));
+}
+
+#[test]
+fn what_was_tried_before_a_pair_was_sealed_counts_no_more() {
+    let (mut pair, now) = trying();
+    send(&mut pair, now);
+    assert_eq!(hear(&mut pair, told(2, (1, 1)), now), Clear::Send);
+    pair.hear_trial(Trial {
+        run: 1,
+        number: 2,
+        asks: false,
+    });
+    pair.look(tunnel(OTHER), now);
+    assert_eq!(clear(&pair), Clear::No);
+    assert_eq!(send(&mut pair, now).trials, Trials::None);
+    pair.look(tunnel(PEER), now);
+    assert_eq!(clear(&pair), Clear::Accept, "it is tried anew");
+    assert_eq!(hear(&mut pair, told(3, (2, 1)), now), Clear::Accept);
+    send(&mut pair, now + EVERY);
+    assert_eq!(hear(&mut pair, told(4, (3, 3)), now + EVERY), Clear::Send);
+}
+
+#[test]
+fn a_restart_of_either_end_does_not_seal_a_clear_pair() {
+    // The peer's: it begins to count anew, and heard nothing yet.
+    let (mut pair, now) = trying();
+    send(&mut pair, now);
+    assert_eq!(hear(&mut pair, told(2, (1, 1)), now), Clear::Send);
+    for number in 1..=4 {
+        let at = now + EVERY * number;
+        send(&mut pair, at);
+        let again = Probe {
+            run: 2,
+            ..told(number, (number, 0))
+        };
+        assert_eq!(hear(&mut pair, again, at), Clear::Send);
+    }
+    let at = now + EVERY * 9;
+    let again = Probe {
+        run: 2,
+        ..told(9, (5, 5))
+    };
+    assert_eq!(hear(&mut pair, again, at), Clear::Send);
+    // This end's: the peer still speaks of the former run.
+    let mut pair = Pair::new(wanted(), now);
+    pair.adopt(Clear::Send, now);
+    send(&mut pair, now);
+    assert_eq!(hear(&mut pair, told(80, (900, 900)), now), Clear::Send);
+    // And where nothing arrives, that does not last.
+    for number in 2..9 {
+        let sent = send(&mut pair, now + EVERY * number).number;
+        hear(
+            &mut pair,
+            told(80 + number, (sent, 0)),
+            now + EVERY * number,
+        );
+    }
+    assert_eq!(clear(&pair), Clear::Accept);
+}

@@ -1,0 +1,163 @@
+//! Trials: frames that show whether the clear way to a peer carries any.
+//!
+//! What is known of a pair is said through the sealed path, which says nothing of the clear
+//! one: a firewall may pass UDP port 6783 and swallow 6784, or the largest packets. So
+//! beside a probe a trial with the probe's number goes out in clear, just as the tunnel's
+//! device would send a frame of the largest size, and the next probe of the peer says
+//! whether it came. Who hears of none goes on sending sealed.
+//!
+//! A trial is a frame of an own type from bridge to bridge: it passes our filter and our
+//! guard like any frame, and no rule of the host that is about IP. It carries the run of
+//! its sender, which only the peer was told, sealed.
+//!
+//! ```text
+//! 0  magic "KNT1"   8  u32  number of the probe that it goes with
+//! 4  u32  run       12 u8   flags: 1 asks for a probe at once
+//! ```
+//!
+//! Zeros follow, up to the MTU of the overlay.
+
+use super::probe::{Probe, Trials};
+
+const MAGIC: [u8; 4] = *b"KNT1";
+const ASKS: u8 = 1;
+/// Octets of a trial before the zeros.
+pub(crate) const BYTES: usize = 13;
+/// How many probes may have come since the last trial that did; where some are lost, not
+/// all are.
+const BEHIND_MAX: u32 = 5;
+
+/// One trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trial {
+    /// The run of the sender, as in its probes.
+    pub(crate) run: u32,
+    /// The probe that it goes with.
+    pub(crate) number: u32,
+    /// Whether the sender waits for word of it.
+    pub(crate) asks: bool,
+}
+
+impl Trial {
+    /// As it is sent.
+    pub(crate) fn write(&self) -> [u8; BYTES] {
+        let mut octets = [0; BYTES];
+        octets[..4].copy_from_slice(&MAGIC);
+        octets[4..8].copy_from_slice(&self.run.to_be_bytes());
+        octets[8..12].copy_from_slice(&self.number.to_be_bytes());
+        octets[12] = if self.asks { ASKS } else { 0 };
+        octets
+    }
+
+    /// What was received; none if it is no trial. More octets may follow.
+    pub(crate) fn read(octets: &[u8]) -> Option<Self> {
+        let octets = octets.first_chunk::<BYTES>()?;
+        let word = |at: usize| {
+            let word = octets.get(at..at + 4)?.try_into().ok()?;
+            Some(u32::from_be_bytes(word))
+        };
+        let trial = Self {
+            run: word(4)?,
+            number: word(8)?,
+            asks: octets[12] & ASKS != 0,
+        };
+        (octets[..4] == MAGIC && trial.number > 0).then_some(trial)
+    }
+}
+
+/// What is known of the clear way between two nodes, as one of them sees it. It is
+/// forgotten when the pair is sealed.
+#[derive(Debug, Default)]
+pub(crate) struct Tried {
+    /// The last trial of the peer that came.
+    pub(crate) heard: Option<u32>,
+    /// The peer waits for word of its trial.
+    pub(crate) asked: bool,
+    /// The last of this end's probes whose trial came, or need not have.
+    arrived: Option<u32>,
+    /// Trials of probes up to this one were of another time.
+    forgotten: u32,
+}
+
+impl Tried {
+    /// A trial of the peer came.
+    pub(crate) fn hear(&mut self, trial: Trial) {
+        self.heard = self.heard.max(Some(trial.number));
+        self.asked |= trial.asks;
+    }
+
+    /// The peer, or this end, was started anew; `sends` says whether clear packets went to
+    /// the peer, which a restart is no reason to doubt.
+    pub(crate) fn begin(&mut self, sends: bool, sent: u32) {
+        self.heard = None;
+        self.arrived = sends.then_some(sent);
+    }
+
+    /// The peer said which trials came, when so many probes were sent.
+    pub(crate) fn told(&mut self, trials: Trials, sent: u32) {
+        match trials {
+            Trials::UpTo(number) if number > self.forgotten && number <= sent => {
+                self.arrived = self.arrived.max(Some(number));
+            }
+            _ => {}
+        }
+    }
+
+    /// What follows is another time.
+    pub(crate) fn forget(&mut self, sent: u32) {
+        *self = Self {
+            forgotten: sent,
+            ..Self::default()
+        };
+    }
+
+    /// Whether the clear way to the peer carries, by what it said last.
+    pub(crate) fn carries(&self, said: &Probe, sent: u32) -> bool {
+        if said.trials == Trials::Unknown {
+            return true;
+        }
+        let Some(arrived) = self.arrived else {
+            return false;
+        };
+        // What it heard of a former run says nothing.
+        let sealed = said.heard.map(|(number, _)| number);
+        let sealed = sealed.filter(|number| *number <= sent).unwrap_or(0);
+        sealed.saturating_sub(arrived) <= BEHIND_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_trial_is_read_as_it_was_written(
+            run: u32, number in 1_u32.., asks: bool, more in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let trial = Trial { run, number, asks };
+            let octets = [&trial.write()[..], &more].concat();
+            prop_assert_eq!(Trial::read(&octets), Some(trial));
+            for length in 0..BYTES {
+                prop_assert_eq!(Trial::read(&octets[..length]), None);
+            }
+        }
+
+        #[test]
+        fn no_octets_are_too_strange_to_be_looked_at(octets in prop::collection::vec(any::<u8>(), 0..32)) {
+            let _ = Trial::read(&octets);
+        }
+    }
+
+    #[test]
+    fn the_octets_are_those_of_the_table() {
+        let trial = Trial {
+            run: 6,
+            number: 5,
+            asks: true,
+        };
+        assert_eq!(trial.write(), *b"KNT1\0\0\0\x06\0\0\0\x05\x01");
+    }
+}
