@@ -50,8 +50,10 @@ const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 /// comes up is not told node by node. In a large one for longer, by [`waits_longer`].
 const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
 
-/// For how long pairs that turn clear wait for others that do, for so many peers.
-const CLEARED_TOGETHER: Duration = Duration::from_millis(250);
+/// For how long pairs that turn clear wait for others that do: a while, or so many times
+/// as long as the last pass took, so that a grid that comes up is not busy with passes.
+const CLEARED_TOGETHER: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
+const CLEARED_AFTER_PASSES: u32 = 8;
 
 /// What the loop listens to and where it publishes.
 pub struct Slots {
@@ -91,8 +93,8 @@ pub struct Reconciler {
     peers: Vec<PeerReport>,
     /// What the last pass made of the overlay.
     carried_out: Option<OverlayIntent>,
-    /// When it did, if all went well.
-    settled: Option<Instant>,
+    /// When it did, if all went well, and how long it took.
+    settled: Option<(Instant, Duration)>,
     /// When changes of peers are told that are nothing else.
     peers_due: Option<Instant>,
     applied: Revision,
@@ -272,14 +274,16 @@ impl Reconciler {
             return false;
         };
         let now = Instant::now();
-        let times = waits_longer(intent.peers.len());
         if intent.suits(&pairs) {
+            let times = waits_longer(intent.peers.len());
             let due = now + PEERS_TOLD_AFTER * times.saturating_add(1);
             self.peers_due.get_or_insert(due);
             return true;
         }
         // What is to be sealed waits for nobody.
-        let after = self.settled.map(|at| at + CLEARED_TOGETHER * times);
+        let [least, most] = CLEARED_TOGETHER;
+        let pause = |took: Duration| (took * CLEARED_AFTER_PASSES).clamp(least, most);
+        let after = self.settled.map(|(at, took)| at + pause(took));
         let Some(after) = after.filter(|after| *after > now && !intent.is_sealed_by(&pairs)) else {
             return false;
         };
@@ -330,6 +334,7 @@ impl Reconciler {
             self.peers_due.get_or_insert_with(Instant::now);
             return;
         }
+        let began = Instant::now();
         let report = self.overlay.reconcile(&intent).await;
         for err in &report.errors {
             error!(%err, "overlay");
@@ -347,7 +352,7 @@ impl Reconciler {
         }
         let failed = !report.errors.is_empty() || report.attached.values().any(Result::is_err);
         self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
-        self.settled = (!failed).then(Instant::now);
+        self.settled = (!failed).then(|| (Instant::now(), began.elapsed()));
         self.attached = report.attached;
         self.peers = report.peers;
         self.peers_due = None;
@@ -358,7 +363,7 @@ impl Reconciler {
     /// costs as much as there are peers; what others do to it in the kernel is mended that
     /// much later.
     fn may_rest(&self, intent: &OverlayIntent) -> bool {
-        let (Some(at), Some(carried_out)) = (self.settled, &self.carried_out) else {
+        let (Some((at, _)), Some(carried_out)) = (self.settled, &self.carried_out) else {
             return false;
         };
         at.elapsed() < TICK * waits_longer(intent.peers.len())
