@@ -26,6 +26,7 @@ use kontena_agent::overlay::Overlay;
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
 use kontena_agent::task::Tasks;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{
     Changes, Command, CommandKind, CommandState, Desired, GridSettings, InstanceState, NodeEntry,
     Own, Placement, PlacementReport, Shared, Welcome,
@@ -77,6 +78,7 @@ fn directory() -> Directory {
         name: GRID.to_owned(),
         subnet: "10.81.0.0/19".parse().unwrap(),
         supernet: "10.81.0.0/17".parse().unwrap(),
+        inner_subnet: InnerSubnet::default(),
         trusted_subnets: Vec::new(),
         vni: 4242,
     };

@@ -35,6 +35,7 @@ impl Master {
             ("GET", "/v1/ping") => (200, json!({"message": "pong"})),
             ("GET", "/v1/grids") => (200, json!({"grids": [grid()]})),
             ("GET", "/v1/grids/demo") => (200, grid()),
+            ("POST", "/v1/grids") if !self.fails => (201, grid()),
             ("POST", "/v1/grids") => refused(
                 422,
                 "invalid",
@@ -293,6 +294,25 @@ async fn errors_go_to_standard_error_with_their_fields_and_exit_1() {
         ("", want, Some(1))
     );
     assert_eq!(place.run("nonsense").await.code, Some(2));
+}
+
+#[tokio::test]
+async fn a_grid_is_made_with_the_networks_that_are_named() {
+    let place = Place::new("create");
+    let master = Master::default();
+    let url = master.clone().serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+    let networks = "--subnet 10.1.0.0/19 --supernet 10.1.0.0/17 --inner-subnet 10.9.9.0/24";
+    let create = place.run(&format!("grid create demo {networks}")).await;
+    assert_eq!(create, well("* creating grid demo .. done\n"));
+    let changes = master.changes.lock().unwrap();
+    let [(change, body)] = &changes[..] else {
+        panic!("{changes:?}")
+    };
+    assert_eq!(change, "POST /v1/grids");
+    let named = ["subnet", "supernet", "inner_subnet"].map(|name| body[name].as_str());
+    let wanted = ["10.1.0.0/19", "10.1.0.0/17", "10.9.9.0/24"];
+    assert_eq!(named, wanted.map(Some));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ select
     jsonb_build_object(
         'grid', case when at.settings_revision > at.since then jsonb_build_object(
             'id', at.id, 'name', at.name, 'subnet', at.subnet, 'supernet', at.supernet,
-            'trusted_subnets', at.trusted_subnets, 'vni', at.vni) end,
+            'inner_subnet', at.inner_subnet, 'trusted_subnets', at.trusted_subnets, 'vni', at.vni) end,
         'nodes', (
             select coalesce(jsonb_agg(jsonb_build_object(
                 'id', n.id, 'name', n.name, 'number', n.number,

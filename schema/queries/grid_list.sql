@@ -1,7 +1,8 @@
 -- grid_list
 select jsonb_build_object(
     'id', g.name, 'name', g.name, 'initial_size', g.initial_size,
-    'subnet', g.subnet, 'supernet', g.supernet, 'trusted_subnets', g.trusted_subnets,
+    'subnet', g.subnet, 'supernet', g.supernet, 'inner_subnet', g.inner_subnet,
+    'trusted_subnets', g.trusted_subnets,
     'grace_s', g.grace_ms / 1000, 'revision', g.revision,
     'node_count', (select count(*) from nodes n where n.grid_id = g.id),
     'service_count', (select count(*) from services s where s.grid_id = g.id),

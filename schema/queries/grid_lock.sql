@@ -2,7 +2,7 @@
 -- Every change of a grid begins here; what follows sees all that came before.
 select jsonb_build_object(
     'id', id, 'name', name, 'subnet', subnet, 'supernet', supernet, 'revision', revision,
-    'initial_size', initial_size, 'trusted_subnets', trusted_subnets
+    'initial_size', initial_size, 'inner_subnet', inner_subnet, 'trusted_subnets', trusted_subnets
 )
 from grids where name = $1
 for no key update

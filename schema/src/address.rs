@@ -4,7 +4,11 @@
 //! overlay interface. Node n has the subnet's base + n. Containers get what is
 //! left, by class, so that every usable address works and a node is the last to
 //! lose the address that belongs to its number.
+//!
+//! `inner_subnet` is beside both: nodes have its addresses inside sealed paths only,
+//! where nothing but packets of the overlay itself is.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -24,11 +28,15 @@ const RFC1918: [(Ipv4Addr, u8); 3] = [
     (Ipv4Addr::new(192, 168, 0, 0), 16),
 ];
 
-/// Why two networks are no address plan; `field` is the one to change.
+/// Shared address space, RFC 6598 section 7. Hosts do not route it, so inner addresses
+/// may be of it; overlay addresses stay with what users know as private.
+const RFC6598: (Ipv4Addr, u8) = (Ipv4Addr::new(100, 64, 0, 0), 10);
+
+/// Why networks are no address plan; `field` is the one to change.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct PlanError {
-    /// `subnet` or `supernet`.
+    /// `subnet`, `supernet` or `inner_subnet`.
     pub field: &'static str,
     /// What is wrong with it.
     pub reason: String,
@@ -39,22 +47,22 @@ pub struct PlanError {
 pub struct Plan {
     subnet: Ipv4Network,
     supernet: Ipv4Network,
+    inner_subnet: InnerSubnet,
 }
 
 impl Plan {
-    /// Checks the two networks: both RFC 1918 networks without host bits, the
-    /// subnet a /12 to /23 inside the supernet.
-    pub fn new(subnet: Ipv4Network, supernet: Ipv4Network) -> Result<Self, PlanError> {
+    /// Checks the networks: subnet and supernet are RFC 1918 networks without host bits,
+    /// the subnet a /12 to /23 inside the supernet, and the inner subnet outside of it.
+    pub fn new(
+        subnet: Ipv4Network,
+        supernet: Ipv4Network,
+        inner_subnet: Ipv4Network,
+    ) -> Result<Self, PlanError> {
         for (field, network) in [("subnet", subnet), ("supernet", supernet)] {
-            let fail = |reason| Err(PlanError { field, reason });
-            if network.ip() != network.network() {
-                let (network, prefix) = (network.network(), network.prefix());
-                return fail(format!(
-                    "has host bits set, did you mean {network}/{prefix}?"
-                ));
-            }
+            no_host_bits(field, network)?;
             if !is_private(network) {
-                return fail(format!("{network} is not private address space (RFC 1918)"));
+                let reason = format!("{network} is not private address space (RFC 1918)");
+                return Err(PlanError { field, reason });
             }
         }
         if !(12..=23).contains(&subnet.prefix()) {
@@ -74,7 +82,19 @@ impl Plan {
                 reason,
             });
         }
-        Ok(Self { subnet, supernet })
+        let inner_subnet = InnerSubnet::try_from(inner_subnet)?;
+        // A host could not tell an overlay address from an inner one.
+        if inner_subnet.network().overlaps(supernet) {
+            return Err(PlanError {
+                field: InnerSubnet::FIELD,
+                reason: format!("{inner_subnet} overlaps the supernet {supernet}"),
+            });
+        }
+        Ok(Self {
+            subnet,
+            supernet,
+            inner_subnet,
+        })
     }
 
     /// What may be allocated.
@@ -85,6 +105,11 @@ impl Plan {
     /// The on-link prefix of every overlay interface.
     pub fn supernet(self) -> Ipv4Network {
         self.supernet
+    }
+
+    /// The addresses of nodes inside sealed paths.
+    pub fn inner_subnet(self) -> InnerSubnet {
+        self.inner_subnet
     }
 
     /// The overlay address of a node.
@@ -99,6 +124,81 @@ impl Plan {
     }
 }
 
+/// The addresses of a grid's nodes inside sealed paths, by their numbers. It is always a
+/// /24: node numbers are its host part, and of a wider one hosts would lose more than
+/// that for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "Ipv4Network", into = "Ipv4Network")]
+pub struct InnerSubnet {
+    base: Ipv4Addr,
+}
+
+impl InnerSubnet {
+    /// The prefix of all of them.
+    pub const PREFIX: u8 = 24;
+    const FIELD: &str = "inner_subnet";
+
+    /// The network.
+    pub fn network(self) -> Ipv4Network {
+        Ipv4Network::new(self.base, Self::PREFIX).expect("24 is a prefix")
+    }
+
+    /// A node's address inside sealed paths.
+    pub fn address(self, number: NodeNumber) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.base.to_bits() | u32::from(number.get()))
+    }
+
+    /// Whether an address is one of it.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        self.network().contains(address)
+    }
+}
+
+/// That of a grid that names none.
+impl Default for InnerSubnet {
+    fn default() -> Self {
+        Self {
+            base: Ipv4Addr::new(100, 127, 81, 0),
+        }
+    }
+}
+
+impl TryFrom<Ipv4Network> for InnerSubnet {
+    type Error = PlanError;
+
+    fn try_from(network: Ipv4Network) -> Result<Self, PlanError> {
+        let field = Self::FIELD;
+        no_host_bits(field, network)?;
+        if network.prefix() != Self::PREFIX {
+            let reason = format!(
+                "prefix is /{}, must be /{}: the last octet is the node's number",
+                network.prefix(),
+                Self::PREFIX
+            );
+            return Err(PlanError { field, reason });
+        }
+        if !is_private(network) && !is_inside(network, RFC6598) {
+            let reason = format!(
+                "{network} is neither private (RFC 1918) nor shared address space (RFC 6598)"
+            );
+            return Err(PlanError { field, reason });
+        }
+        Ok(Self { base: network.ip() })
+    }
+}
+
+impl From<InnerSubnet> for Ipv4Network {
+    fn from(inner: InnerSubnet) -> Self {
+        inner.network()
+    }
+}
+
+impl fmt::Display for InnerSubnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.network().fmt(f)
+    }
+}
+
 /// In which order an address of the subnet is given to containers: 1 outside the
 /// node range and not ending in .0 or .255, 2 the others outside it, 3 inside.
 pub fn class(subnet: Ipv4Network, address: Ipv4Addr) -> i16 {
@@ -110,18 +210,39 @@ pub fn class(subnet: Ipv4Network, address: Ipv4Addr) -> i16 {
     }
 }
 
+fn no_host_bits(field: &'static str, network: Ipv4Network) -> Result<(), PlanError> {
+    if network.ip() == network.network() {
+        return Ok(());
+    }
+    let (network, prefix) = (network.network(), network.prefix());
+    let reason = format!("has host bits set, did you mean {network}/{prefix}?");
+    Err(PlanError { field, reason })
+}
+
 fn is_private(network: Ipv4Network) -> bool {
-    RFC1918.iter().any(|&(base, prefix)| {
-        Ipv4Network::new(base, prefix).is_ok_and(|private| network.is_subnet_of(private))
-    })
+    RFC1918.iter().any(|&space| is_inside(network, space))
+}
+
+fn is_inside(network: Ipv4Network, (base, prefix): (Ipv4Addr, u8)) -> bool {
+    Ipv4Network::new(base, prefix).is_ok_and(|space| network.is_subnet_of(space))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn network(text: &str) -> Ipv4Network {
+        text.parse().unwrap()
+    }
+
     fn plan(subnet: &str, supernet: &str) -> Result<Plan, PlanError> {
-        Plan::new(subnet.parse().unwrap(), supernet.parse().unwrap())
+        let inner = InnerSubnet::default().network();
+        Plan::new(network(subnet), network(supernet), inner)
+    }
+
+    fn inside(inner: &str) -> Result<Plan, PlanError> {
+        let [subnet, supernet] = [DEFAULT_SUBNET, DEFAULT_SUPERNET].map(network);
+        Plan::new(subnet, supernet, network(inner))
     }
 
     #[test]
@@ -159,6 +280,62 @@ mod tests {
         assert_eq!([1, 2, 3].map(count), [7874, 62, 254]);
         assert_eq!(class(subnet, Ipv4Addr::new(10, 81, 1, 1)), 1);
         assert_eq!(class(subnet, Ipv4Addr::new(10, 81, 0, 255)), 2);
+    }
+
+    #[test]
+    fn inner_addresses_are_a_network_and_node_numbers_in_it() {
+        let all = [
+            "100.127.81.0/24",
+            "100.64.0.0/24",
+            "10.82.0.0/24",
+            "172.31.255.0/24",
+            "192.168.7.0/24",
+            // Beside the default supernet, which ends at 10.81.127.255.
+            "10.81.128.0/24",
+        ];
+        for text in all {
+            let inner = inside(text).unwrap().inner_subnet();
+            assert_eq!(inner.to_string(), text);
+            let base = network(text).ip().to_bits();
+            for number in [1_u8, 254] {
+                let address = inner.address(NodeNumber::try_from(number).unwrap());
+                assert_eq!(address.to_bits(), base + u32::from(number));
+                assert!(inner.contains(address));
+            }
+            assert!(!inner.contains(Ipv4Addr::from_bits(base - 1)));
+            assert!(!inner.contains(Ipv4Addr::from_bits(base + 256)));
+        }
+        let default = InnerSubnet::default();
+        assert_eq!(InnerSubnet::try_from(default.network()).unwrap(), default);
+    }
+
+    #[test]
+    fn a_bad_inner_subnet_names_its_field_and_the_reason() {
+        for (inner, reason) in [
+            ("100.127.81.1/24", "did you mean 100.127.81.0/24?"),
+            ("100.127.0.0/16", "prefix is /16, must be /24"),
+            ("100.127.81.0/25", "prefix is /25, must be /24"),
+            ("198.51.100.0/24", "neither private"),
+            ("100.128.0.0/24", "neither private"),
+            ("100.63.255.0/24", "neither private"),
+            ("10.81.40.0/24", "overlaps the supernet 10.81.0.0/17"),
+            ("10.81.127.0/24", "overlaps the supernet 10.81.0.0/17"),
+        ] {
+            let error = inside(inner).unwrap_err();
+            assert_eq!(error.field, "inner_subnet", "{inner}");
+            assert!(error.reason.contains(reason), "{inner}: {}", error.reason);
+        }
+    }
+
+    #[test]
+    fn an_inner_subnet_is_read_as_the_text_that_it_is_and_no_other_is() {
+        let inner = InnerSubnet::default();
+        let text = serde_json::to_string(&inner).unwrap();
+        assert_eq!(text, "\"100.127.81.0/24\"");
+        assert_eq!(serde_json::from_str::<InnerSubnet>(&text).unwrap(), inner);
+        for bad in ["\"100.127.81.0/25\"", "\"8.8.8.0/24\"", "\"x\"", "7"] {
+            assert!(serde_json::from_str::<InnerSubnet>(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

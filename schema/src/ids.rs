@@ -4,11 +4,8 @@
 //! meant. All are parsed once, at the rim.
 
 use std::fmt;
-use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
-
-use crate::limits::INNER_RANGE;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -113,12 +110,6 @@ impl NodeNumber {
     /// The number itself.
     pub fn get(self) -> u8 {
         self.0
-    }
-
-    /// The node's address inside sealed paths.
-    pub fn inner_address(self) -> Ipv4Addr {
-        let (first, _) = INNER_RANGE;
-        Ipv4Addr::from_bits(first.to_bits() | u32::from(self.0))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Every bound that two processes or two modules share, each with its reason.
 //! Bounds of one module alone stand beside the code that they bound.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Longest DNS label (RFC 1035 section 2.3.4).
@@ -70,10 +69,6 @@ pub const WIREGUARD_PORT: u16 = 6783;
 
 /// The UDP port of the fast path, VXLAN; inside the sealed path too.
 pub const VXLAN_PORT: u16 = 6784;
-
-/// The addresses of nodes inside the sealed path, by their numbers. They are of
-/// shared address space (RFC 6598) and seen nowhere else.
-pub const INNER_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(100, 127, 81, 0), 24);
 
 /// The UDP port, inside the sealed path only, of the agents' messages to each other.
 pub const PROBE_PORT: u16 = 6785;

@@ -1,5 +1,6 @@
 //! Merging, and the sample rows that other modules' tests share.
 
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Desired, Own, Shared};
 use kontena_schema::http::services::ServiceSpec;
 use kontena_schema::ids::{LeaseNumber, ServiceRevision};
@@ -26,6 +27,7 @@ pub(crate) fn grid() -> GridSettings {
         name: "demo".to_owned(),
         subnet: "10.81.0.0/19".parse().unwrap(),
         supernet: "10.81.0.0/17".parse().unwrap(),
+        inner_subnet: InnerSubnet::default(),
         trusted_subnets: vec!["198.51.100.0/24".parse().unwrap()],
         vni: 4096,
     }
@@ -190,6 +192,26 @@ fn another_identity_knows_nothing_and_the_same_one_everything() {
     directory.welcome(&welcome(3));
     assert_eq!(directory.position(), None);
     assert!(directory.placements.is_empty());
+}
+
+#[test]
+fn settings_without_an_inner_subnet_have_the_default() {
+    let network: ipnetwork::Ipv4Network = "10.9.9.0/24".parse().unwrap();
+    let settings = GridSettings {
+        inner_subnet: network.try_into().unwrap(),
+        ..grid()
+    };
+    let mut told = serde_json::to_value(&settings).unwrap();
+    assert_eq!(told["inner_subnet"], "10.9.9.0/24");
+    assert_eq!(
+        serde_json::from_value::<GridSettings>(told.clone()).unwrap(),
+        settings
+    );
+    told.as_object_mut().unwrap().remove("inner_subnet");
+    assert_eq!(
+        serde_json::from_value::<GridSettings>(told).unwrap(),
+        grid()
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::ids::PlacementId;
-use kontena_schema::limits::{INNER_RANGE, VXLAN_PORT};
+use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
@@ -104,9 +104,14 @@ impl<'a> Hands<'a> {
     async fn apply_inside(&mut self, step: &Step) -> Result<(), Cause> {
         match step {
             Step::AddRoute(route) => {
-                let route = self.inner_route(*route).await?;
-                let routes = self.netlink.handle.route();
-                Ok(routes.add(route).replace().execute().await?)
+                let message = self.inner_route(*route).await?;
+                let add = self.netlink.handle.route().add(message);
+                let add = match route {
+                    InnerRoute::Unreachable(_) => add.replace(),
+                    // A network that the host has there is not ours to take away.
+                    InnerRoute::Through(_) => add,
+                };
+                Ok(add.execute().await?)
             }
             Step::DeleteRoute(route) => {
                 let route = self.inner_route(*route).await?;
@@ -135,14 +140,16 @@ impl<'a> Hands<'a> {
     }
 
     async fn inner_route(&mut self, route: InnerRoute) -> Result<RouteMessage, Cause> {
-        let (range, prefix) = INNER_RANGE;
-        let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(range, prefix);
+        let (InnerRoute::Unreachable(inner) | InnerRoute::Through(inner)) = route;
+        let inner = inner.network();
+        let to = RouteMessageBuilder::<Ipv4Addr>::new();
+        let to = to.destination_prefix(inner.ip(), inner.prefix());
         Ok(match route {
-            InnerRoute::Unreachable => to
+            InnerRoute::Unreachable(_) => to
                 .kind(RouteType::Unreachable)
                 .priority(LAST_METRIC)
                 .build(),
-            InnerRoute::Through => to
+            InnerRoute::Through(_) => to
                 .output_interface(self.index(Link::WireGuard).await?)
                 .scope(RouteScope::Link)
                 .build(),

@@ -24,7 +24,9 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use kontena_schema::limits::{INNER_RANGE, PROBE_PORT, VXLAN_PORT};
+use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
+use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT};
 use serde_json::{Value, json};
 
 use super::error::Cause;
@@ -85,13 +87,33 @@ const LIFE_S: u64 = SILENCE.as_secs() + 10;
 
 /// Reads our table.
 pub(crate) async fn observe() -> Result<FilterState, Cause> {
-    TABLE.observe(&frame(), contents).await
+    let listing = TABLE.list().await?;
+    Ok(listing.map_or(FilterState::Missing, |listing| state(&listing)))
+}
+
+/// The table as it should be, where it is for the inner subnet that its rules have.
+fn state(listing: &Value) -> FilterState {
+    let inner = inner_subnet(listing);
+    TABLE.state(listing, &frame(inner), |elements| contents(inner, elements))
+}
+
+/// The first inner subnet in any rule. A table without one is none of ours.
+fn inner_subnet(listing: &Value) -> InnerSubnet {
+    let objects = listing["nftables"].as_array().into_iter().flatten();
+    let parts = objects.flat_map(|object| object["rule"]["expr"].as_array().into_iter().flatten());
+    let network = |part: &Value| {
+        let prefix = &part["match"]["right"]["prefix"];
+        let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
+        let network = Ipv4Network::new(prefix["addr"].as_str()?.parse().ok()?, length).ok()?;
+        InnerSubnet::try_from(network).ok()
+    };
+    parts.into_iter().find_map(network).unwrap_or_default()
 }
 
 /// Writes our whole table in the place of whatever had its name.
 pub(crate) async fn install(filter: &Filter) -> Result<(), Cause> {
     let contents = [living(&filter.peers), of_fence(&filter.fence)].concat();
-    TABLE.install(&frame(), contents).await
+    TABLE.install(&frame(filter.inner_subnet), contents).await
 }
 
 /// Keeps containers from others than before.
@@ -149,7 +171,7 @@ fn of_fence(fence: &Fence) -> Vec<Value> {
     both.into_iter().flatten().collect()
 }
 
-fn contents(elements: &Elements) -> Option<Filter> {
+fn contents(inner_subnet: InnerSubnet, elements: &Elements) -> Option<Filter> {
     let master = |element: &Value| {
         let [ip, port] = element["concat"].as_array()?.as_slice() else {
             return None;
@@ -164,11 +186,15 @@ fn contents(elements: &Elements) -> Option<Filter> {
     let peers = elements.of(PEERS, |element| {
         element["elem"]["val"].as_str()?.parse().ok()
     })?;
-    Some(Filter { peers, fence })
+    Some(Filter {
+        inner_subnet,
+        peers,
+        fence,
+    })
 }
 
 /// Everything in the table but what its sets hold.
-fn frame() -> Vec<Value> {
+fn frame(inner: InnerSubnet) -> Vec<Value> {
     let sets = [
         json!({"name": PEERS, "type": "ipv4_addr", "flags": ["timeout"]}),
         json!({"name": MASTERS, "type": ["ipv4_addr", "inet_service"]}),
@@ -183,7 +209,10 @@ fn frame() -> Vec<Value> {
         });
         objects.push(TABLE.object("chain", chain));
     }
-    objects.extend(DIRECTIONS.iter().flat_map(rules));
+    let rules = DIRECTIONS
+        .iter()
+        .flat_map(|direction| rules(direction, inner));
+    objects.extend(rules);
     objects
 }
 
@@ -208,11 +237,11 @@ fn fence_frame() -> [Value; 3] {
     ]
 }
 
-fn rules(direction: &Direction) -> Vec<Value> {
+fn rules(direction: &Direction, inner: InnerSubnet) -> Vec<Value> {
     let Direction { hook, counter, .. } = direction;
     let to_tunnel = equals(&field("udp", "dport"), &json!(VXLAN_PORT));
     let drop = count_and_drop(counter);
-    let mut rules = inside(direction);
+    let mut rules = inside(direction, inner);
     if direction.way_back {
         let route = json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}});
         let missing = equals(&route, &json!(false));
@@ -228,14 +257,14 @@ fn rules(direction: &Direction) -> Vec<Value> {
 }
 
 /// What passes through WireGuard's device.
-fn inside(direction: &Direction) -> Vec<Vec<Value>> {
+fn inside(direction: &Direction, inner: InnerSubnet) -> Vec<Vec<Value>> {
     let mut rules = Vec::new();
     for device in direction.devices {
         let here = equals(&json!({"meta": {"key": device}}), &json!(DEVICE));
         if let Some(peer) = direction.peer {
-            let (range, prefix) = INNER_RANGE;
-            let range = json!({"prefix": {"addr": range, "len": prefix}});
-            let with_peer = equals(&field("ip", peer), &range);
+            let inner = inner.network();
+            let inner = json!({"prefix": {"addr": inner.ip(), "len": inner.prefix()}});
+            let with_peer = equals(&field("ip", peer), &inner);
             let port = |which, port| equals(&field("udp", which), &json!(port));
             let frame = vec![port("dport", VXLAN_PORT)];
             let probe = vec![port("sport", PROBE_PORT), port("dport", PROBE_PORT)];
@@ -256,16 +285,21 @@ mod tests {
 
     fn listed(filter: &Filter) -> Vec<Value> {
         let contents = [living(&filter.peers), of_fence(&filter.fence)].concat();
-        listing::of(TABLE, &frame(), contents)
+        listing::of(TABLE, &frame(filter.inner_subnet), contents)
+    }
+
+    fn subnet(text: &str) -> InnerSubnet {
+        text.parse::<Ipv4Network>().unwrap().try_into().unwrap()
     }
 
     fn state(objects: &[Value]) -> FilterState {
-        listing::state(TABLE, objects, &frame(), super::contents)
+        super::state(&json!({"nftables": objects}))
     }
 
     fn filter(peers: &[u8]) -> Filter {
         let peer = |host: &u8| Ipv4Addr::new(198, 51, 100, *host);
         Filter {
+            inner_subnet: InnerSubnet::default(),
             peers: peers.iter().map(peer).collect(),
             fence: Fence {
                 masters: Some(BTreeSet::from(["203.0.113.5:443".parse().unwrap()])),
@@ -276,14 +310,20 @@ mod tests {
 
     #[test]
     fn our_own_table_is_sound_whatever_it_counted() {
+        let elsewhere = Filter {
+            inner_subnet: subnet("10.9.9.0/24"),
+            ..filter(&[2])
+        };
         let of_nobody = Filter {
+            inner_subnet: InnerSubnet::default(),
             peers: BTreeSet::new(),
             fence: Fence {
                 masters: Some(BTreeSet::new()),
                 bridges: BTreeSet::new(),
             },
         };
-        for filter in [of_nobody, filter(&[]), filter(&[2]), filter(&[10, 2])] {
+        let others = [filter(&[]), filter(&[2]), filter(&[10, 2])];
+        for filter in [elsewhere, of_nobody].into_iter().chain(others) {
             let mut objects = listed(&filter);
             listing::count(&mut objects);
             assert_eq!(state(&objects), FilterState::Sound(filter));
@@ -302,6 +342,16 @@ mod tests {
         let accept_all = json!({"chain": "input", "expr": [{"accept": null}]});
         more.insert(1, TABLE.object("rule", accept_all));
         assert_eq!(state(&more), FilterState::Broken);
+        // Rules of two inner subnets are of none.
+        let mut both = whole.clone();
+        let other = Filter {
+            inner_subnet: subnet("10.9.9.0/24"),
+            ..filter(&[2])
+        };
+        let of_other = listed(&other);
+        let differs = (0..both.len()).rfind(|&at| both[at] != of_other[at]);
+        both[differs.unwrap()] = of_other[differs.unwrap()].clone();
+        assert_eq!(state(&both), FilterState::Broken);
         let mut swapped = whole;
         let of_input = |object: &Value| object["rule"]["chain"] == "input";
         let first = swapped.iter().position(of_input).unwrap();

@@ -11,6 +11,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::PeerReport;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{NodeId, PlacementId};
@@ -31,6 +32,8 @@ pub struct OverlayIntent {
     pub vni: u32,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
+    /// The addresses of nodes inside sealed paths, and of nobody elsewhere.
+    pub inner_subnet: InnerSubnet,
     /// This node.
     pub own: OwnNode,
     /// The MTU of overlay interfaces in bytes; one for the whole grid.
@@ -157,10 +160,11 @@ impl OverlayIntent {
         Self {
             vni: grid.vni,
             supernet: grid.supernet,
+            inner_subnet: grid.inner_subnet,
             own: OwnNode {
                 address: own.address,
                 mac: Mac::of_node(own.address),
-                inner: own.number.inner_address(),
+                inner: grid.inner_subnet.address(own.number),
                 underlay: [own.site.public_ip, own.site.private_ip]
                     .into_iter()
                     .flatten()
@@ -222,8 +226,24 @@ impl OverlayIntent {
         }
     }
 
+    /// An underlay address of this node that is an inner one. A host cannot have both: what
+    /// is for an inner address has another way.
+    pub(crate) fn own_inside(&self) -> Option<Ipv4Addr> {
+        let mut own = self.own.underlay.iter().copied();
+        own.find(|address| self.inner_subnet.contains(*address))
+    }
+
     /// How frames may be sent to this peer.
     pub(crate) fn reach(&self, peer: &PeerIntent) -> Reach {
+        let inner = self.inner_subnet;
+        if let Some(own) = self.own_inside() {
+            let why = format!("this node's own address {own} is inside the inner subnet {inner}");
+            return Reach::None(why);
+        }
+        if let Some(inside) = peer.places.iter().find(|place| inner.contains(**place)) {
+            let why = format!("its address {inside} is inside the inner subnet {inner}");
+            return Reach::None(why);
+        }
         let own = |address: &Ipv4Addr| self.own.underlay.contains(address);
         if let Some(same) = peer.places.first().filter(|place| own(place)) {
             return Reach::None(format!("its address {same} is this node's own"));
@@ -340,7 +360,7 @@ impl PeerIntent {
             .filter(|ip| Some(*ip) != right && !own_ips.contains(&Some(*ip)));
         Self {
             overlay_address: node.address,
-            inner: node.number.inner_address(),
+            inner: grid.inner_subnet.address(node.number),
             keys: node.keys,
             path: path(&own.site, &node.site, trusted),
             agreement: agreement((own.id, &own.site), (node.id, &node.site), trusted),

@@ -24,6 +24,7 @@ fn intent(state: PairState) -> OverlayIntent {
     OverlayIntent {
         vni: 7,
         supernet: "10.81.0.0/17".parse().unwrap(),
+        inner_subnet: InnerSubnet::default(),
         own: OwnNode {
             address: Ipv4Addr::new(10, 81, 0, 1),
             mac: Mac::of_node(Ipv4Addr::new(10, 81, 0, 1)),
@@ -112,4 +113,35 @@ fn an_intent_asks_the_same_whatever_is_known_of_the_pairs() {
     other.vni = 7;
     other.peers.get_mut(&NODE).unwrap().places = vec![OTHER];
     assert!(!one.asks_the_same(&other));
+}
+
+#[test]
+fn nobody_is_reached_at_an_inner_address_and_the_reason_names_it() {
+    let inside = Ipv4Addr::new(100, 127, 81, 200);
+    let why = |intent: &OverlayIntent| {
+        let peer = &intent.peers[&NODE];
+        assert_eq!(intent.wanted(peer), None);
+        let [report] = &intent.peer_reports(&BTreeSet::new())[..] else {
+            panic!("one peer has one report")
+        };
+        report.unreachable.clone().unwrap()
+    };
+    let mut of_peer = intent(clear(Clear::Accept));
+    of_peer.peers.get_mut(&NODE).unwrap().places = vec![FIRST, inside];
+    assert_eq!(
+        why(&of_peer),
+        "its address 100.127.81.200 is inside the inner subnet 100.127.81.0/24"
+    );
+    let mut of_own = intent(clear(Clear::Accept));
+    of_own.own.underlay.insert(inside);
+    assert_eq!(
+        why(&of_own),
+        "this node's own address 100.127.81.200 is inside the inner subnet 100.127.81.0/24"
+    );
+    // Elsewhere it is an address like any other.
+    let network: Ipv4Network = "10.9.9.0/24".parse().unwrap();
+    for mut intent in [of_peer, of_own] {
+        intent.inner_subnet = network.try_into().unwrap();
+        assert_eq!(intent.reach(&intent.peers[&NODE]), Reach::Sealed);
+    }
 }

@@ -34,14 +34,33 @@ impl Table {
         frame: &[Value],
         elements: impl FnOnce(&Elements) -> Option<T>,
     ) -> Result<TableState<T>, Cause> {
+        let listing = self.list().await?;
+        let state = |listing| self.state(&listing, frame, elements);
+        Ok(listing.map_or(TableState::Missing, state))
+    }
+
+    /// What `nft` says of the table; none where there is no table.
+    pub(crate) async fn list(self) -> Result<Option<Value>, Cause> {
         let answer = run("nft", &["-j", "list", "table", self.family, NAME], &[]).await?;
         if answer.ok {
-            return Ok(parse(&answer.stdout, &self.whole(frame), elements));
+            return Ok(Some(
+                serde_json::from_slice(&answer.stdout).unwrap_or_default(),
+            ));
         }
         if answer.stderr.contains("No such file or directory") {
-            return Ok(TableState::Missing);
+            return Ok(None);
         }
         Err(refused("nft", &answer))
+    }
+
+    /// The same, where it was listed.
+    pub(crate) fn state<T>(
+        self,
+        listing: &Value,
+        frame: &[Value],
+        elements: impl FnOnce(&Elements) -> Option<T>,
+    ) -> TableState<T> {
+        parse(listing, &self.whole(frame), elements)
     }
 
     /// Writes the whole table in the place of whatever had its name.
@@ -165,12 +184,11 @@ struct Frame {
 }
 
 /// Compares what `nft -j list table` said with what the table is to be.
-pub(crate) fn parse<T>(
-    listing: &[u8],
+fn parse<T>(
+    listing: &Value,
     wanted: &[Value],
     elements: impl FnOnce(&Elements) -> Option<T>,
 ) -> TableState<T> {
-    let listing = serde_json::from_slice::<Value>(listing).unwrap_or_default();
     let Some(objects) = listing["nftables"].as_array() else {
         return TableState::Broken;
     };
@@ -248,15 +266,14 @@ pub(crate) mod listing {
         frame: &[Value],
         elements: impl FnOnce(&Elements) -> Option<T>,
     ) -> TableState<T> {
-        let text = json!({"nftables": objects}).to_string();
-        parse(text.as_bytes(), &table.whole(frame), elements)
+        table.state(&json!({"nftables": objects}), frame, elements)
     }
 
     #[test]
     fn what_is_no_listing_is_broken() {
-        for text in ["?", "{}", "[]", r#"{"nftables": 7}"#] {
-            let state = parse(text.as_bytes(), &[], |_| Some(()));
-            assert_eq!(state, TableState::Broken, "{text}");
+        for listing in [json!(null), json!({}), json!([]), json!({"nftables": 7})] {
+            let state = parse(&listing, &[], |_| Some(()));
+            assert_eq!(state, TableState::Broken, "{listing}");
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::ids::PlacementId;
-use kontena_schema::limits::INNER_RANGE;
 use kontena_schema::mac::Mac;
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
@@ -300,33 +301,42 @@ async fn container_end(
 
 async fn has_multicast_route(inside: &Netlink, index: u32) -> Result<bool, Cause> {
     let routes = inside.routes().await?;
+    let (group, prefix) = MULTICAST;
+    let group = Ipv4Network::new(group, prefix).ok();
     Ok(routes.iter().any(|route| {
-        leads_to(route, MULTICAST) && route.attributes.contains(&RouteAttribute::Oif(index))
+        destination(route) == group && route.attributes.contains(&RouteAttribute::Oif(index))
     }))
 }
 
-/// Whether a route is for exactly this network.
-fn leads_to(route: &RouteMessage, (network, prefix): (Ipv4Addr, u8)) -> bool {
-    let destination = RouteAttribute::Destination(RouteAddress::Inet(network));
-    route.header.destination_prefix_length == prefix && route.attributes.contains(&destination)
-}
-
-/// Which of our routes of the inner range this is; `link` is WireGuard's.
+/// Which of our routes of an inner subnet this is, whichever grid that is of: one to
+/// nowhere has a metric that only we give, any other leads through WireGuard's `link`.
 fn inner_route(route: &RouteMessage, link: Option<u32>) -> Option<InnerRoute> {
     let through = |index| RouteAttribute::Oif(index);
     let has = |attribute| route.attributes.contains(&attribute);
-    if route.header.table != RouteHeader::RT_TABLE_MAIN || !leads_to(route, INNER_RANGE) {
+    if route.header.table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }
+    let inner = InnerSubnet::try_from(destination(route)?).ok()?;
     match route.header.kind {
         RouteType::Unreachable if has(RouteAttribute::Priority(LAST_METRIC)) => {
-            Some(InnerRoute::Unreachable)
+            Some(InnerRoute::Unreachable(inner))
         }
         RouteType::Unicast if link.is_some_and(|link| has(through(link))) => {
-            Some(InnerRoute::Through)
+            Some(InnerRoute::Through(inner))
         }
         _ => None,
     }
+}
+
+fn destination(route: &RouteMessage) -> Option<Ipv4Network> {
+    let attributes = route.attributes.iter();
+    let to = attributes
+        .filter_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(*to),
+            _ => None,
+        })
+        .next()?;
+    Ipv4Network::new(to, route.header.destination_prefix_length).ok()
 }
 
 fn bridge_settings(link: &LinkMessage) -> BridgeSettings {

@@ -56,7 +56,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         &observed.filter,
         &mut steps,
     );
-    inside::fence(intent.sealing, &observed.inside, &mut steps);
+    inside::fence(intent, &observed.inside, &mut steps);
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));
     }
@@ -98,7 +98,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .filter(|bridge| bridge.mac == intent.own.mac);
     add_entries(&entries, kept, (tunnel, &remote), &mut steps);
     steps.extend(retable);
-    inside::unfence(intent.sealing, &observed.inside, &mut steps);
+    inside::unfence(intent, &observed.inside, &mut steps);
     allow_forwarding(observed.forwarding.as_ref(), &mut steps);
     attach(intent, observed, &mut steps);
     announce(observed, &mut steps);
@@ -134,6 +134,7 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
 /// it was.
 fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState) -> Filter {
     let mut wanted = Filter {
+        inner_subnet: intent.inner_subnet,
         peers: entries.accepted.clone(),
         fence: intent.fence.clone(),
     };
@@ -150,6 +151,10 @@ fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     let FilterState::Sound(present) = filter else {
         return steps.push(Step::InstallFilter(wanted.clone()));
     };
+    // It stands in rules, and not in a set. Who was let in was of another grid.
+    if present.inner_subnet != wanted.inner_subnet {
+        return steps.push(Step::InstallFilter(wanted.clone()));
+    }
     let new: BTreeSet<_> = wanted.peers.difference(&present.peers).copied().collect();
     if !new.is_empty() {
         steps.push(Step::AllowPeers(new));
@@ -486,6 +491,9 @@ fn attach_one(
     }
 }
 
+#[cfg(test)]
+#[path = "plan_intents.rs"]
+mod intents;
 #[cfg(test)]
 #[path = "plan_model.rs"]
 mod model;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
 
@@ -19,30 +20,34 @@ const KEEPALIVE_S: u16 = 15;
 /// Where nobody is.
 const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
+/// Where WireGuard is to lead to. None without it, and where a route of the inner subnet
+/// would take this host its own network.
+fn subnet(intent: &OverlayIntent) -> Option<InnerSubnet> {
+    let seals = intent.sealing == Sealing::WireGuard && intent.own_inside().is_none();
+    seals.then_some(intent.inner_subnet)
+}
+
 /// Makes sure that nothing for an inner address takes another way, before there is one;
 /// and without WireGuard, that it is not in the sleeve's way.
-pub(super) fn fence(sealing: Sealing, inside: &Inside, steps: &mut Vec<Step>) {
-    match sealing {
-        Sealing::WireGuard => {
-            if !inside.routes.contains(&InnerRoute::Unreachable) {
-                steps.push(Step::AddRoute(InnerRoute::Unreachable));
-            }
-        }
+pub(super) fn fence(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step>) {
+    match subnet(intent).map(InnerRoute::Unreachable) {
+        Some(route) if inside.routes.contains(&route) => {}
+        Some(route) => steps.push(Step::AddRoute(route)),
         // It has the sleeve's port.
-        Sealing::Sleeve => steps.extend(delete_link(inside)),
+        None => steps.extend(delete_link(inside)),
     }
 }
 
-/// Takes the route to nowhere away where no way to inner addresses is wanted.
-pub(super) fn unfence(sealing: Sealing, inside: &Inside, steps: &mut Vec<Step>) {
-    if sealing == Sealing::Sleeve {
-        steps.extend(delete_route(inside));
-    }
+/// Takes those routes to nowhere away where no way to inner addresses is wanted: all, or
+/// those of a grid that the host was in before.
+pub(super) fn unfence(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step>) {
+    steps.extend(delete_routes(subnet(intent), inside));
 }
 
 /// The steps that leave nothing of it.
 pub(super) fn remove(inside: &Inside) -> impl Iterator<Item = Step> {
-    delete_link(inside).into_iter().chain(delete_route(inside))
+    let link = delete_link(inside);
+    link.into_iter().chain(delete_routes(None, inside))
 }
 
 fn delete_link(inside: &Inside) -> Option<Step> {
@@ -50,19 +55,31 @@ fn delete_link(inside: &Inside) -> Option<Step> {
     there.then_some(Step::DeleteLink(Link::WireGuard))
 }
 
-/// The route through the device goes with it.
-fn delete_route(inside: &Inside) -> Option<Step> {
-    let there = inside.routes.contains(&InnerRoute::Unreachable);
-    there.then_some(Step::DeleteRoute(InnerRoute::Unreachable))
+/// Deletes the routes to nowhere but one. Those through the device go with it.
+fn delete_routes(but: Option<InnerSubnet>, inside: &Inside) -> impl Iterator<Item = Step> {
+    let delete = move |&route: &InnerRoute| match route {
+        InnerRoute::Unreachable(of) if Some(of) != but => Some(Step::DeleteRoute(route)),
+        _ => None,
+    };
+    inside.routes.iter().filter_map(delete)
 }
 
 /// Brings the device to what is wanted: the peers before it is up, the route last.
 pub(super) fn seal(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step>) {
+    let Some(through) = subnet(intent).map(InnerRoute::Through) else {
+        return;
+    };
     let mtu = intent.mtu + ENVELOPE;
     let there = inside.link.as_ref().zip(inside.device.as_ref());
     if there.is_none() {
         steps.push(Step::CreateWireGuard { mtu });
     }
+    // What is for inner addresses of a former grid goes nowhere from here on.
+    let stale = inside.routes.iter().filter(|route| match route {
+        InnerRoute::Through(_) => **route != through,
+        InnerRoute::Unreachable(_) => false,
+    });
+    steps.extend(stale.map(|&route| Step::DeleteRoute(route)));
     let own = Ipv4Network::from(intent.own.inner);
     let addresses = there
         .map(|(link, _)| link.addresses.clone())
@@ -77,10 +94,10 @@ pub(super) fn seal(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step
     if !up {
         steps.push(Step::SetWireGuard { mtu });
     }
-    // A link that loses its last address, or goes down, loses its routes.
-    let routed = inside.routes.contains(&InnerRoute::Through);
-    if !routed || !up || !addresses.contains(&own) {
-        steps.push(Step::AddRoute(InnerRoute::Through));
+    // A link that loses its last address loses its routes; one that is down has none.
+    let keeps = addresses.is_empty() || addresses.contains(&own);
+    if !inside.routes.contains(&through) || !keeps {
+        steps.push(Step::AddRoute(through));
     }
     if there.is_none() || inside.hears != Some(intent.own.inner) {
         steps.push(Step::HearProbes(intent.own.inner));

@@ -43,6 +43,7 @@ fn intent() -> OverlayIntent {
     OverlayIntent {
         vni: 7,
         supernet: "10.81.0.0/17".parse().unwrap(),
+        inner_subnet: InnerSubnet::default(),
         own: OwnNode {
             address: Ipv4Addr::new(10, 81, 0, 1),
             mac: Mac([2; 6]),
@@ -74,7 +75,10 @@ fn host(intent: &OverlayIntent) -> Inside {
         link: Some(link),
         device: Some(Looked::default()),
         hears: Some(OWN),
-        routes: BTreeSet::from([InnerRoute::Unreachable, InnerRoute::Through]),
+        routes: BTreeSet::from([
+            InnerRoute::Unreachable(intent.inner_subnet),
+            InnerRoute::Through(intent.inner_subnet),
+        ]),
     };
     tell(&mut inside, intent);
     let looked = inside.device.as_mut().unwrap();
@@ -194,4 +198,63 @@ fn who_has_no_key_or_no_way_is_no_peer() {
     let mut intent = intent();
     intent.keys.clear();
     assert_eq!(wanted(&intent), None);
+}
+
+#[test]
+fn a_host_in_another_grid_has_the_routes_of_that_grid_only() {
+    let before = intent();
+    let inside = host(&before);
+    let old = before.inner_subnet;
+    let network: Ipv4Network = "10.9.9.0/24".parse().unwrap();
+    let new = InnerSubnet::try_from(network).unwrap();
+    let mut intent = before;
+    intent.inner_subnet = new;
+    intent.own.inner = Ipv4Addr::new(10, 9, 9, 7);
+    peer(&mut intent).inner = Ipv4Addr::new(10, 9, 9, 2);
+    let mut steps = Vec::new();
+    fence(&intent, &inside, &mut steps);
+    seal(&intent, &inside, &mut steps);
+    unfence(&intent, &inside, &mut steps);
+    let told = steps
+        .iter()
+        .position(|step| matches!(step, Step::Retell(_)));
+    let told = steps.remove(told.expect("its peer has another address"));
+    assert!(matches!(told, Step::Retell(retold) if retold.messages.len() == 1));
+    let link = Link::WireGuard;
+    let wanted = vec![
+        Step::AddRoute(InnerRoute::Unreachable(new)),
+        Step::DeleteRoute(InnerRoute::Through(old)),
+        Step::RemoveAddress(link, OWN.into()),
+        Step::AddAddress(link, intent.own.inner.into()),
+        Step::AddRoute(InnerRoute::Through(new)),
+        Step::HearProbes(intent.own.inner),
+        Step::DeleteRoute(InnerRoute::Unreachable(old)),
+    ];
+    assert_eq!(steps, wanted);
+    assert!(steps[0].guards_paths() && !steps[1].guards_paths());
+}
+
+#[test]
+fn a_host_whose_own_network_is_the_inner_subnet_has_no_device_and_keeps_its_routes() {
+    let mut intent = intent();
+    let inside = host(&intent);
+    let own = Ipv4Addr::new(100, 127, 81, 77);
+    intent.own.underlay.insert(own);
+    assert_eq!(intent.own_inside(), Some(own));
+    let mut steps = Vec::new();
+    let plan = |inside: &Inside, steps: &mut Vec<Step>| {
+        fence(&intent, inside, steps);
+        seal(&intent, inside, steps);
+        unfence(&intent, inside, steps);
+    };
+    plan(&inside, &mut steps);
+    let unreachable = InnerRoute::Unreachable(intent.inner_subnet);
+    let wanted = vec![
+        Step::DeleteLink(Link::WireGuard),
+        Step::DeleteRoute(unreachable),
+    ];
+    assert_eq!(steps, wanted);
+    steps.clear();
+    plan(&Inside::default(), &mut steps);
+    assert_eq!(steps, vec![], "none is made");
 }

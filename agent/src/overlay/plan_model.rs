@@ -186,7 +186,8 @@ fn apply_to_sleeve(model: &mut Observed, step: &Step) {
 fn apply_to_inside(model: &mut Observed, step: &Step) {
     let filtered = matches!(model.filter, FilterState::Sound(_));
     let inside = &mut model.inside;
-    let fenced = inside.routes.contains(&InnerRoute::Unreachable);
+    let to_nowhere = |route: &InnerRoute| matches!(route, InnerRoute::Unreachable(_));
+    let fenced = inside.routes.iter().any(to_nowhere);
     if let Step::CreateWireGuard { mtu } = step {
         assert!(filtered && fenced, "what guards it comes first");
         assert!(inside.link.is_none(), "there is one already");
@@ -199,8 +200,8 @@ fn apply_to_inside(model: &mut Observed, step: &Step) {
         return;
     }
     match step {
-        Step::AddRoute(InnerRoute::Unreachable) => {
-            inside.routes.insert(InnerRoute::Unreachable);
+        Step::AddRoute(route @ InnerRoute::Unreachable(_)) => {
+            inside.routes.insert(*route);
         }
         Step::DeleteRoute(route) => assert!(inside.routes.remove(route)),
         _ => apply_to_device(inside, step),
@@ -215,7 +216,7 @@ fn apply_to_device(inside: &mut Inside, step: &Step) {
         Step::RemoveAddress(_, address) => {
             assert!(link.addresses.remove(address));
             if link.addresses.is_empty() {
-                inside.routes.remove(&InnerRoute::Through);
+                forget_routes(&mut inside.routes);
             }
         }
         Step::Retell(retold) => {
@@ -228,9 +229,10 @@ fn apply_to_device(inside: &mut Inside, step: &Step) {
             assert!(looked.device.listen_port != 0, "the port is told first");
             (link.mtu, link.up) = (*mtu, true);
         }
-        Step::AddRoute(InnerRoute::Through) => {
+        Step::AddRoute(route @ InnerRoute::Through(_)) => {
             assert!(link.up && !link.addresses.is_empty());
-            inside.routes.insert(InnerRoute::Through);
+            let new = inside.routes.insert(*route);
+            assert!(new, "what is there is nobody's to replace");
         }
         Step::HearProbes(inner) => {
             assert!(link.addresses.contains(&Ipv4Network::from(*inner)));
@@ -238,6 +240,11 @@ fn apply_to_device(inside: &mut Inside, step: &Step) {
         }
         other => unreachable!("{other}"),
     }
+}
+
+/// A link that goes takes the routes through it along.
+fn forget_routes(routes: &mut BTreeSet<InnerRoute>) {
+    routes.retain(|route| matches!(route, InnerRoute::Unreachable(_)));
 }
 
 pub(super) fn allowed(model: &mut Observed) -> &mut BTreeSet<Ipv4Addr> {
@@ -314,7 +321,7 @@ fn delete_link(model: &mut Observed, link: Link) {
             model.inside.link.take().expect("a link");
             model.inside.device = None;
             model.inside.hears = None;
-            model.inside.routes.remove(&InnerRoute::Through);
+            forget_routes(&mut model.inside.routes);
         }
         Link::HostEnd(id) => {
             model.host_ends.remove(&id).expect("a host end");

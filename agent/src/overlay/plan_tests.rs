@@ -3,135 +3,18 @@
 use std::net::{IpAddr, SocketAddrV4};
 
 use ipnetwork::IpNetwork;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::ids::{LeaseNumber, NodeId};
-use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_schema::path::Path;
-use kontena_sleeve::PrivateKey;
 use proptest::prelude::*;
 
 use super::super::Failures;
-use super::super::intent::{OwnNode, PeerIntent, Reach, RemoteEndpoint};
+use super::super::intent::{OwnNode, PeerIntent, Reach};
 use super::super::pair::{Clear, Ends, PairState};
-use super::super::state::Fence;
+use super::super::state::{Fence, InnerRoute};
+use super::intents::{any_intent, any_state, inner_subnet, underlay};
 use super::model::{DOCKER_USER, allowed, apply, bare, forward};
 use super::*;
-
-fn underlay(host: u8) -> Ipv4Addr {
-    Ipv4Addr::new(198, 51, 100, host)
-}
-
-fn any_path() -> impl Strategy<Value = Path> {
-    (0_u8..4, 1_u8..6).prop_map(|(kind, host)| match kind {
-        0 | 1 => Path::Fast { to: underlay(host) },
-        2 => Path::Sealed { to: underlay(host) },
-        _ => Path::Unknown,
-    })
-}
-
-fn any_state() -> impl Strategy<Value = PairState> {
-    let clear = prop_oneof![
-        2 => Just(Clear::Send), 1 => Just(Clear::Accept), 1 => Just(Clear::No)
-    ];
-    (clear, proptest::option::of(1_u8..7)).prop_map(|(clear, key)| PairState {
-        clear,
-        key: key.map(|key| PublicKey([key; 32])),
-        ..PairState::default()
-    })
-}
-
-/// How a peer is reached, what is known of the pair, and its keys.
-fn any_peer() -> impl Strategy<Value = (Path, PairState, Option<PublicKeys>)> {
-    let keys = (1_u8..4, proptest::option::of(4_u8..7)).prop_map(|(current, next)| PublicKeys {
-        current: PublicKey([current; 32]),
-        next: next.map(|next| PublicKey([next; 32])),
-    });
-    (
-        any_path(),
-        any_state(),
-        proptest::option::weighted(0.9, keys),
-    )
-}
-
-prop_compose! {
-    fn any_intent()(
-        vni in 7_u32..9,
-        own in 1_u8..3,
-        mtu in 1369_u32..1371,
-        peers in proptest::collection::btree_map(10_i64..16, any_peer(), 0..5),
-        (key, wireguard) in (1_u8..4, any::<bool>()),
-        masters in proptest::collection::btree_set(1_u16..4, 0..3),
-        endpoints in proptest::collection::btree_map((1_u8..20, 1_i64..3), 10_i64..18, 0..8),
-        local in proptest::collection::btree_map(1_i64..5, (20_u8..23, 1_i64..3), 0..4),
-    ) -> OverlayIntent {
-        let own_address = Ipv4Addr::new(10, 81, 0, own);
-        let peer = |(node, (path, state, keys)): (i64, (Path, PairState, Option<PublicKeys>))| {
-            let number = node.try_into().unwrap();
-            let places = match path {
-                Path::Fast { to } | Path::Sealed { to } => vec![to],
-                Path::Unknown => vec![],
-            };
-            let back = underlay(own);
-            let ends = match path {
-                Path::Fast { to } => Some(Ends { peer: to, own: back }),
-                _ => None,
-            };
-            // No two nodes have the same key.
-            let of_node = |PublicKey(mut key)| {
-                key[0] = number;
-                PublicKey(key)
-            };
-            let key = state.key.map(of_node);
-            let state = PairState { ends, key, ..state };
-            let keys = keys.map(|keys| PublicKeys {
-                current: of_node(keys.current),
-                next: keys.next.map(of_node),
-            });
-            let peer = PeerIntent {
-                overlay_address: Ipv4Addr::new(10, 81, 0, number),
-                inner: Ipv4Addr::new(100, 127, 81, number),
-                keys,
-                path,
-                agreement: 7,
-                back: Some(back),
-                places,
-                state,
-            };
-            (NodeId(node), peer)
-        };
-        let remote = |((host, lease), node): ((u8, i64), i64)| {
-            let address = Ipv4Addr::new(10, 81, 1, host);
-            RemoteEndpoint { address, mac: Mac::of_lease(address, LeaseNumber(lease)), node: NodeId(node) }
-        };
-        let attachment = |(id, (host, lease)): (i64, (u8, i64))| {
-            let address = Ipv4Addr::new(10, 81, 1, host);
-            let mac = Mac::of_lease(address, LeaseNumber(lease));
-            (PlacementId(id), Attachment { pid: 1, container_id: id.to_string(), address, mac })
-        };
-        // The directory has each address once.
-        let endpoints: BTreeMap<_, _> =
-            endpoints.into_iter().map(remote).map(|e| (e.address, e)).collect();
-        OverlayIntent {
-            vni,
-            supernet: "10.81.0.0/17".parse().unwrap(),
-            own: OwnNode {
-                address: own_address,
-                mac: Mac::of_node(own_address),
-                inner: Ipv4Addr::new(100, 127, 81, own),
-                underlay: BTreeSet::from([underlay(own)]),
-            },
-            mtu,
-            keys: vec![PrivateKey::from_octets([key; 32])],
-            sealing: if wireguard { Sealing::WireGuard } else { Sealing::Sleeve },
-            fence: Fence {
-                masters: Some(masters.into_iter().map(|port| SocketAddrV4::new(underlay(5), port)).collect()),
-                bridges: BTreeSet::from(["docker0".to_owned()]),
-            },
-            peers: peers.into_iter().map(peer).collect(),
-            endpoints: endpoints.into_values().collect(),
-            attachments: local.into_iter().map(attachment).collect(),
-        }
-    }
-}
 
 /// A host that was made right for one grid and then came to another, with some
 /// damage on the way.
@@ -179,7 +62,8 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     {
         link.up = false;
         link.addresses = BTreeSet::from(["100.127.81.99/32".parse().unwrap()]);
-        model.inside.routes.clear();
+        model.inside.routes =
+            BTreeSet::from([InnerRoute::Unreachable(inner_subnet("10.8.8.0/24"))]);
     }
     // The agent was restarted, or its sealed path ended.
     if damage & 32 != 0 || first.sealing != second.sealing {
@@ -244,6 +128,13 @@ proptest! {
         prop_assert_eq!(plan(&second, &model), vec![]);
         let FilterState::Sound(filter) = &model.filter else { panic!("no filter") };
         prop_assert_eq!(&filter.fence, &second.fence);
+        let inner = second.inner_subnet;
+        prop_assert_eq!(filter.inner_subnet, inner);
+        let routes = match second.sealing {
+            Sealing::WireGuard => BTreeSet::from([InnerRoute::Unreachable(inner), InnerRoute::Through(inner)]),
+            Sealing::Sleeve => BTreeSet::new(),
+        };
+        prop_assert_eq!(&model.inside.routes, &routes);
         let steps = plan_removal(&model);
         for step in &steps {
             apply(&mut model, step);
@@ -281,6 +172,25 @@ proptest! {
             apply(&mut model, &step);
         }
         prop_assert_eq!(allowed(&mut model).clone(), accepted);
+    }
+
+    /// Also of a grid that the host was in before.
+    #[test]
+    fn overlay_plan_sends_to_inner_addresses_only_where_they_have_no_other_way(
+        first in any_intent(), second in any_intent(),
+    ) {
+        let mut model = host_after(&first, &second, 0);
+        for step in plan(&second, &model.clone()) {
+            apply(&mut model, &step);
+            let tunnel = model.tunnel.iter();
+            let to = tunnel.flat_map(|tunnel| tunnel.entries.values().flatten().chain(&tunnel.floods));
+            let subnets = [first.inner_subnet, second.inner_subnet];
+            for to in to {
+                let mut of = subnets.iter().filter(|subnet| subnet.contains(*to));
+                let fenced = of.all(|&of| model.inside.routes.contains(&InnerRoute::Unreachable(of)));
+                prop_assert!(fenced, "{to} after {step}");
+            }
+        }
     }
 
     #[test]
@@ -452,6 +362,7 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
     let intent = OverlayIntent {
         vni: 7,
         supernet: "10.81.0.0/17".parse().unwrap(),
+        inner_subnet: InnerSubnet::default(),
         own: OwnNode {
             address: own,
             mac: Mac::of_node(own),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::ids::PlacementId;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
@@ -54,6 +55,8 @@ pub(crate) type FilterState = TableState<Filter>;
 /// What the packet filter is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
+    /// What passes through WireGuard is between these addresses only.
+    pub(crate) inner_subnet: InnerSubnet,
     /// Clear packets of the tunnel pass to and from these addresses only.
     pub(crate) peers: BTreeSet<Ipv4Addr>,
     pub(crate) fence: Fence,
@@ -160,7 +163,7 @@ pub enum Sealing {
     WireGuard,
 }
 
-/// What leads to inner addresses: WireGuard's device and the routes of their range.
+/// What leads to inner addresses: WireGuard's device and the routes of their subnets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Inside {
     pub(crate) link: Option<InsideLink>,
@@ -179,14 +182,14 @@ pub(crate) struct InsideLink {
     pub(crate) addresses: BTreeSet<Ipv4Network>,
 }
 
-/// A route of the inner range.
+/// A route of an inner subnet, of this grid or of one that the host was in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum InnerRoute {
     /// Nowhere. It counts while there is no other, so that nothing for an inner address
     /// ever takes the default route.
-    Unreachable,
+    Unreachable(InnerSubnet),
     /// Through WireGuard.
-    Through,
+    Through(InnerSubnet),
 }
 
 /// The sleeve.

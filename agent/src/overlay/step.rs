@@ -145,7 +145,7 @@ impl Step {
         matches!(
             self,
             Step::InstallFilter(_)
-                | Step::AddRoute(InnerRoute::Unreachable)
+                | Step::AddRoute(InnerRoute::Unreachable(_))
                 | Step::AllowPeers(_)
                 | Step::InstallGuard(_)
                 | Step::ChangeGuard { .. }
@@ -164,7 +164,8 @@ impl Step {
                 | Step::RemoveAddress(Link::WireGuard, _)
                 | Step::Retell(_)
                 | Step::SetWireGuard { .. }
-                | Step::AddRoute(InnerRoute::Through)
+                | Step::AddRoute(InnerRoute::Through(_))
+                | Step::DeleteRoute(InnerRoute::Through(_))
                 | Step::HearProbes(_)
         )
     }
@@ -236,8 +237,8 @@ impl fmt::Display for ForwardPlace {
 impl fmt::Display for InnerRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            InnerRoute::Unreachable => write!(f, "the route of inner addresses to nowhere"),
-            InnerRoute::Through => write!(f, "the route of inner addresses through {DEVICE}"),
+            InnerRoute::Unreachable(inner) => write!(f, "the route of {inner} to nowhere"),
+            InnerRoute::Through(inner) => write!(f, "the route of {inner} through {DEVICE}"),
         }
     }
 }

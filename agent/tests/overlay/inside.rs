@@ -5,14 +5,17 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use kontena_lab::{Keeper, capture};
+use kontena_schema::address::InnerSubnet;
+use kontena_schema::agent::GridSettings;
 use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT};
 use kontena_sleeve::PrivateKey;
 
 use crate::every_packet::{MARKER, send};
 use crate::lab::{
     BOUND, Host, Start, Switch, dropped, eventually, grid, intent, pass, public_keys, settle,
-    trusting, world_of,
+    trusting, underlay, world_of,
 };
 use crate::life::traces;
 use crate::reach::everyone_reaches_everyone;
@@ -22,17 +25,26 @@ const SLEEVE: Start = Host::start;
 const DEVICE: Start = Host::start_with_wireguard;
 
 fn inner(host: &Host) -> Ipv4Addr {
-    host.node.number.inner_address()
+    InnerSubnet::default().address(host.node.number)
 }
 
 fn hex(octets: &[u8; 32]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
+/// A grid that trusts nobody, with another VNI and inner addresses of its own.
+fn elsewhere() -> GridSettings {
+    let inner: Ipv4Network = "10.9.9.0/24".parse().unwrap();
+    GridSettings {
+        inner_subnet: inner.try_into().unwrap(),
+        ..grid(8, &[])
+    }
+}
+
 /// Pings and streams arrive both ways, and none is to be seen.
-fn is_sealed_and_whole(all: &[Start; 2]) {
+fn is_sealed_and_whole(all: &[Start; 2], grid: &GridSettings) {
     const DATAGRAMS: u64 = 20_000;
-    let (switch, hosts) = world_of(all, &sealing());
+    let (switch, hosts) = world_of(all, grid);
     let [a, b] = &hosts[..] else { unreachable!() };
     count_clear(&hosts);
     everyone_reaches_everyone(&hosts);
@@ -50,21 +62,99 @@ fn is_sealed_and_whole(all: &[Start; 2]) {
             assert_eq!(*count, 0, "{name}");
         }
     }
-    assert_eq!(
-        settle(&sealing(), &[a, b]),
-        0,
-        "a second pass changes nothing"
-    );
+    assert_eq!(settle(grid, &[a, b]), 0, "a second pass changes nothing");
 }
 
 #[test]
 fn overlay_seals_between_a_device_and_a_sleeve() {
-    is_sealed_and_whole(&[DEVICE, SLEEVE]);
+    is_sealed_and_whole(&[DEVICE, SLEEVE], &sealing());
 }
 
 #[test]
 fn overlay_seals_between_two_devices() {
-    is_sealed_and_whole(&[DEVICE, DEVICE]);
+    is_sealed_and_whole(&[DEVICE, DEVICE], &sealing());
+}
+
+#[test]
+fn overlay_seals_between_inner_addresses_of_the_grids_own() {
+    for all in [[SLEEVE, SLEEVE], [DEVICE, SLEEVE], [DEVICE, DEVICE]] {
+        is_sealed_and_whole(&all, &elsewhere());
+    }
+}
+
+#[test]
+fn overlay_goes_over_to_the_inner_subnet_of_another_grid() {
+    let (switch, hosts) = world_of(&[DEVICE, SLEEVE], &sealing());
+    let all: Vec<&Host> = hosts.iter().collect();
+    let [a, b] = &hosts[..] else { unreachable!() };
+    let (old, new) = ("100.127.81.", "10.9.9.");
+    let shown = || format!("{}{}", traces(a), a.place.run("nft list ruleset"));
+    for (grid, is, was) in [(elsewhere(), new, old), (sealing(), old, new)] {
+        settle(&grid, &all);
+        everyone_reaches_everyone(&hosts);
+        let shown = shown();
+        assert!(!shown.contains(was), "{shown}");
+        for there in [
+            format!("unreachable {is}0/24"),
+            format!("{is}0/24 dev kontena-wg"),
+            format!("inet {is}1/32"),
+            format!("dst {is}2 "),
+            format!("ip daddr {is}0/24"),
+        ] {
+            assert!(shown.contains(&there), "{there} in {shown}");
+        }
+        // What guards it is of the new addresses, too.
+        a.place.run("ip link set kontena-wg down");
+        nothing_passes(&switch, [a, b]);
+        let route = format!("ip route del unreachable {is}0/24 metric 4278191104");
+        a.place.run(&route);
+        nothing_passes(&switch, [a, b]);
+        settle(&grid, &all);
+    }
+}
+
+#[test]
+fn overlay_leaves_a_host_its_own_network_that_is_the_inner_subnet() {
+    let (_switch, mut hosts) = world_of(&[DEVICE, SLEEVE], &elsewhere());
+    let own = Ipv4Addr::new(100, 127, 81, 50);
+    hosts[0]
+        .place
+        .run(&format!("ip addr add {own}/24 dev eth0"));
+    hosts[0].node.site.private_ip = Some(own);
+    let all: Vec<&Host> = hosts.iter().collect();
+    let inside = "is inside the inner subnet 100.127.81.0/24";
+    for (host, whose) in all.iter().zip(["this node's own", "its"]) {
+        let report = host.must_reconcile(&intent(&sealing(), host, &all));
+        let why = report.peers[0].unreachable.clone();
+        assert_eq!(why, Some(format!("{whose} address {own} {inside}")));
+        assert_eq!(pass(&sealing(), host, &all), 0);
+    }
+    let links = hosts[0].place.run("ip -o link");
+    assert!(!links.contains("kontena-wg"), "{links}");
+    let routes = hosts[0].place.run("ip route show 100.127.81.0/24");
+    assert!(
+        routes.contains("dev eth0") && routes.lines().count() == 1,
+        "{routes}"
+    );
+    // Where it is nobody's subnet, it is an address like any other.
+    let routes = hosts[0].place.run("ip route show 10.9.9.0/24");
+    assert!(routes.is_empty(), "{routes}");
+    drop(all);
+
+    // One that it tells nobody of stays, too, and the agent says what is in its way.
+    hosts[0].node.site.private_ip = Some(underlay(1));
+    let host = &hosts[0];
+    host.wireguard.as_ref().unwrap().restart();
+    let all: Vec<&Host> = hosts.iter().collect();
+    let errors = host.reconcile(&intent(&sealing(), host, &all)).errors;
+    let first = errors.first().expect("an error").to_string();
+    let what = "add the route of 100.127.81.0/24 through kontena-wg";
+    assert!(first.contains(what), "{errors:?}");
+    let routes = host.place.run("ip route show 100.127.81.0/24 dev eth0");
+    assert_eq!(routes.lines().count(), 1, "{routes}");
+    host.place.run(&format!("ip addr del {own}/24 dev eth0"));
+    settle(&sealing(), &all);
+    everyone_reaches_everyone(&hosts);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use kontena_agent::overlay::{
     Attachment, Clear, Fence, Health, Overlay, OverlayError, OverlayIntent, OverlayReport,
     OwnState, PairStates, SealedBy,
 };
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, Measures, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
 use kontena_schema::key::PublicKeys;
@@ -284,6 +285,7 @@ pub fn grid(vni: u32, trusted: &[&str]) -> GridSettings {
         name: format!("grid-{vni}"),
         subnet: "10.81.0.0/19".parse().unwrap(),
         supernet: "10.81.0.0/17".parse().unwrap(),
+        inner_subnet: InnerSubnet::default(),
         trusted_subnets: trusted
             .iter()
             .map(|subnet| subnet.parse().unwrap())

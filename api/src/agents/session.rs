@@ -99,6 +99,7 @@ fn refuse(error: ControlError) -> End {
         ControlError::StaleSession => close::SUPERSEDED,
         ControlError::GridFullNodes { .. } => close::GRID_FULL_NODES,
         ControlError::NodeDuplicate { .. } => close::NODE_DUPLICATE,
+        ControlError::AgentTooOld { .. } => close::VERSION,
         ControlError::KeyTaken => close::KEY_TAKEN,
         ControlError::NotFound { .. } => close::NODE_REMOVED,
         ControlError::Invalid(_)

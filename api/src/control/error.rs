@@ -54,6 +54,12 @@ pub enum ControlError {
         /// The node.
         node: String,
     },
+    /// The agent has no idea of its grid's inner subnet.
+    #[error("this agent is too old for the inner subnet of grid {grid:?}")]
+    AgentTooOld {
+        /// The grid.
+        grid: String,
+    },
     /// Another node of the grid has the key.
     #[error("another node of the grid has this public key")]
     KeyTaken,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnetwork::Ipv4Network;
-use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, Plan, PlanError};
+use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, InnerSubnet, Plan, PlanError};
 use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate};
 use kontena_schema::ids::{GridId, NodeId};
 use kontena_schema::limits::TRUSTED_SUBNETS_MAX;
@@ -43,9 +43,14 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
         (None, Some(_)) => subnet,
         (None, None) => network("supernet", DEFAULT_SUPERNET, &mut faults),
     };
-    let plan = subnet.zip(supernet).and_then(|(subnet, supernet)| {
+    let inner = match &request.inner_subnet {
+        Some(inner) => network("inner_subnet", inner, &mut faults),
+        None => Some(InnerSubnet::default().network()),
+    };
+    let plan = subnet.zip(supernet).zip(inner);
+    let plan = plan.and_then(|((subnet, supernet), inner)| {
         let refuse = |error: PlanError| faults.insert(error.field.to_owned(), error.reason);
-        Plan::new(subnet, supernet).map_err(refuse).ok()
+        Plan::new(subnet, supernet, inner).map_err(refuse).ok()
     });
     let trusted_subnets = networks(
         "trusted_subnets",
@@ -124,10 +129,12 @@ pub async fn grid_create(
         Box::pin(async move {
             let subnet = checked.plan.subnet().to_string();
             let supernet = checked.plan.supernet().to_string();
-            let params: [crate::db::Param; 6] = [
+            let inner_subnet = checked.plan.inner_subnet().to_string();
+            let params: [crate::db::Param; 7] = [
                 &request.name,
                 &subnet,
                 &supernet,
+                &inner_subnet,
                 &checked.trusted_subnets,
                 &checked.initial_size,
                 &checked.grace_ms,

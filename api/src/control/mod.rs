@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 pub use error::{ControlError, constraint_fault};
 use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::ids::{GridId, Revision};
 use kontena_schema::query;
 use serde::de::DeserializeOwned;
@@ -87,6 +88,8 @@ pub struct GridRow {
     pub name: String,
     /// What may be allocated.
     pub subnet: Ipv4Network,
+    /// The addresses of nodes inside sealed paths.
+    pub inner_subnet: InnerSubnet,
     /// Its revision before this transaction.
     pub revision: Revision,
     /// Where the overlay may run in clear.

@@ -4,7 +4,8 @@
 //! writes under the grid's lock after checking that its epoch is still the
 //! latest: an old session can change nothing.
 
-use kontena_schema::agent::{Facts, Hello, PROTOCOL, Welcome};
+use kontena_schema::address::InnerSubnet;
+use kontena_schema::agent::{Facts, Hello, INNER_SUBNET_SINCE, PROTOCOL, Welcome};
 use kontena_schema::ids::{Epoch, GridId, NodeId, Revision};
 use kontena_schema::query;
 use serde::Deserialize;
@@ -93,6 +94,11 @@ async fn open(
         return Err(ControlError::ReplicaLost);
     }
     let grid = LockedGrid::by_id(tx, token.grid_id).await?;
+    let of_default = grid.row.inner_subnet == InnerSubnet::default();
+    if hello.protocol < INNER_SUBNET_SINCE && !of_default {
+        let grid = grid.row.name;
+        return Err(ControlError::AgentTooOld { grid });
+    }
     let (node, joined) = node_of(&grid, token, hello).await?;
     let connection = i64::from(hello.connection);
     let run: [Param; 3] = [&node.id, &hello.instance, &connection];

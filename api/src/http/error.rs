@@ -89,6 +89,9 @@ impl From<ControlError> for HttpError {
             ControlError::NodeDuplicate { .. } => {
                 Self::new(StatusCode::CONFLICT, "node_duplicate", sentence)
             }
+            ControlError::AgentTooOld { .. } => {
+                Self::new(StatusCode::CONFLICT, "agent_too_old", sentence)
+            }
             ControlError::KeyTaken => Self::new(StatusCode::CONFLICT, "key_taken", sentence),
             ControlError::ReplicaLost | ControlError::Unavailable => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", sentence)

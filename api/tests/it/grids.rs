@@ -1,11 +1,13 @@
 //! Grids over HTTP.
 
 use ipnetwork::Ipv4Network;
+use kontena_schema::address::InnerSubnet;
+use kontena_schema::agent::{INNER_SUBNET_SINCE, close};
 use kontena_schema::http::grids::{Grid, Grids};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Master, TestAgent, hello};
+use crate::support::{Closed, Master, TestAgent, hello};
 
 #[tokio::test]
 async fn a_grid_has_the_models_defaults() {
@@ -16,6 +18,7 @@ async fn a_grid_has_the_models_defaults() {
     let grid: Grid = serde_json::from_value(created).unwrap();
     assert_eq!(grid.subnet.to_string(), "10.81.0.0/19");
     assert_eq!(grid.supernet.to_string(), "10.81.0.0/17");
+    assert_eq!(grid.inner_subnet.to_string(), "100.127.81.0/24");
     assert_eq!((grid.initial_size, grid.grace_s), (3, 10));
     assert!(grid.trusted_subnets.is_empty());
 
@@ -30,6 +33,7 @@ async fn a_grid_has_the_models_defaults() {
 async fn bad_grids_name_the_field_and_change_nothing() {
     let master = Master::start().await;
     master.grid("taken").await;
+    let inner = |subnet: &str| json!({ "name": "a", "inner_subnet": subnet });
     for (body, field) in [
         (json!({ "name": "taken" }), "name"),
         (json!({ "name": "Bad_Name" }), "name"),
@@ -39,6 +43,11 @@ async fn bad_grids_name_the_field_and_change_nothing() {
             json!({ "name": "a", "subnet": "10.1.0.0/16", "supernet": "10.2.0.0/16" }),
             "supernet",
         ),
+        (inner("nonsense"), "inner_subnet"),
+        (inner("10.9.9.1/24"), "inner_subnet"),
+        (inner("10.9.0.0/16"), "inner_subnet"),
+        (inner("198.51.100.0/24"), "inner_subnet"),
+        (inner("10.81.40.0/24"), "inner_subnet"),
         (json!({ "name": "a", "initial_size": 8 }), "initial_size"),
         (json!({ "name": "a", "grace_s": 90_000 }), "grace_s"),
         (
@@ -65,6 +74,62 @@ async fn bad_grids_name_the_field_and_change_nothing() {
             .len(),
         1
     );
+}
+
+#[tokio::test]
+async fn agents_are_told_the_inner_subnet_of_their_grid_and_old_ones_kept_out_of_others() {
+    let master = Master::start().await;
+    let body = json!({ "name": "narrow", "inner_subnet": "10.9.9.0/24" });
+    let created = master.post("/v1/grids", body).await;
+    assert_eq!(created["inner_subnet"], "10.9.9.0/24");
+    assert_eq!(master.get("/v1/grids/narrow").await, created);
+    let tokens = [
+        created["token"].as_str().unwrap().to_owned(),
+        master.grid("demo").await,
+    ];
+
+    let told = ["10.9.9.0/24", "100.127.81.0/24"];
+    for (token, told) in tokens.iter().zip(told) {
+        let (_, changes) = TestAgent::join(&master.replicas[0], token, "new").await;
+        let grid = changes.shared.grid.unwrap();
+        assert_eq!(grid.inner_subnet.to_string(), told);
+    }
+    // One of the version before has the default, which is right where that is the grid's.
+    let mut old = hello("old", None);
+    old.protocol = INNER_SUBNET_SINCE - 1;
+    let [narrow, demo] = &tokens;
+    let refused = TestAgent::connect(&master.replicas[0], narrow, &old).await;
+    let Err(Closed(code, reason)) = refused else {
+        panic!("it is let in")
+    };
+    assert_eq!(code, close::VERSION);
+    assert!(reason.contains("inner subnet"), "{reason}");
+    assert_eq!(master.get("/v1/grids/narrow").await["node_count"], 1);
+    assert!(
+        TestAgent::connect(&master.replicas[0], demo, &old)
+            .await
+            .is_ok()
+    );
+
+    // It does not change.
+    let update = json!({ "inner_subnet": "10.9.8.0/24" });
+    let (status, _) = master
+        .call(Method::PUT, "/v1/grids/narrow", Some(update))
+        .await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let shown = master.get("/v1/grids/narrow").await;
+    assert_eq!(shown["inner_subnet"], "10.9.9.0/24");
+}
+
+/// As a replica of the version before does.
+#[tokio::test]
+async fn a_grid_that_is_made_without_an_inner_subnet_has_the_default() {
+    let master = Master::start().await;
+    let insert = "insert into grids (name, subnet, supernet, initial_size, grace_ms)
+                  values ('old', '10.81.0.0/19', '10.81.0.0/17', 1, 10000)";
+    master.sql().await.batch_execute(insert).await.unwrap();
+    let list: Grids = serde_json::from_value(master.get("/v1/grids").await).unwrap();
+    assert_eq!(list.grids[0].inner_subnet, InnerSubnet::default());
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ const GUARDED: &[&str] = &[
     "deploys_pkey",
     "deploys_service_fkey",
     "deploys_state_check",
+    "grids_inner_subnet_check",
     "grids_pkey",
     "grids_vni_key",
     "idempotency_keys_pkey",

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
+use crate::address::InnerSubnet;
 use crate::http::services::ServiceSpec;
 use crate::ids::{
     CommandId, GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision,
@@ -75,6 +76,10 @@ pub struct GridSettings {
     pub subnet: Ipv4Network,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
+    /// The addresses of nodes inside sealed paths; a Master of the version before says
+    /// none and has the default.
+    #[serde(default)]
+    pub inner_subnet: InnerSubnet,
     /// Where the overlay may run in clear.
     pub trusted_subnets: Vec<Ipv4Network>,
     /// The VXLAN network identifier, unique among the Master's grids.

@@ -25,7 +25,11 @@ pub use report::{
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides accept their own and the one before.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
+
+/// The first version whose agents know their grid's inner subnet. Older ones have the
+/// default; in a grid with another one they would reach nobody.
+pub const INNER_SUBNET_SINCE: u32 = 3;
 
 /// What an agent sends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::lenient;
+use crate::address::InnerSubnet;
 
 /// Body of `POST /v1/grids`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct GridCreate {
     /// The on-link prefix of overlay interfaces; default 10.81.0.0/17.
     #[serde(default)]
     pub supernet: Option<String>,
+    /// The addresses of nodes inside sealed paths; default 100.127.81.0/24.
+    #[serde(default)]
+    pub inner_subnet: Option<String>,
     /// Where the overlay may run in clear; default nowhere.
     #[serde(default)]
     pub trusted_subnets: Option<Vec<String>>,
@@ -87,6 +91,10 @@ pub struct Grid {
     pub subnet: Ipv4Network,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
+    /// The addresses of nodes inside sealed paths; a Master of the version before says
+    /// none and has the default.
+    #[serde(default)]
+    pub inner_subnet: InnerSubnet,
     /// Where the overlay may run in clear.
     pub trusted_subnets: Vec<Ipv4Network>,
     /// Seconds between the end of a node's session and the release of its

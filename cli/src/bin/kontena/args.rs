@@ -165,6 +165,7 @@ mod tests {
             "kontena master logout",
             "kontena grid create demo --trusted-subnet 10.0.0.0/8 --trusted-subnet 172.16.0.0/12",
             "kontena grid create g --initial-size 3 --subnet 10.1.0.0/19 --supernet 10.1.0.0/17",
+            "kontena grid create g --inner-subnet 10.9.9.0/24",
             "kontena grid ls",
             "kontena grid show demo --token",
             "kontena grid show",

@@ -11,6 +11,7 @@ use kontena_agent::overlay::{
     Attachment, Clear, Fence, Overlay, OverlayIntent, OverlayReport, OwnState,
 };
 use kontena_lab::underlay;
+use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
 use kontena_schema::key::PublicKeys;
@@ -138,6 +139,7 @@ fn grid(trusted: &[&str]) -> Result<GridSettings, BenchError> {
         name: "bench".to_owned(),
         subnet: network("10.81.0.0/19")?,
         supernet: network("10.81.0.0/17")?,
+        inner_subnet: InnerSubnet::default(),
         trusted_subnets: trusted?,
         vni: VNI,
     })

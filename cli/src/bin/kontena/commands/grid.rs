@@ -55,6 +55,9 @@ pub(crate) struct Create {
     /// The on-link prefix of overlay interfaces [default: 10.81.0.0/17]
     #[arg(long, value_name = "CIDR")]
     supernet: Option<String>,
+    /// The addresses of nodes inside encrypted paths, a /24 [default: 100.127.81.0/24]
+    #[arg(long, value_name = "CIDR")]
+    inner_subnet: Option<String>,
     /// A network in which the overlay may run in clear; repeatable
     #[arg(long = "trusted-subnet", value_name = "CIDR")]
     trusted_subnets: Vec<String>,
@@ -81,6 +84,7 @@ async fn create(session: &Session, grid: Create) -> Result<(), Failure> {
         initial_size: grid.initial_size,
         subnet: grid.subnet,
         supernet: grid.supernet,
+        inner_subnet: grid.inner_subnet,
         trusted_subnets: Some(grid.trusted_subnets).filter(|subnets| !subnets.is_empty()),
         grace_s: grid.grace_s,
     };
