@@ -94,6 +94,7 @@ fn directory() -> Directory {
         number,
         address,
         site,
+        behind_nat: None,
         keys: None,
         next_key_known: false,
         key_turn: kontena_schema::ids::KeyTurn(0),

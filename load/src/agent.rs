@@ -147,6 +147,7 @@ fn hello(name: &str) -> Hello {
             region: "default".to_owned(),
             public_ip: None,
             private_ip: None,
+            behind_nat: None,
             cpus: 1,
             mem_total_bytes: 1 << 30,
             keys: None,

@@ -18,6 +18,7 @@ select
                 'id', n.id, 'name', n.name, 'number', n.number,
                 'address', host(at.subnet::inet + n.number), 'region', n.region,
                 'public_ip', host(n.public_ip), 'private_ip', host(n.private_ip),
+                'behind_nat', n.behind_nat,
                 'keys', case when n.key is not null then jsonb_build_object('current', n.key, 'next', n.next_key) end,
                 'next_key_known', n.next_key_known, 'key_turn', n.key_turn) order by n.id), '[]')
             from nodes n where n.grid_id = at.id and n.revision > at.since),

@@ -67,6 +67,10 @@ pub const INFRASTRUCTURE_PORTS: [u16; 5] = [53, 2379, 2380, 6783, 6784];
 /// The UDP port of the sealed path, WireGuard.
 pub const WIREGUARD_PORT: u16 = 6783;
 
+/// The TCP port at which an agent says that it is there: where the sealed path's port is
+/// silent, it tells a host that is down from a way that is blocked.
+pub const DOOR_PORT: u16 = 6783;
+
 /// The UDP port of the fast path, VXLAN; inside the sealed path too.
 pub const VXLAN_PORT: u16 = 6784;
 

@@ -44,6 +44,7 @@ pub(crate) fn node(id: u8) -> NodeEntry {
             public_ip: None,
             private_ip: Some([198, 51, 100, id].into()),
         },
+        behind_nat: None,
         keys: None,
         next_key_known: false,
         key_turn: kontena_schema::ids::KeyTurn(0),

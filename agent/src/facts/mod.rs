@@ -153,6 +153,7 @@ fn facts(engine: SystemInfo, public_ip: Option<Ipv4Addr>, private_ip: Option<Ipv
         labels,
         public_ip,
         private_ip,
+        behind_nat: public_ip.and_then(net::is_elsewhere),
         cpus: engine
             .ncpu
             .and_then(|n| u32::try_from(n).ok())

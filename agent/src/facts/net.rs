@@ -12,6 +12,19 @@ pub fn interface_address(name: &str) -> Option<Ipv4Addr> {
         .find_map(|found| Some(found.address?.as_sockaddr_in()?.ip()))
 }
 
+/// Whether an address of this host is on none of its interfaces: it is that of a translator,
+/// then. None if the interfaces cannot be seen.
+pub fn is_elsewhere(address: Ipv4Addr) -> Option<bool> {
+    let mut addresses = getifaddrs().ok()?;
+    let here = addresses.any(|found| {
+        let found = found
+            .address
+            .and_then(|found| Some(found.as_sockaddr_in()?.ip()));
+        found == Some(address)
+    });
+    Some(!here)
+}
+
 /// The interface of the default route with the lowest metric.
 pub fn default_interface() -> Option<String> {
     default_interface_of(&std::fs::read_to_string("/proc/net/route").ok()?)
@@ -52,5 +65,12 @@ mod tests {
     fn the_loopback_has_its_address_and_a_stranger_none() {
         assert_eq!(interface_address("lo"), Some(Ipv4Addr::LOCALHOST));
         assert_eq!(interface_address("no-such-if"), None);
+    }
+
+    #[test]
+    fn an_address_of_no_interface_is_elsewhere() {
+        assert_eq!(is_elsewhere(Ipv4Addr::LOCALHOST), Some(false));
+        // TEST-NET-3 (RFC 5737).
+        assert_eq!(is_elsewhere(Ipv4Addr::new(203, 0, 113, 7)), Some(true));
     }
 }

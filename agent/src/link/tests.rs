@@ -54,6 +54,7 @@ fn facts() -> HostFacts {
             region: "default".to_owned(),
             public_ip: None,
             private_ip: None,
+            behind_nat: None,
             cpus: 1,
             mem_total_bytes: 1,
             keys: None,
@@ -330,10 +331,21 @@ async fn measures_are_told_to_a_master_that_knows_them() {
         other => panic!("{other:?}"),
     }
     peer.close(close::GOING_AWAY).await;
-    // One that does not know them is of two versions before, and is left.
+    // The version before knows them too; an older one is left alone.
+    let mut before = bed.accept().await;
+    before.hello().await;
+    let mut welcome = welcome(1);
+    welcome.protocol = PROTOCOL - 1;
+    before
+        .send(&ToAgent::Welcome(Box::new(welcome.clone())))
+        .await;
+    before.report().await;
+    bed.measures
+        .send_replace(Some(Arc::new(Measures::default())));
+    assert!(matches!(before.next().await, FromAgent::Measures(_)));
+    before.close(close::GOING_AWAY).await;
     let mut old = bed.accept().await;
     old.hello().await;
-    let mut welcome = welcome(1);
     welcome.protocol = PROTOCOL - 2;
     old.send(&ToAgent::Welcome(Box::new(welcome))).await;
     old.left().await;

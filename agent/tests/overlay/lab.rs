@@ -147,6 +147,7 @@ impl Host {
             number: NodeNumber::try_from(number).unwrap(),
             address: Ipv4Addr::new(10, 81, 0, number),
             site,
+            behind_nat: None,
             keys: Some(keys),
             next_key_known: false,
             key_turn: KeyTurn(0),

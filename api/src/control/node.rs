@@ -159,7 +159,7 @@ pub async fn join(grid: &LockedGrid<'_, '_>, hello: &Hello) -> Result<NodeRow, C
     let all = serde_json::to_value(facts).expect("facts are plain JSON");
     let public_ip = facts.public_ip.map(|ip| ip.to_string());
     let private_ip = facts.private_ip.map(|ip| ip.to_string());
-    let params: [Param; 9] = [
+    let params: [Param; 10] = [
         &id,
         &name,
         &number,
@@ -168,6 +168,7 @@ pub async fn join(grid: &LockedGrid<'_, '_>, hello: &Hello) -> Result<NodeRow, C
         &facts.region,
         &public_ip,
         &private_ip,
+        &facts.behind_nat,
         &revision,
     ];
     let node = tx.value::<NodeId>(&query::NODE_INSERT, &params).await?;

@@ -201,10 +201,11 @@ async fn update_facts(
         .await?;
     let public_ip = facts.public_ip.map(|ip| ip.to_string());
     let private_ip = facts.private_ip.map(|ip| ip.to_string());
-    let site: [Param; 4] = [&node, &facts.region, &public_ip, &private_ip];
+    let [region, nat]: [Param; 2] = [&facts.region, &facts.behind_nat];
+    let site: [Param; 5] = [&node, region, &public_ip, &private_ip, nat];
     if tx.value(&query::NODE_SITE_DIFFERS, &site).await? == Some(true) {
         let revision = grid.stamp().await?;
-        let update: [Param; 5] = [&node, &facts.region, &public_ip, &private_ip, &revision];
+        let update: [Param; 6] = [&node, region, &public_ip, &private_ip, nat, &revision];
         tx.execute_exactly(1, &query::NODE_UPDATE_SITE, &update)
             .await?;
     }

@@ -1,11 +1,11 @@
 //! Agents over the real WebSocket.
 
-use kontena_schema::agent::{FromAgent, InstanceState, Position, close};
+use kontena_schema::agent::{FromAgent, InstanceState, PROTOCOL, Position, close};
 use kontena_schema::ids::Revision;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Closed, Master, TestAgent, facts, hello, poll, state};
+use crate::support::{Closed, Master, TestAgent, hello, poll, state};
 
 #[tokio::test]
 async fn the_first_answer_holds_everything_and_later_ones_the_difference() {
@@ -174,59 +174,6 @@ async fn the_255th_node_is_refused() {
 }
 
 #[tokio::test]
-async fn facts_that_peers_need_reach_them_and_others_do_not() {
-    let master = Master::start().await;
-    let token = master.grid("demo").await;
-    let (mut a, _) = TestAgent::join(&master.replicas[0], &token, "a").await;
-    let (mut b, _) = TestAgent::join(&master.replicas[0], &token, "b").await;
-    let mut changed = facts("b");
-    changed.cpus = 64;
-    changed.public_ip = Some("203.0.113.9".parse().unwrap());
-    b.send(&FromAgent::Facts(Box::new(changed.clone()))).await;
-    let nodes = a
-        .until(|changes| {
-            let node = changes
-                .shared
-                .nodes
-                .iter()
-                .find(|n| n.id == b.welcome.node)?;
-            node.site.public_ip
-        })
-        .await;
-    assert_eq!(nodes.to_string(), "203.0.113.9");
-    assert_eq!(master.get("/v1/nodes/demo/host-b").await["cpus"], 64);
-    // An address that is not known any more keeps its last value.
-    changed.public_ip = None;
-    changed.cpus = 65;
-    b.send(&FromAgent::Facts(Box::new(changed))).await;
-    poll("the facts arrive", async || {
-        (master.get("/v1/nodes/demo/host-b").await["cpus"] == 65).then_some(())
-    })
-    .await;
-    assert_eq!(
-        master.get("/v1/nodes/demo/host-b").await["public_ip"],
-        "203.0.113.9"
-    );
-    assert_eq!(
-        a.at,
-        b_at(&master, &token, a.at.clone()).await,
-        "no revision for what peers need not know"
-    );
-}
-
-/// The position that the grid is at.
-async fn b_at(master: &Master, token: &str, near: Option<Position>) -> Option<Position> {
-    let _ = token;
-    let revision = master.get("/v1/grids/demo").await["revision"]
-        .as_i64()
-        .unwrap();
-    near.map(|at| Position {
-        revision: Revision(revision),
-        ..at
-    })
-}
-
-#[tokio::test]
 async fn ready_endpoints_follow_the_reports() {
     let master = Master::start().await;
     let token = master.grid("demo").await;
@@ -388,9 +335,14 @@ async fn nonsense_ends_the_session_with_a_reason() {
         assert_eq!(a.closed().await.0, close::BAD_FRAME);
     }
     let mut ancient = hello("a", None);
-    ancient.protocol = 99;
-    let refused = TestAgent::connect(&master.replicas[0], &token, &ancient).await;
-    assert!(matches!(refused, Err(Closed(close::VERSION, _))));
+    for protocol in [PROTOCOL - 2, PROTOCOL + 2] {
+        ancient.protocol = protocol;
+        let refused = TestAgent::connect(&master.replicas[0], &token, &ancient).await;
+        assert!(matches!(refused, Err(Closed(close::VERSION, _))));
+    }
+    ancient.protocol = PROTOCOL - 1;
+    let before = TestAgent::connect(&master.replicas[0], &token, &ancient).await;
+    assert!(before.is_ok(), "the version before");
 }
 
 #[tokio::test]

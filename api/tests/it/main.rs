@@ -5,6 +5,7 @@
 mod addresses;
 mod agents;
 mod deploys;
+mod facts;
 mod grids;
 mod http;
 mod keys;

@@ -338,6 +338,7 @@ pub fn facts(engine: &str) -> Facts {
         region: "fi".to_owned(),
         public_ip: None,
         private_ip: Some("10.1.0.1".parse().unwrap()),
+        behind_nat: None,
         cpus: 2,
         mem_total_bytes: 1 << 30,
         keys: None,

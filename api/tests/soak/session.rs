@@ -272,6 +272,7 @@ fn facts(engine: &str) -> Facts {
         region: "default".to_owned(),
         public_ip: None,
         private_ip: None,
+        behind_nat: None,
         cpus: 2,
         mem_total_bytes: 1 << 30,
         keys: None,

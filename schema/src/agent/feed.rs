@@ -100,6 +100,10 @@ pub struct NodeEntry {
     /// Where it is.
     #[serde(flatten)]
     pub site: Site,
+    /// Whether it is behind a translator of addresses, if that is known. It explains; no
+    /// path depends on it.
+    #[serde(default)]
+    pub behind_nat: Option<bool>,
     /// Its keys for sealed paths, once it told them.
     #[serde(default)]
     pub keys: Option<PublicKeys>,

@@ -67,6 +67,10 @@ pub struct Facts {
     pub public_ip: Option<Ipv4Addr>,
     /// Address on the region's private network.
     pub private_ip: Option<Ipv4Addr>,
+    /// Whether the public address is on none of its interfaces, so that others may reach
+    /// it only where a translator of addresses lets them; none if that is not known.
+    #[serde(default)]
+    pub behind_nat: Option<bool>,
     /// Number of processors.
     pub cpus: u32,
     /// Memory in bytes.

@@ -32,6 +32,9 @@ pub struct Node {
     pub public_ip: Option<Ipv4Addr>,
     /// Its address on the region's private network.
     pub private_ip: Option<Ipv4Addr>,
+    /// Whether its public address is that of a translator of addresses, if that is known.
+    #[serde(default)]
+    pub behind_nat: Option<bool>,
     /// Its region.
     pub region: String,
     /// The labels of its Docker engine, `key=value`.

@@ -162,6 +162,7 @@ fn node(number: u8) -> Result<NodeEntry, BenchError> {
             public_ip: None,
             private_ip: Some(underlay(number)),
         },
+        behind_nat: None,
         keys: Some(PublicKeys {
             current: key(number).public(),
             next: None,
