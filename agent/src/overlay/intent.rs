@@ -16,13 +16,14 @@ use kontena_schema::agent::PeerReport;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{NodeId, PlacementId};
 use kontena_schema::key::{PublicKey, PublicKeys};
-use kontena_schema::limits::{OVERLAY_MTU, WIREGUARD_PORT};
+use kontena_schema::limits::OVERLAY_MTU;
 use kontena_schema::mac::Mac;
 use kontena_schema::path::{Path, agreement, path, peer_address};
 use kontena_sleeve::PrivateKey;
 
 use super::pair::{Clear, Ends, PairState, Wanted};
 use super::paths::PairStates;
+use super::reason;
 use super::state::{Fence, Sealing};
 
 /// Everything that decides how this host's overlay looks.
@@ -65,6 +66,8 @@ pub struct OwnNode {
     /// Its addresses on the underlay; a peer at one of them is this host under
     /// a former id, and gets no frames.
     pub underlay: BTreeSet<Ipv4Addr>,
+    /// Whether it is known to be behind a translator of addresses.
+    pub behind_nat: bool,
 }
 
 /// Another node of the grid.
@@ -84,6 +87,8 @@ pub struct PeerIntent {
     pub back: Option<Ipv4Addr>,
     /// Where it may be found, the right address first.
     pub places: Vec<Ipv4Addr>,
+    /// Its public address, if that is known to be a translator's.
+    pub translator: Option<Ipv4Addr>,
     /// What is known of the pair.
     pub state: PairState,
 }
@@ -169,6 +174,7 @@ impl OverlayIntent {
                     .into_iter()
                     .flatten()
                     .collect(),
+                behind_nat: own.behind_nat == Some(true),
             },
             mtu: OVERLAY_MTU,
             peers: peers.map(peer).collect(),
@@ -305,13 +311,7 @@ impl OverlayIntent {
             Reach::Fast(to) => (Path::Fast { to }, None),
             _ if peer.state.alive => (sealed(heard_at.or(first)), None),
             _ => {
-                let places: Vec<_> = peer.places.iter().map(ToString::to_string).collect();
-                let why = if places.is_empty() {
-                    "its address on the underlay is not known".to_owned()
-                } else {
-                    let places = places.join(" or ");
-                    format!("no handshake with {places} at UDP port {WIREGUARD_PORT}")
-                };
+                let why = reason::of_silence(peer, self.own.behind_nat);
                 (sealed(first), Some(why))
             }
         }
@@ -366,6 +366,10 @@ impl PeerIntent {
             agreement: agreement((own.id, &own.site), (node.id, &node.site), trusted),
             back: peer_address(&node.site, &own.site),
             places: right.into_iter().chain(others).collect(),
+            translator: node
+                .site
+                .public_ip
+                .filter(|_| node.behind_nat == Some(true)),
             state,
         }
     }

@@ -19,6 +19,7 @@ fn intent(state: PairState) -> OverlayIntent {
         agreement: 7,
         back: None,
         places: vec![FIRST, OTHER],
+        translator: None,
         state,
     };
     OverlayIntent {
@@ -30,6 +31,7 @@ fn intent(state: PairState) -> OverlayIntent {
             mac: Mac::of_node(Ipv4Addr::new(10, 81, 0, 1)),
             inner: Ipv4Addr::new(100, 127, 81, 1),
             underlay: BTreeSet::new(),
+            behind_nat: false,
         },
         mtu: 1370,
         peers: BTreeMap::from([(NODE, peer)]),
@@ -62,6 +64,63 @@ fn a_peer_that_comes_and_goes_changes_no_path() {
         ..clear(Clear::Accept)
     };
     assert!(intent.suits(&of(heard)) && !intent.is_sealed_by(&of(heard)));
+}
+
+#[test]
+fn what_is_found_out_of_a_silent_peer_changes_what_is_told_and_no_path() {
+    use crate::overlay::knock::Answer;
+    let mut intent = intent(PairState::default());
+    let told = |intent: &OverlayIntent| intent.peer_reports(&BTreeSet::new()).remove(0);
+    let before = told(&intent);
+    let found = PairState {
+        answers: [(FIRST, Answer::Closed)].into_iter().collect(),
+        ..PairState::default()
+    };
+    assert!(intent.suits(&of(found)) && !intent.is_sealed_by(&of(found)));
+    intent.set_pairs(&of(found));
+    let after = told(&intent);
+    assert_eq!(after.path, before.path);
+    let words = after.unreachable.unwrap();
+    assert!(words.starts_with(&before.unreachable.unwrap()), "{words}");
+    assert!(words.contains("TCP port 6783 is closed"), "{words}");
+    // What is decided comes before what is guessed.
+    intent.peers.get_mut(&NODE).unwrap().keys = None;
+    let words = told(&intent).unreachable.unwrap();
+    assert_eq!(words, "its key is not known");
+    intent.own.underlay = BTreeSet::from([FIRST]);
+    let words = told(&intent).unreachable.unwrap();
+    assert!(words.contains("this node's own"), "{words}");
+}
+
+#[test]
+fn the_directory_says_who_is_behind_a_translator() {
+    use kontena_schema::ids::KeyTurn;
+    use kontena_schema::path::Site;
+    let node = |id: u8, behind_nat| NodeEntry {
+        id: NodeId(id.into()),
+        name: String::new(),
+        number: id.try_into().unwrap(),
+        address: [10, 81, 0, id].into(),
+        site: Site {
+            region: id.to_string(),
+            public_ip: Some([203, 0, 113, id].into()),
+            private_ip: None,
+        },
+        behind_nat,
+        keys: None,
+        next_key_known: false,
+        key_turn: KeyTurn(0),
+    };
+    let grid = crate::directory::tests::grid();
+    for (said, hidden) in [(Some(true), true), (Some(false), false), (None, false)] {
+        let nodes = [node(1, said), node(2, said)];
+        let state = OwnState::default();
+        let intent = OverlayIntent::from_directory(&grid, &nodes[0], &nodes, [], state);
+        assert_eq!(intent.own.behind_nat, hidden);
+        let peer = &intent.peers[&NODE];
+        assert_eq!(peer.translator.is_some(), hidden);
+        assert_eq!(peer.places.first().copied(), nodes[1].site.public_ip);
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 mod announce;
 mod apply;
+mod door;
 mod entries;
 mod error;
 mod fdb;
@@ -40,6 +41,7 @@ mod filter;
 mod forwarding;
 mod guard;
 mod intent;
+mod knock;
 mod netlink;
 mod nft;
 mod observe;
@@ -50,6 +52,7 @@ mod plan;
 mod plan_inside;
 mod probe;
 mod program;
+mod reason;
 mod sealed;
 mod state;
 mod step;
@@ -60,6 +63,7 @@ mod wireguard;
 
 pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
+pub use knock::{Answer, Answers};
 pub use pair::{Clear, Ends, PairState};
 pub use paths::{Health, PairStates};
 pub use sealed::SealedBy;
@@ -109,6 +113,7 @@ pub struct Overlay {
     /// the other does.
     one_pass: Arc<Mutex<Passed>>,
     _refresher: AbortOnDropHandle<()>,
+    _door: AbortOnDropHandle<()>,
 }
 
 /// What a pass left to the next one.
@@ -174,6 +179,7 @@ impl Overlay {
             sealing: by.sealing(),
             one_pass,
             _refresher: AbortOnDropHandle::new(refresher),
+            _door: AbortOnDropHandle::new(tokio::spawn(door::keep_open())),
         })
     }
 

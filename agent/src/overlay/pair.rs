@@ -33,6 +33,7 @@ use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
 use kontena_schema::mac::Mac;
 
+use super::knock::{Answers, Knocks};
 use super::probe::{Probe, Trials};
 use super::trial::{Trial, Tried};
 
@@ -101,10 +102,14 @@ pub struct PairState {
     pub place: Option<Ipv4Addr>,
     /// Whether the peer was heard lately.
     pub alive: bool,
+    /// Whether it was ever heard where it is tried now.
+    pub met: bool,
     /// Where it was heard last.
     pub heard_at: Option<Ipv4Addr>,
     /// The key that it uses.
     pub key: Option<PublicKey>,
+    /// What was found where it is tried in vain.
+    pub answers: Answers,
 }
 
 /// How the tunnel to the peer is.
@@ -125,6 +130,8 @@ pub(crate) struct Pair {
     /// Which of the places is tried, and since when in vain.
     place: usize,
     in_vain_since: Instant,
+    met: bool,
+    knocks: Knocks,
     tunnel: Tunnel,
     clear: Clear,
     falls: Falls,
@@ -195,6 +202,8 @@ impl Pair {
             wanted,
             place: 0,
             in_vain_since: now,
+            met: false,
+            knocks: Knocks::new(now),
             tunnel: Tunnel::default(),
             clear: Clear::No,
             falls: Falls::default(),
@@ -221,6 +230,8 @@ impl Pair {
         if self.wanted.places != wanted.places {
             self.place = 0;
             self.in_vain_since = now;
+            self.met = false;
+            self.knocks = Knocks::new(now);
         }
         if self.wanted != wanted {
             self.falls = Falls::default();
@@ -252,11 +263,32 @@ impl Pair {
             ends: self.wanted.fast.filter(|_| self.clear > Clear::No),
             place: self.wanted.places.get(self.place).copied(),
             alive: self.tunnel.alive,
+            met: self.met,
+            answers: self.knocks.answers(),
             key: self.tunnel.key,
             heard_at: heard_at.and_then(|at| match at {
                 SocketAddr::V4(at) => Some(*at.ip()),
                 SocketAddr::V6(_) => None,
             }),
+        }
+    }
+
+    /// When the peer's door is to be knocked at, if it stays silent.
+    pub(crate) fn knock_due(&self, times: u32) -> Option<Instant> {
+        let tried = !self.tunnel.alive && !self.wanted.places.is_empty();
+        tried.then(|| self.knocks.due(times))
+    }
+
+    /// Begins to knock; where.
+    pub(crate) fn knock(&mut self, now: Instant, times: u32, jitter: f32) -> Vec<Ipv4Addr> {
+        self.knocks.begin(now, times, jitter);
+        self.wanted.places.clone()
+    }
+
+    /// What was found. It counts no more when the peer lives.
+    pub(crate) fn knocked(&mut self, answers: Answers) {
+        if !self.tunnel.alive {
+            self.knocks.end(answers);
         }
     }
 
@@ -335,6 +367,8 @@ impl Pair {
         self.tunnel = tunnel;
         if tunnel.alive {
             self.in_vain_since = now;
+            self.met = true;
+            self.knocks = Knocks::new(now);
         } else if now.saturating_duration_since(self.in_vain_since) >= PATIENCE {
             self.in_vain_since = now;
             self.place = (self.place + 1) % self.wanted.places.len().max(1);

@@ -398,3 +398,58 @@ fn what_the_directory_decides_is_no_flapping() {
         assert_eq!(clear(&pair), Clear::Send, "turn {turn}");
     }
 }
+
+/// A peer of whom nothing is heard.
+fn silence() -> Tunnel {
+    Tunnel::default()
+}
+
+#[test]
+fn only_a_silent_peer_is_knocked_for_and_not_again_at_once() {
+    let now = Instant::now();
+    let mut pair = Pair::new(wanted(), now);
+    pair.look(silence(), now);
+    let due = pair.knock_due(1).unwrap();
+    assert!(due > now + PATIENCE, "each place was tried by then");
+    assert_eq!(pair.knock(due, 1, 0.0), [PEER, OTHER]);
+    assert!(pair.knock_due(1).unwrap() > due + Duration::from_secs(20));
+    pair.look(tunnel(PEER), due);
+    assert_eq!(pair.knock_due(1), None);
+    // It is silent anew when it is lost again.
+    let lost = due + Duration::from_secs(1000);
+    pair.look(tunnel(PEER), lost);
+    pair.look(silence(), lost);
+    assert_eq!(pair.knock_due(1), Some(lost + (due - now)));
+
+    let mut nowhere = wanted();
+    nowhere.places.clear();
+    assert_eq!(Pair::new(nowhere, now).knock_due(1), None);
+}
+
+#[test]
+fn what_was_found_is_forgotten_when_the_peer_lives_or_is_elsewhere() {
+    use crate::overlay::knock::Answer;
+    let now = Instant::now();
+    let found: Answers = [(PEER, Answer::Closed)].into_iter().collect();
+    let mut pair = Pair::new(wanted(), now);
+    pair.knocked(found);
+    assert_eq!(pair.state().answers, found);
+    pair.want(wanted(), now);
+    assert_eq!(pair.state().answers, found, "the directory says the same");
+    pair.look(tunnel(PEER), now);
+    assert_eq!(pair.state().answers, Answers::default());
+    assert!(pair.state().met);
+    // A knock that was under way comes too late.
+    pair.knocked(found);
+    assert_eq!(pair.state().answers, Answers::default());
+
+    pair.look(silence(), now);
+    pair.knocked(found);
+    assert!(pair.state().met && pair.state().answers == found);
+    let moved = Wanted {
+        places: vec![OTHER],
+        ..wanted()
+    };
+    pair.want(moved, now);
+    assert!(!pair.state().met && pair.state().answers == Answers::default());
+}

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::TAP;
 use super::error::Cause;
+use super::knock::{self, Answers};
 use super::pair::{Clear, Pair, PairState, Wanted};
 use super::probe::Probe;
 use super::sealed::{Post, Sealed, Sleeved, Watched};
@@ -26,6 +26,7 @@ use super::state::{SleeveIdentity, SleeveState, TrialIdentity};
 use super::trial_post::{Heard, TrialPost};
 use super::ways::Ways;
 use super::wireguard::{Control, Looked, Moment, Observed, Retold};
+use super::{TAP, waits_longer};
 
 /// Most messages that wait to be read. More than one probe of each peer never wait,
 /// and what is lost is sent again.
@@ -45,9 +46,11 @@ pub type PairStates = BTreeMap<NodeId, PairState>;
 pub(crate) struct Paths {
     shared: Arc<Shared>,
     _keeper: AbortOnDropHandle<()>,
+    _knocker: AbortOnDropHandle<()>,
 }
 
-struct Shared {
+/// What is known of the pairs, for those who keep them up.
+pub(crate) struct Shared {
     inner: Mutex<Inner>,
     /// The way to WireGuard, where it seals.
     control: Option<Control>,
@@ -98,15 +101,17 @@ impl Paths {
             trials,
         });
         let keeper = tokio::spawn(keep(Arc::clone(&shared), messages, heard));
+        let knocker = tokio::spawn(knock::keep(Arc::clone(&shared)));
         Self {
             shared,
             _keeper: AbortOnDropHandle::new(keeper),
+            _knocker: AbortOnDropHandle::new(knocker),
         }
     }
 
     /// What is known of the pairs, now and later.
     pub(crate) fn states(&self) -> watch::Receiver<PairStates> {
-        self.shared.states.subscribe()
+        self.shared.subscribe()
     }
 
     /// Starts the sleeve in the network namespace of the calling thread, after
@@ -381,6 +386,31 @@ impl Shared {
     fn hear_from(&self, of: impl Fn(&Pair) -> bool, hear: impl FnOnce(&mut Pair), now: Instant) {
         let mut inner = self.lock();
         if inner.hear(of, hear, now) {
+            self.publish(&inner);
+        }
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<PairStates> {
+        self.states.subscribe()
+    }
+
+    /// The peer to knock for now, if it is anybody's turn: who has waited longest; and
+    /// where.
+    pub(crate) fn next_knock(&self) -> Option<(NodeId, Vec<Ipv4Addr>)> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let times = waits_longer(inner.pairs.len()).saturating_add(1);
+        let due = |(&node, pair): (&NodeId, &Pair)| Some((pair.knock_due(times)?, node));
+        let (due, node) = inner.pairs.iter().filter_map(due).min()?;
+        let pair = inner.pairs.get_mut(&node).filter(|_| due <= now)?;
+        Some((node, pair.knock(now, times, fastrand::f32())))
+    }
+
+    /// That was found.
+    pub(crate) fn knocked(&self, node: NodeId, answers: Answers) {
+        let mut inner = self.lock();
+        if let Some(pair) = inner.pairs.get_mut(&node) {
+            pair.knocked(answers);
             self.publish(&inner);
         }
     }

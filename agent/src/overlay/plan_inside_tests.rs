@@ -38,6 +38,7 @@ fn intent() -> OverlayIntent {
         agreement: 7,
         back: Some(place(1)),
         places: vec![place(2), place(3)],
+        translator: None,
         state: PairState::default(),
     };
     OverlayIntent {
@@ -49,6 +50,7 @@ fn intent() -> OverlayIntent {
             mac: Mac([2; 6]),
             inner: OWN,
             underlay: BTreeSet::from([place(1)]),
+            behind_nat: false,
         },
         mtu: 1370,
         peers: BTreeMap::from([(NodeId(2), peer)]),

@@ -109,6 +109,7 @@ prop_compose! {
                 agreement: 7,
                 back: Some(back),
                 places,
+                translator: None,
                 state,
             };
             (NodeId(node), peer)
@@ -134,6 +135,7 @@ prop_compose! {
                 mac: Mac::of_node(own_address),
                 inner: inside(inner_subnet, own),
                 underlay: BTreeSet::from([underlay(own)]),
+                behind_nat: false,
             },
             mtu,
             keys: vec![PrivateKey::from_octets([key; 32])],

@@ -368,6 +368,7 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
             mac: Mac::of_node(own),
             inner: Ipv4Addr::new(100, 127, 81, 1),
             underlay: BTreeSet::new(),
+            behind_nat: false,
         },
         mtu: 1370,
         keys: vec![],

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod clear_way;
+mod door;
 mod every_packet;
 mod grids;
 mod inside;

@@ -1,20 +1,22 @@
 //! Hosts that are not where everybody can reach them.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use kontena_lab::Keeper;
 use kontena_schema::path::{Path, Site};
 
-use crate::lab::{Host, Place, Switch, eventually, grid, intent, pass, trusting, underlay};
+use crate::lab::{Host, Place, Switch, eventually, grid, intent, pass, trusting, underlay, within};
 use crate::reach::everyone_reaches_everyone;
 
-/// The address of the translator on the switch.
+/// The address of a translator on the switch.
 const TRANSLATOR: u8 = 50;
 
-/// A router between the switch and a network behind it, which hides who is there.
-fn translator(switch: &Switch) -> (Keeper, Place) {
+/// A router between the switch, where it is `at`, and a network behind it, which hides who
+/// is there.
+fn translator(switch: &Switch, at: u8) -> (Keeper, Place) {
     let (keeper, router) = Keeper::start();
-    switch.plug(&router, TRANSLATOR);
+    switch.plug(&router, at);
     router.run("sysctl -qw net.ipv4.ip_forward=1");
     router.run("nft add table ip hide");
     router.run("nft add chain ip hide post { type nat hook postrouting priority 100 ; }");
@@ -22,15 +24,15 @@ fn translator(switch: &Switch) -> (Keeper, Place) {
     (keeper, router)
 }
 
-/// A host behind the translator.
-fn hidden(router: &Place, number: u8) -> Host {
-    let own = Ipv4Addr::new(192, 168, 7, number);
+/// A host behind the translator that is `at` that place of the switch.
+fn hidden(router: &Place, at: u8, number: u8) -> Host {
+    let own = home(number);
     let site = Site {
-        region: "home".into(),
-        public_ip: Some(underlay(TRANSLATOR)),
+        region: format!("home-{at}"),
+        public_ip: Some(underlay(at)),
         private_ip: Some(own),
     };
-    Host::start_at(number, site, |place| {
+    let mut host = Host::start_at(number, site, |place| {
         let task = place.task();
         router.run(&format!(
             "ip link add in{number} type veth peer name eth0 netns {task}"
@@ -41,16 +43,23 @@ fn hidden(router: &Place, number: u8) -> Host {
         place.run(&format!("ip addr add {own}/24 dev eth0"));
         place.run("ip link set eth0 up");
         place.run("ip route add default via 192.168.7.254");
-    })
+    });
+    host.node.behind_nat = Some(true);
+    host
+}
+
+/// The address of a hidden host in its own network.
+fn home(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 7, number)
 }
 
 #[test]
 fn overlay_reaches_a_host_behind_a_translator_of_addresses() {
     let switch = Switch::start();
-    let (_keeper, router) = translator(&switch);
+    let (_keeper, router) = translator(&switch, TRANSLATOR);
     let mut open = Host::start(&switch, 1);
     open.node.site.public_ip = Some(underlay(1));
-    let mut hosts = vec![open, hidden(&router, 2)];
+    let mut hosts = vec![open, hidden(&router, TRANSLATOR, 2)];
     for (host, id) in hosts.iter_mut().zip([1, 2]) {
         host.add_container(id);
     }
@@ -87,20 +96,36 @@ fn overlay_reaches_a_host_behind_a_translator_of_addresses() {
 
 #[test]
 fn overlay_tells_why_two_hidden_hosts_do_not_find_each_other() {
+    const PORT: &str = "iifname eth0 udp dport 6783";
     let switch = Switch::start();
-    let routers = [translator(&switch)];
-    let (_, router) = &routers[0];
-    let mut hosts = [hidden(router, 1), hidden(router, 2)];
-    // Behind translators of their own, in regions of their own.
-    hosts[1].node.site.region = "office".into();
-    hosts[1].node.site.public_ip = Some(underlay(TRANSLATOR + 1));
+    let places = [TRANSLATOR, TRANSLATOR + 1];
+    let routers = places.map(|at| translator(&switch, at));
+    let hosts = [1, 2].map(|number| {
+        let at = usize::from(number) - 1;
+        hidden(&routers[at].1, places[at], number)
+    });
     let all: Vec<&Host> = hosts.iter().collect();
-    for host in &all {
-        let report = host.must_reconcile(&intent(&grid(7, &[]), host, &all));
-        let why = report.peers[0]
-            .unreachable
-            .clone()
-            .expect("there is no way");
-        assert!(why.contains("no handshake with 198.51.100.5"), "{why}");
+    let report = |host: &Host| {
+        let intent = intent(&grid(7, &[]), host, &all);
+        host.must_reconcile(&intent).peers.remove(0)
+    };
+    for (host, other) in [(0, 1), (1, 0)] {
+        let why = report(all[host]).unreachable.expect("there is no way");
+        let to = format!("no handshake with {}", underlay(places[other]));
+        assert!(why.starts_with(&to), "{why}");
+        assert!(why.contains("both nodes seem to be behind NAT"), "{why}");
     }
+    // What it advises helps, one translator is enough, and it is told no more. Each place
+    // has its turn of 15 s, and each place its pauses.
+    let (_, router) = &routers[0];
+    router.run("nft add chain ip hide pre { type nat hook prerouting priority -100 ; }");
+    router.run(&format!(
+        "nft add rule ip hide pre {PORT} dnat to {}",
+        home(1)
+    ));
+    within(Duration::from_secs(90), "both find each other", || {
+        let reports = [report(all[0]), report(all[1])];
+        let found = reports.iter().all(|report| report.unreachable.is_none());
+        found.then_some(()).ok_or(format!("{reports:?}"))
+    });
 }

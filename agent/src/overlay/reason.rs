@@ -1,0 +1,77 @@
+//! Why a peer that is tried is not found, in words for people.
+//!
+//! What is surer comes first, and nothing is left out that was found out. A report goes
+//! to the Master whenever it changes, so there is nothing in it that differs from try to
+//! try: no time, no count, no port of a caller.
+
+use std::net::Ipv4Addr;
+
+use kontena_schema::limits::{DOOR_PORT, WIREGUARD_PORT};
+
+use super::intent::PeerIntent;
+use super::knock::Answer;
+
+/// Why there is no way to a silent peer; `behind_nat` says whether this node is behind a
+/// translator of addresses.
+pub(crate) fn of_silence(peer: &PeerIntent, behind_nat: bool) -> String {
+    if peer.places.is_empty() {
+        return "its address on the underlay is not known".to_owned();
+    }
+    let places: Vec<_> = peer.places.iter().map(ToString::to_string).collect();
+    let places = places.join(" or ");
+    let mut reasons = vec![format!(
+        "no handshake with {places} at UDP port {WIREGUARD_PORT}"
+    )];
+    // A cloud's translator may forward everything, and so one that was met is not told so.
+    let first = peer.places.first().copied();
+    if behind_nat && !peer.state.met && peer.translator.is_some() && first == peer.translator {
+        reasons.push(format!(
+            "both nodes seem to be behind NAT, so UDP port {WIREGUARD_PORT} may have to be \
+             forwarded to one of them"
+        ));
+    }
+    let found = |place: &Ipv4Addr| {
+        let answer = peer.state.answers.at(*place)?;
+        let words = words(answer, peer.translator == Some(*place));
+        Some(format!("{place}: {words}"))
+    };
+    reasons.extend(peer.places.iter().filter_map(found));
+    reasons.join("; ")
+}
+
+/// What was found at an address, which may be that of a translator.
+fn words(answer: Answer, translator: bool) -> String {
+    let or_nat = if translator {
+        ", or its NAT forwards nothing"
+    } else {
+        ""
+    };
+    match answer {
+        Answer::Agent { translated } => {
+            let seen = if translated {
+                " and sees this node behind NAT"
+            } else {
+                ""
+            };
+            format!(
+                "an agent answers at TCP port {DOOR_PORT}{seen}; UDP is blocked on the way, or \
+                 that agent does not know this node"
+            )
+        }
+        Answer::Other => {
+            format!("what listens at TCP port {DOOR_PORT} does not answer as an agent")
+        }
+        Answer::Closed => {
+            format!("TCP port {DOOR_PORT} is closed: the host is up without an agent{or_nat}")
+        }
+        Answer::Silent => format!(
+            "no answer at TCP port {DOOR_PORT} either: the host is down or the way is \
+             blocked{or_nat}"
+        ),
+        Answer::NoRoute => "this node has no route there".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "reason_tests.rs"]
+mod tests;
