@@ -56,22 +56,7 @@ impl Netlink {
 
     /// A connection to another namespace.
     pub(crate) async fn inside(namespace: &Namespace) -> Result<Self, Cause> {
-        let file = namespace.file.try_clone().map_err(Cause::io("dup"))?;
-        let runtime = tokio::runtime::Handle::current();
-        let (give, take) = tokio::sync::oneshot::channel();
-        let open = move || {
-            let _runtime = runtime.enter();
-            setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            rtnetlink::new_connection()
-        };
-        std::thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn(move || give.send(open()).map_err(drop))
-            .map_err(Cause::io("thread"))?;
-        let (connection, handle, _) = take
-            .await
-            .map_err(|_| Cause::Netlink("the thread in the namespace ended".to_owned()))?
-            .map_err(Cause::io("setns"))?;
+        let (connection, handle, _) = namespace.inside(rtnetlink::new_connection).await?;
         Ok(Self::spawned(connection, handle))
     }
 
@@ -214,6 +199,29 @@ impl Namespace {
             file,
             id: (metadata.dev(), metadata.ino()),
         })
+    }
+
+    /// Runs a function on a thread inside, which ends with it; for opening what stays in
+    /// the namespace in which it was opened.
+    pub(crate) async fn inside<T: Send + 'static>(
+        &self,
+        open: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Cause> {
+        let file = self.file.try_clone().map_err(Cause::io("dup"))?;
+        let runtime = tokio::runtime::Handle::current();
+        let (give, take) = tokio::sync::oneshot::channel();
+        let inside = move || {
+            let _runtime = runtime.enter();
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            open()
+        };
+        std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn(move || give.send(inside()).map_err(drop))
+            .map_err(Cause::io("thread"))?;
+        take.await
+            .map_err(|_| Cause::Netlink("the thread in the namespace ended".to_owned()))?
+            .map_err(Cause::io("in the namespace"))
     }
 
     /// The open file, for messages that name the namespace.
