@@ -10,6 +10,7 @@ pub mod keys;
 pub mod link;
 pub mod measures;
 pub mod overlay;
+pub mod pings;
 pub mod plan;
 pub mod reconcile;
 pub mod report;

@@ -16,9 +16,11 @@ use crate::dns::zone::Zone;
 use crate::docker::observe::Doubts;
 use crate::docker::{self, bridge, events};
 use crate::keys::HostKeys;
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::overlay::Overlay;
+use crate::pings::{Pings, PingsSlot};
 use crate::reconcile::{Reconciler, Slots};
+use crate::report::HostSlot;
 use crate::task::Tasks;
 use crate::{dns, facts, keys, measures};
 
@@ -111,7 +113,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
 
     let (host_in, host) = watch::channel(None);
     let slots = Slots {
-        directory,
+        directory: directory.clone(),
         keys,
         masters,
         docker_bridge: name,
@@ -122,12 +124,17 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     let overlay = Arc::new(overlay().await);
     let (measures_in, measures) = watch::channel(None);
     tasks.spawn("measures", measures::watch(overlay.clone(), measures_in));
+    let pings = start_pings(tasks, directory, &host, &overlay);
     let reconciler = Reconciler::new(slots, store.clone(), overlay, tools);
     tasks.spawn("reconcile", reconciler.run());
-    tasks.spawn(
-        "link",
-        Link::new(config, store, received_in, host, facts, measures, key_taken).run(),
-    );
+    let slots = link::Slots {
+        host,
+        facts,
+        measures,
+        pings,
+    };
+    let link = Link::new(config, store, received_in, slots, key_taken);
+    tasks.spawn("link", link.run());
     Ok(())
 }
 
@@ -168,6 +175,19 @@ fn start_keys(
         keys::watch(keys, store.clone(), directory, taken, slot),
     );
     host_keys
+}
+
+/// Pings have a task of their own: a pass may have to wait for an engine that hangs.
+fn start_pings(
+    tasks: &mut Tasks,
+    directory: watch::Receiver<Arc<Directory>>,
+    host: &HostSlot,
+    overlay: &Arc<Overlay>,
+) -> PingsSlot {
+    let (slot, pings) = watch::channel(Arc::default());
+    let run = Pings::new(directory, host.clone(), overlay.clone(), slot).run();
+    tasks.spawn("pings", run);
+    pings
 }
 
 async fn overlay() -> Overlay {

@@ -46,6 +46,7 @@ select
             select node_id, jsonb_build_object(
                 'placements', coalesce(jsonb_agg(part order by id) filter (where kind = 'placement'), '[]'),
                 'commands', coalesce(jsonb_agg(part order by id) filter (where kind = 'command'), '[]'),
+                'pings', coalesce(jsonb_agg(part order by id) filter (where kind = 'ping'), '[]'),
                 'gone_placements', coalesce(jsonb_agg(part order by id) filter (where kind = 'gone'), '[]')) as parts
             from (
                 select p.node_id, 'placement' as kind, p.id, jsonb_build_object(
@@ -70,6 +71,11 @@ select
                 from commands c
                 where c.grid_id = at.id and c.revision > at.since and c.state = 'queued'
                     and c.expires_at > clock_timestamp()
+                union all
+                select i.node_id, 'ping', i.id, jsonb_build_object('id', i.id, 'peer', i.peer_id, 'count', i.count)
+                from pings i
+                where i.grid_id = at.id and i.revision > at.since and i.state = 'queued'
+                    and i.expires_at > clock_timestamp()
                 union all
                 select t.node_id, 'gone', t.revision, to_jsonb(t.id)
                 from tombstones t

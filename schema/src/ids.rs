@@ -53,6 +53,10 @@ id!(
     CommandId
 );
 id!(
+    /// A ping that a node is asked for, started at most once.
+    PingId
+);
+id!(
     /// The number of a lease, unique and rising within its grid.
     LeaseNumber
 );

@@ -77,6 +77,13 @@ pub const VXLAN_PORT: u16 = 6784;
 /// The UDP port, inside the sealed path only, of the agents' messages to each other.
 pub const PROBE_PORT: u16 = 6785;
 
+/// Most echoes of one ping: who waits for it waits for seconds.
+pub const PING_COUNT_MAX: u16 = 20;
+
+/// Most pings of one node that are asked for or under way: each sends a few packets a
+/// second, and an agent keeps twice as many in mind.
+pub const PINGS_MAX: usize = 8;
+
 /// The overlay's MTU: VXLAN inside WireGuard over an IPv6 underlay of 1500
 /// bytes (1500 - 40 - 8 - 32 - 20 - 8 - 8 - 14), so that a pair can change its
 /// path without a connection noticing. Lower where an underlay is.

@@ -16,9 +16,13 @@ mod store;
 use std::collections::BTreeMap;
 
 use kontena_schema::agent::{
-    Changes, Command, Endpoint, GridSettings, NodeEntry, PROTOCOL, Placement, Position, Welcome,
+    Changes, Command, Endpoint, GridSettings, NodeEntry, PROTOCOL, Ping, Placement, Position,
+    Welcome,
 };
-use kontena_schema::ids::{CommandId, Epoch, GridId, NodeId, NodeNumber, PlacementId, Revision};
+use kontena_schema::ids::{
+    CommandId, Epoch, GridId, NodeId, NodeNumber, PingId, PlacementId, Revision,
+};
+use kontena_schema::limits::PINGS_MAX;
 use serde::{Deserialize, Serialize};
 
 pub use store::{Store, StoreError, write_atomically};
@@ -70,6 +74,14 @@ pub struct Reached {
     pub protocol: u32,
 }
 
+/// Where the ids of commands and pings count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    grid: GridId,
+    node: NodeId,
+    timeline: String,
+}
+
 /// The rows of the feed, merged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Directory {
@@ -88,6 +100,9 @@ pub struct Directory {
     pub placements: BTreeMap<PlacementId, Placement>,
     /// This node's commands.
     pub commands: BTreeMap<CommandId, Command>,
+    /// The pings that this node was asked for last.
+    #[serde(default)]
+    pub pings: BTreeMap<PingId, Ping>,
     /// The node was removed from its grid: nothing of it may stay on the host.
     #[serde(default)]
     pub removed: bool,
@@ -123,6 +138,9 @@ pub enum MergeError {
 /// Most commands kept: those that the Master waits for are far fewer.
 const COMMANDS_MAX: usize = 256;
 
+/// Most pings kept: those that are open at the Master, and as many that ended.
+pub const PINGS_KEPT: usize = 2 * PINGS_MAX;
+
 impl Directory {
     /// The position to name in `hello`; none if all is to be told again.
     pub fn position(&self) -> Option<Position> {
@@ -139,6 +157,16 @@ impl Directory {
         self.reached
             .as_ref()
             .map_or(Revision::ZERO, |reached| reached.revision)
+    }
+
+    /// Where ids count now; none before the first changes.
+    pub fn scope(&self) -> Option<Scope> {
+        let (me, reached) = (self.me.as_ref()?, self.reached.as_ref()?);
+        Some(Scope {
+            grid: me.grid,
+            node: me.node,
+            timeline: reached.timeline.clone(),
+        })
     }
 
     /// This node's own entry.
@@ -199,6 +227,11 @@ impl Directory {
         );
         while self.commands.len() > COMMANDS_MAX {
             self.commands.pop_first();
+        }
+        self.pings
+            .extend(own.pings.into_iter().map(|ping| (ping.id, ping)));
+        while self.pings.len() > PINGS_KEPT {
+            self.pings.pop_first();
         }
         Ok(())
     }

@@ -29,8 +29,21 @@ use crate::config::{Config, Secret};
 use crate::directory::{Directory, Store};
 use crate::facts::FactsSlot;
 use crate::measures::MeasuresSlot;
+use crate::pings::PingsSlot;
 use crate::report::HostSlot;
 use machine::{Credential, End, Machine, Next};
+
+/// What the link tells.
+pub struct Slots {
+    /// The state of the host.
+    pub host: HostSlot,
+    /// What was found out about it.
+    pub facts: FactsSlot,
+    /// What was measured.
+    pub measures: MeasuresSlot,
+    /// What came of pings.
+    pub pings: PingsSlot,
+}
 
 /// The link to the Master.
 pub struct Link {
@@ -41,6 +54,7 @@ pub struct Link {
     host: HostSlot,
     facts: FactsSlot,
     measures: MeasuresSlot,
+    pings: PingsSlot,
     /// Rung when another node of the grid has this host's key.
     key_taken: Arc<Notify>,
     machine: Machine,
@@ -59,11 +73,15 @@ impl Link {
         config: Arc<Config>,
         store: Store,
         directory: watch::Sender<Arc<Directory>>,
-        host: HostSlot,
-        facts: FactsSlot,
-        measures: MeasuresSlot,
+        slots: Slots,
         key_taken: Arc<Notify>,
     ) -> Self {
+        let Slots {
+            host,
+            facts,
+            measures,
+            pings,
+        } = slots;
         let machine = Machine::new(Instant::now(), store.node_token().is_some());
         Self {
             config,
@@ -72,6 +90,7 @@ impl Link {
             host,
             facts,
             measures,
+            pings,
             key_taken,
             machine,
             instance: Uuid::new_v4(),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{SinkExt, StreamExt};
-use kontena_schema::agent::{Changes, FromAgent, Hello, PROTOCOL, ToAgent, Welcome, close};
+use kontena_schema::agent::{
+    Changes, FromAgent, Hello, PINGS_SINCE, PROTOCOL, ToAgent, Welcome, close,
+};
 use kontena_schema::ids::NodeId;
 use kontena_schema::limits::{AGENT_FRAME_BYTES_MAX, DEAD_AFTER};
 use tokio::time::{sleep_until, timeout, timeout_at};
@@ -108,6 +110,9 @@ impl Link {
             Ok(()) = self.measures.changed(), if session.protocol >= MEASURES_SINCE => {
                 self.tell_measures(session).await?;
             }
+            Ok(()) = self.pings.changed(), if session.protocol >= PINGS_SINCE => {
+                self.tell_pings(session).await?;
+            }
         }
         Ok(())
     }
@@ -147,6 +152,7 @@ impl Link {
                 session.node = Some(welcome.node);
                 session.protocol = welcome.protocol;
                 self.host.mark_changed();
+                self.pings.mark_changed();
                 self.tell(session).await
             }
             (ToAgent::Changes(changes), Some(_)) => self.changes(*changes),
@@ -209,6 +215,16 @@ impl Link {
             return Ok(());
         };
         let message = FromAgent::Measures(Box::new((*measures).clone()));
+        session.send(&message).await
+    }
+
+    /// Tells all that is known of pings: the Master leaves as it is what has ended.
+    async fn tell_pings(&mut self, session: &mut Session) -> Result<(), End> {
+        let told = self.pings.borrow_and_update().clone();
+        if told.node != session.node || told.reports.is_empty() {
+            return Ok(());
+        }
+        let message = FromAgent::Pings(told.reports.clone());
         session.send(&message).await
     }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use clap::Parser;
 use futures_util::{SinkExt, StreamExt};
 use kontena_schema::agent::{
-    Changes, FromAgent, Hello, Measures, Own, PROTOCOL, Report, Shared, ToAgent, Welcome, close,
+    Changes, FromAgent, Hello, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport, PingState, Report, Shared,
+    ToAgent, Welcome, close,
 };
-use kontena_schema::ids::{NodeId, Revision};
+use kontena_schema::ids::{NodeId, PingId, Revision};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -22,7 +23,8 @@ use super::*;
 use crate::config::Args;
 use crate::directory::tests::{directory, snapshot, welcome};
 use crate::facts::HostFacts;
-use crate::report::{HostState, Told};
+use crate::pings::Told;
+use crate::report::{self, HostState};
 use crate::task::Tasks;
 use crate::testing::TempDir;
 
@@ -36,6 +38,7 @@ struct Bed {
     host: watch::Sender<Option<Arc<HostState>>>,
     facts: watch::Sender<Option<Arc<HostFacts>>>,
     measures: watch::Sender<Option<Arc<Measures>>>,
+    pings: watch::Sender<Arc<Told>>,
     _tasks: Tasks,
     _dir: TempDir,
 }
@@ -63,9 +66,9 @@ fn facts() -> HostFacts {
 }
 
 fn host(node: i64, applied: i64) -> Option<Arc<HostState>> {
-    let told = Told {
+    let told = report::Told {
         applied: Revision(applied),
-        ..Told::default()
+        ..report::Told::default()
     };
     Some(Arc::new(HostState {
         node: Some(NodeId(node)),
@@ -88,13 +91,17 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
     let (host, host_out) = watch::channel(host(1, 7));
     let (facts, facts_out) = watch::channel(Some(Arc::new(facts())));
     let (measures, measures_out) = watch::channel(None);
+    let (pings, pings_out) = watch::channel(Arc::default());
     let link = Link::new(
         config,
         store.clone(),
         directory_in,
-        host_out,
-        facts_out,
-        measures_out,
+        Slots {
+            host: host_out,
+            facts: facts_out,
+            measures: measures_out,
+            pings: pings_out,
+        },
         Arc::default(),
     );
     let mut tasks = Tasks::new();
@@ -106,6 +113,7 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
         host,
         facts,
         measures,
+        pings,
         _tasks: tasks,
         _dir: dir,
     }
@@ -317,7 +325,7 @@ async fn facts_are_told_when_they_change() {
 }
 
 #[tokio::test]
-async fn measures_are_told_to_a_master_that_knows_them() {
+async fn measures_are_told_when_there_are_new_ones() {
     let bed = bed(directory(), Some("node")).await;
     let measures = Measures {
         drops: [("dropped_in".to_owned(), 3)].into(),
@@ -394,4 +402,59 @@ async fn a_frame_that_is_none_of_the_protocol_ends_the_connection() {
         .unwrap();
     peer.left().await;
     bed.accept().await;
+}
+
+fn started() -> PingReport {
+    PingReport {
+        ping: PingId(7),
+        state: PingState::Started,
+    }
+}
+
+#[tokio::test]
+async fn pings_are_told_again_on_every_connection_to_a_master_that_knows_them() {
+    let bed = bed(directory(), Some("node")).await;
+    let reports = vec![started()];
+    let of = |node| {
+        let (node, reports) = (Some(NodeId(node)), reports.clone());
+        Arc::new(Told { node, reports })
+    };
+    bed.pings.send_replace(of(1));
+    for _ in 0..2 {
+        let (mut peer, _) = bed.welcomed().await;
+        let told = [peer.next().await, peer.next().await];
+        let all = told.iter().filter_map(|message| match message {
+            FromAgent::Pings(told) => Some(told),
+            _ => None,
+        });
+        assert_eq!(all.collect::<Vec<_>>(), [&reports], "{told:?}");
+        peer.close(close::GOING_AWAY).await;
+    }
+    // What this host did as another node is nobody's business.
+    bed.pings.send_replace(of(2));
+    let (mut peer, _) = bed.welcomed().await;
+    assert!(matches!(peer.next().await, FromAgent::Report(_)));
+    bed.pings.send_replace(of(1));
+    assert_eq!(peer.next().await, FromAgent::Pings(reports));
+}
+
+#[tokio::test]
+async fn a_master_of_the_version_before_hears_nothing_of_pings() {
+    let bed = bed(directory(), Some("node")).await;
+    let mut old = bed.accept().await;
+    old.hello().await;
+    let mut welcome = welcome(1);
+    welcome.protocol = PINGS_SINCE - 1;
+    old.send(&ToAgent::Welcome(Box::new(welcome))).await;
+    old.report().await;
+    // It would end the connection.
+    let node = Some(NodeId(1));
+    let reports = vec![started()];
+    bed.pings.send_replace(Arc::new(Told { node, reports }));
+    bed.host.send_replace(host(1, 8));
+    assert_eq!(
+        old.report().await.applied,
+        Revision(8),
+        "and nothing before it"
+    );
 }

@@ -34,6 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 mod announce;
 mod apply;
 mod door;
+mod echo;
 mod entries;
 mod error;
 mod fdb;
@@ -61,6 +62,7 @@ mod trial_post;
 mod ways;
 mod wireguard;
 
+pub use echo::Echoes;
 pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
 pub use knock::{Answer, Answers};

@@ -7,22 +7,14 @@
 use std::collections::BTreeMap;
 
 use kontena_schema::agent::{Command, CommandReport, CommandState};
-use kontena_schema::ids::{CommandId, GridId, NodeId};
+use kontena_schema::ids::CommandId;
 use serde::{Deserialize, Serialize};
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Scope};
 
 /// Outcomes kept for the Master to hear again; it asks for those of the last
 /// minutes at most.
 const OUTCOMES_MAX: usize = 256;
-
-/// Where command ids count.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Scope {
-    grid: GridId,
-    node: NodeId,
-    timeline: String,
-}
 
 /// Which commands were started, and what came of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +48,8 @@ impl Journal {
 
     /// Starts anew where ids count anew.
     pub fn enter(&mut self, directory: &Directory) {
-        let (Some(me), Some(reached)) = (&directory.me, &directory.reached) else {
+        let Some(scope) = directory.scope() else {
             return;
-        };
-        let scope = Scope {
-            grid: me.grid,
-            node: me.node,
-            timeline: reached.timeline.clone(),
         };
         if self.scope.as_ref() != Some(&scope) {
             *self = Self {

@@ -13,7 +13,7 @@ pub use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, send, un
 use kontena_lab::{Keeper, packets};
 
 use kontena_agent::overlay::{
-    Attachment, Clear, Fence, Health, Overlay, OverlayError, OverlayIntent, OverlayReport,
+    Attachment, Clear, Echoes, Fence, Health, Overlay, OverlayError, OverlayIntent, OverlayReport,
     OwnState, PairStates, SealedBy,
 };
 use kontena_schema::address::InnerSubnet;
@@ -199,7 +199,7 @@ impl Host {
         *self.agent.lock().unwrap() = Some(agent);
     }
 
-    fn agent(&self) -> (Arc<Overlay>, Handle) {
+    pub fn agent(&self) -> (Arc<Overlay>, Handle) {
         let agent = self.agent.lock().unwrap();
         let agent = agent.as_ref().expect("an agent");
         (Arc::clone(&agent.overlay), agent.runtime.handle().clone())
@@ -220,6 +220,14 @@ impl Host {
 
     pub fn health(&self) -> BTreeMap<NodeId, Health> {
         self.agent().0.health()
+    }
+
+    /// Sends echoes from its own address on the overlay.
+    pub fn echo(&self, to: Ipv4Addr, count: u16) -> Result<Echoes, OverlayError> {
+        let (overlay, runtime) = self.agent();
+        let from = self.node.address;
+        // Not on a thread inside: the agent finds its namespace by itself.
+        runtime.block_on(async { overlay.echo(from, to, count).await })
     }
 
     pub fn measures(&self) -> Measures {

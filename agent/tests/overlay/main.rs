@@ -6,6 +6,7 @@
 
 mod clear_way;
 mod door;
+mod echo;
 mod every_packet;
 mod grids;
 mod inside;
@@ -13,6 +14,7 @@ mod isolation;
 mod lab;
 mod lease;
 mod life;
+mod pings;
 mod places;
 mod reach;
 mod sealed;

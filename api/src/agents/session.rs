@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{Feed, GridWatch, Live, Wake};
 use crate::app::App;
 use crate::control::session::{self, SessionKey};
-use crate::control::{ControlError, report};
+use crate::control::{ControlError, ping, report};
 use crate::token::TokenRow;
 
 /// Why a session ends: a close code and a sentence.
@@ -256,6 +256,7 @@ impl Session<'_> {
                     FromAgent::Measures(measures) => {
                         report::agent_measures(app, self.key, &measures).await
                     }
+                    FromAgent::Pings(reports) => ping::agent_pings(app, self.key, &reports).await,
                     FromAgent::Hello(_) => {
                         return Err((close::BAD_FRAME, "a second hello".to_owned()));
                     }

@@ -17,6 +17,7 @@ pub mod lease;
 mod links;
 pub mod loss;
 pub mod node;
+pub mod ping;
 pub mod placement;
 pub mod report;
 pub mod reservation;

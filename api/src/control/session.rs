@@ -111,7 +111,14 @@ async fn open(
         return Err(ControlError::StaleSession);
     }
     update_facts(&grid, node.id, &hello.facts).await?;
-    let params: [Param; 4] = [&node.id, &app.replica, &hello.instance, &connection];
+    let protocol = i32::try_from(hello.protocol).unwrap_or(i32::MAX);
+    let params: [Param; 5] = [
+        &node.id,
+        &app.replica,
+        &hello.instance,
+        &connection,
+        &protocol,
+    ];
     let epoch = tx.value::<Epoch>(&query::SESSION_OPEN, &params).await?;
     let epoch = epoch.ok_or(DbError::NoRow(query::SESSION_OPEN.name))?;
     returning::restore(&grid, node.id, &hello.inventory).await?;

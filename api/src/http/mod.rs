@@ -90,6 +90,8 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ),
         ("/v1/nodes/{grid}/{node}/key", post(nodes::turn_key)),
         ("/v1/nodes/{grid}/{node}/peers", get(nodes::peers)),
+        ("/v1/nodes/{grid}/{node}/pings", post(nodes::ping)),
+        ("/v1/nodes/{grid}/{node}/pings/{id}", get(nodes::ping_show)),
         (
             "/v1/grids/{grid}/stacks",
             get(stacks::list).post(stacks::create),

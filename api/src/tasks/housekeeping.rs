@@ -22,6 +22,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 const LEDGER_MONTHS: i32 = 13;
 /// How long an agent may be away and still be answered with changes only.
 const TOMBSTONES_KEPT: Duration = Duration::from_hours(1);
+/// How long a ping can be looked at; nobody waits longer than a minute for one.
+const PINGS_KEPT: Duration = Duration::from_hours(1);
 
 /// Reads the revisions of all grids that have sessions here and wakes those that
 /// are behind: the floor under everything that a lost bell costs.
@@ -139,12 +141,16 @@ async fn overdue(app: &App) -> Result<(), DbError> {
     }
     app.db.execute(&query::DEPLOY_EXPIRE, &[]).await?;
     app.db.execute(&query::COMMAND_EXPIRE, &[]).await?;
+    app.db.execute(&query::NODE_PING_EXPIRE, &[]).await?;
     Ok(())
 }
 
 async fn old(app: &App) -> Result<(), DbError> {
     app.db
         .execute(&query::TOMBSTONE_SWEEP, &[&TOMBSTONES_KEPT.as_secs_f64()])
+        .await?;
+    app.db
+        .execute(&query::NODE_PING_SWEEP, &[&PINGS_KEPT.as_secs_f64()])
         .await?;
     app.db.execute(&query::IDEMPOTENCY_SWEEP, &[]).await?;
     ledger(app).await

@@ -16,6 +16,8 @@ use crate::key::PublicKeys;
 use crate::mac::Mac;
 use crate::path::Site;
 
+use super::Ping;
+
 /// What changed between two revisions. An agent at `from` merges it and is at
 /// `to`; `from` 0 replaces everything that the agent knew.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +62,10 @@ pub struct Own {
     /// New commands, in the order in which they are to be started.
     #[serde(default)]
     pub commands: Vec<Command>,
+    /// New pings, in rising order. They are no commands, so that an agent of the version
+    /// before leaves them unread, and none waits for a container.
+    #[serde(default)]
+    pub pings: Vec<Ping>,
     /// Placements that are no more.
     #[serde(default)]
     pub gone_placements: Vec<PlacementId>,

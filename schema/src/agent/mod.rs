@@ -11,6 +11,7 @@
 mod feed;
 mod hello;
 mod measures;
+mod ping;
 mod report;
 
 pub use feed::{
@@ -19,6 +20,7 @@ pub use feed::{
 };
 pub use hello::{Facts, Hello, InventoryEntry, Position, Welcome};
 pub use measures::{Measures, PathMeasure};
+pub use ping::{Ping, PingReport, PingResult, PingState, RoundTrips};
 pub use report::{
     CommandReport, CommandState, Health, InstanceState, PeerReport, PlacementReport, Report,
 };
@@ -30,6 +32,9 @@ pub const PROTOCOL: u32 = 3;
 /// The first version whose agents know their grid's inner subnet. Older ones have the
 /// default; in a grid with another one they would reach nobody.
 pub const INNER_SUBNET_SINCE: u32 = 3;
+
+/// The first protocol whose agents ping and whose Masters ask for it.
+pub const PINGS_SINCE: u32 = 3;
 
 /// What an agent sends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +49,9 @@ pub enum FromAgent {
     /// What the agent measured, every few seconds; a Master of protocol 1 does not
     /// know it.
     Measures(Box<Measures>),
+    /// How far pings are, whenever that changed; a Master before [`PINGS_SINCE`] does
+    /// not know it.
+    Pings(Vec<PingReport>),
 }
 
 /// What the Master sends.

@@ -10,5 +10,6 @@ pub mod error;
 pub mod grids;
 pub mod lenient;
 pub mod nodes;
+pub mod pings;
 pub mod services;
 pub mod stacks;

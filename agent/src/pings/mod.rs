@@ -1,0 +1,216 @@
+//! Pings: whether frames of this node reach another one, when the Master asks.
+//!
+//! A task of its own begins each ping as soon as the directory has it. It waits for no
+//! pass of the reconciler and no pass waits for it: nothing of the host changes with a
+//! ping. What came of it is in a slot from which the link tells it, on every connection
+//! again.
+//!
+//! Invariants: no ping is begun twice ([`book`]); no more than [`PINGS_MAX`] are under way.
+
+mod book;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use book::Book;
+use kontena_schema::agent::{Ping, PingReport, PingResult, PingState, RoundTrips};
+use kontena_schema::ids::{NodeId, PingId};
+use kontena_schema::limits::{OVERLAY_MTU, PINGS_MAX};
+use kontena_schema::path::Path;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tracing::{error, info};
+
+use crate::directory::Directory;
+use crate::overlay::{Echoes, Overlay};
+use crate::report::HostSlot;
+
+/// What is told of pings, and of which node they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Who this host was.
+    pub node: Option<NodeId>,
+    /// How far the last pings are, by their numbers.
+    pub reports: Vec<PingReport>,
+}
+
+/// Where that is to be seen.
+pub type PingsSlot = watch::Receiver<Arc<Told>>;
+
+/// The pings of this node.
+pub struct Pings {
+    directory: watch::Receiver<Arc<Directory>>,
+    /// On which path frames leave.
+    host: HostSlot,
+    overlay: Arc<Overlay>,
+    slot: watch::Sender<Arc<Told>>,
+    book: Book,
+    tasks: JoinSet<PingState>,
+    under_way: BTreeMap<Id, PingId>,
+}
+
+impl Pings {
+    /// Nothing is under way; what a former run may have begun is not begun again.
+    pub fn new(
+        directory: watch::Receiver<Arc<Directory>>,
+        host: HostSlot,
+        overlay: Arc<Overlay>,
+        slot: watch::Sender<Arc<Told>>,
+    ) -> Self {
+        let book = Book::resumed(&directory.borrow());
+        Self {
+            directory,
+            host,
+            overlay,
+            slot,
+            book,
+            tasks: JoinSet::new(),
+            under_way: BTreeMap::new(),
+        }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        loop {
+            self.begin();
+            tokio::select! {
+                Ok(()) = self.directory.changed() => {}
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                // The agent stops.
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Begins what is to be begun, and tells how far all are.
+    fn begin(&mut self) {
+        let directory = self.directory.borrow_and_update().clone();
+        if self.book.enter(&directory) {
+            // What is under way is of another grid, or of another history of it.
+            self.tasks = JoinSet::new();
+            self.under_way.clear();
+        }
+        while let Some(ping) = self.book.begin(&directory) {
+            match self.task(ping, &directory) {
+                Ok(task) => {
+                    let id = self.tasks.spawn(task).id();
+                    self.under_way.insert(id, ping.id);
+                }
+                Err(error) => self.book.ended(ping.id, PingState::Failed { error }),
+            }
+        }
+        let told = Told {
+            node: directory.me.as_ref().map(|me| me.node),
+            reports: self.book.reports(),
+        };
+        self.slot.send_if_modified(|old| {
+            let differs = **old != told;
+            if differs {
+                *old = Arc::new(told);
+            }
+            differs
+        });
+    }
+
+    /// What a ping does; or why it cannot be done.
+    fn task(
+        &self,
+        ping: Ping,
+        directory: &Directory,
+    ) -> Result<impl Future<Output = PingState> + Send + use<>, String> {
+        if self.tasks.len() >= PINGS_MAX {
+            return Err(format!("{PINGS_MAX} pings are under way"));
+        }
+        let own = directory.own().ok_or("the node is not in its grid yet")?;
+        let peer = directory.nodes.get(&ping.peer);
+        let peer = peer.ok_or("the other node is not known here")?;
+        info!(ping = %ping.id, to = %peer.name, "pinging");
+        let path = self.path(ping.peer);
+        let between = (own.address, peer.address);
+        Ok(run(self.overlay.clone(), between, ping.count, path))
+    }
+
+    /// On which path frames to a peer leave, as the last pass has it.
+    fn path(&self, peer: NodeId) -> Path {
+        let host = self.host.borrow();
+        let report = host.as_ref().and_then(|host| host.told.peers.get(&peer));
+        report.map_or(Path::Unknown, |report| report.path)
+    }
+
+    fn ended(&mut self, ended: Result<(Id, PingState), JoinError>) {
+        let (id, state) = ended.unwrap_or_else(|err| {
+            error!(%err, "a ping died");
+            let error = "the agent failed; see its log".to_owned();
+            (err.id(), PingState::Failed { error })
+        });
+        if let Some(ping) = self.under_way.remove(&id) {
+            info!(%ping, ?state, "ping ended");
+            self.book.ended(ping, state);
+        }
+    }
+}
+
+async fn run(
+    overlay: Arc<Overlay>,
+    (from, to): (Ipv4Addr, Ipv4Addr),
+    count: u16,
+    path: Path,
+) -> PingState {
+    match overlay.echo(from, to, count).await {
+        Ok(echoes) => PingState::Done {
+            result: result(path, &echoes),
+        },
+        Err(err) => PingState::Failed {
+            error: err.to_string(),
+        },
+    }
+}
+
+fn result(path: Path, echoes: &Echoes) -> PingResult {
+    PingResult {
+        path,
+        sent: echoes.sent,
+        received: u16::try_from(echoes.round_trips.len()).unwrap_or(u16::MAX),
+        round_trips: round_trips(&echoes.round_trips),
+        mtu: OVERLAY_MTU,
+        full_size_passes: echoes.full_size_passes,
+    }
+}
+
+fn round_trips(took: &[Duration]) -> Option<RoundTrips> {
+    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let many = u32::try_from(took.len()).ok().filter(|many| *many > 0)?;
+    let sum: Duration = took.iter().sum();
+    Some(RoundTrips {
+        min_us: us(took.iter().min().copied()?),
+        avg_us: us(sum / many),
+        max_us: us(took.iter().max().copied()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_are_summed_up_in_microseconds() {
+        assert_eq!(round_trips(&[]), None);
+        let took = [300, 200, 700].map(Duration::from_micros);
+        let trips = RoundTrips {
+            min_us: 200,
+            avg_us: 400,
+            max_us: 700,
+        };
+        assert_eq!(round_trips(&took), Some(trips));
+        let echoes = Echoes {
+            sent: 5,
+            round_trips: took.to_vec(),
+            full_size_passes: true,
+        };
+        let result = result(Path::Unknown, &echoes);
+        assert_eq!((result.sent, result.received), (5, 3));
+        assert_eq!(result.round_trips, Some(trips));
+    }
+}
