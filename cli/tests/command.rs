@@ -14,8 +14,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 mod fixtures;
+mod ways;
 
-use fixtures::{address, addresses, deploy, grid, peers, refused, stack, trust};
+use fixtures::{address, addresses, deploy, grid, nodes, refused, stack, trust};
 
 /// What the Master was asked to change, in order.
 type Changes = Arc<Mutex<Vec<(String, Value)>>>;
@@ -81,11 +82,7 @@ impl Master {
             }
             ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
             ("GET" | "POST", "/v1/grids/demo/trusted_subnets") => (200, trust()),
-            ("GET", "/v1/nodes/demo/one/peers") => peers("two", None),
-            ("GET", "/v1/nodes/demo/two/peers") => {
-                peers("one", self.fails.then_some("no handshake"))
-            }
-            ("POST", "/v1/nodes/demo/one/key") => (200, json!({})),
+            _ if path.starts_with("/v1/nodes/demo/") => nodes(method, path, self.fails),
             _ if path.starts_with("/v1/grids/demo/addresses") => addresses(method, path),
             other => refused(404, "not_found", format!("{other:?}")),
         }
@@ -331,37 +328,6 @@ async fn a_grid_and_its_token_are_shown() {
     );
     assert!(!shown.out.contains("join-me"), "{}", shown.out);
     assert_eq!(place.run("version").await, well("kontena 0.1.0\n"));
-}
-
-#[tokio::test]
-async fn the_ways_between_nodes_are_shown_and_a_broken_one_fails() {
-    for fails in [false, true] {
-        let master = Master {
-            fails,
-            ..Master::default()
-        };
-        let place = Place::new(if fails { "no-way" } else { "ways" });
-        let url = master.clone().serve().await;
-        place.run(&format!("master login {url} --token t")).await;
-        let columns = "PATH    ADDRESS       RTT      LOSS  HANDSHAKE  MTU   PROBLEM";
-        let way = "sealed  198.51.100.2  1.23 ms  25 %  7 s ago    1370  ";
-        let listed = place.run("node peers one").await;
-        assert_eq!(listed, well(&format!("NODE  {columns}\ntwo   {way}-\n")));
-        let ping = place.run("node ping one two").await;
-        let back = if fails { "no handshake" } else { "-" };
-        let rows = format!("WAY         {columns}\none -> two  {way}-\ntwo -> one  {way}{back}\n");
-        assert_eq!(ping.out, rows);
-        assert_eq!(
-            ping.err.contains("two does not reach one: no handshake"),
-            fails
-        );
-        assert!(place.run("node ping one one").await.err.contains("itself"));
-        assert_eq!(
-            place.run("node rotate-key one").await.out,
-            "* asking node one for a new key .. done\n"
-        );
-        assert!(master.changed("POST /v1/nodes/demo/one/key"));
-    }
 }
 
 #[tokio::test]

@@ -55,6 +55,16 @@ pub enum Error {
         /// The bound.
         seconds: u64,
     },
+    /// A ping did not end, although the Master ends every one.
+    #[error("the ping of {to} by {from} did not end within a minute; last state: {state}")]
+    PingLate {
+        /// Who sends the echoes.
+        from: String,
+        /// Who answers them.
+        to: String,
+        /// Its state.
+        state: String,
+    },
     /// A deploy did not end in time.
     #[error("the deploy of {service} did not end within {seconds} s; last state: {last}")]
     DeployLate {

@@ -4,8 +4,10 @@
 use kontena_schema::http::containers::Containers;
 use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate, Grids, Trust, TrustChange};
 use kontena_schema::http::nodes::{Node, NodePeers, Nodes};
+use kontena_schema::http::pings::{Ping, PingCreate};
 use kontena_schema::http::services::{Deploy, Service, ServiceCreate, ServiceScale, Services};
 use kontena_schema::http::stacks::{Stack, StackCreate, StackDeploy, Stacks};
+use kontena_schema::ids::PingId;
 use serde::de::IgnoredAny;
 
 use super::{Client, Error};
@@ -81,6 +83,17 @@ impl Client {
     /// How a node reaches the others.
     pub async fn node_peers(&self, grid: &str, node: &str) -> Answer<NodePeers> {
         self.get(&["nodes", grid, node, "peers"]).await
+    }
+
+    /// Asks a node to ping another one.
+    pub async fn node_ping(&self, grid: &str, node: &str, ping: &PingCreate) -> Answer<Ping> {
+        self.post(&["nodes", grid, node, "pings"], Some(ping)).await
+    }
+
+    /// How far a ping of a node is.
+    pub async fn node_ping_show(&self, grid: &str, node: &str, id: PingId) -> Answer<Ping> {
+        let id = id.to_string();
+        self.get(&["nodes", grid, node, "pings", &id]).await
     }
 
     /// Removes a node from its grid.

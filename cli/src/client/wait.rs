@@ -1,14 +1,18 @@
-//! Waiting for what takes its time: a deploy, and the end of what was removed.
+//! Waiting for what takes its time: a deploy, a ping, and the end of what was removed.
 
 use std::time::Duration;
 
+use kontena_schema::http::pings::Ping;
 use kontena_schema::http::services::Deploy;
 use tokio::time::Instant;
 
 use super::{Client, Error};
 
-/// How often a deploy is asked for: fast enough that a person sees each step.
+/// How often it is looked at: fast enough that a person sees each step.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// The Master ends a ping within 40 s, whatever its node does.
+const PING_WITHIN: Duration = Duration::from_secs(60);
 
 /// A deploy to wait for.
 #[derive(Clone, Debug)]
@@ -77,6 +81,28 @@ impl Client {
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
+    }
+}
+
+impl Client {
+    /// Waits until a ping has ended, well or not, and answers it.
+    ///
+    /// # Errors
+    /// [`Error::PingLate`] after a minute, else those of every call.
+    pub async fn node_ping_wait(&self, grid: &str, begun: Ping) -> Result<Ping, Error> {
+        let end = Instant::now() + PING_WITHIN;
+        let mut ping = begun;
+        while ping.finished_at.is_none() {
+            if Instant::now() >= end {
+                let Ping {
+                    from, to, state, ..
+                } = ping;
+                return Err(Error::PingLate { from, to, state });
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+            ping = self.node_ping_show(grid, &ping.from, ping.id).await?;
+        }
+        Ok(ping)
     }
 }
 

@@ -6,6 +6,7 @@ mod deploy;
 pub(crate) mod grid;
 pub(crate) mod master;
 pub(crate) mod node;
+pub(crate) mod ping;
 pub(crate) mod service;
 pub(crate) mod stack;
 mod trust;

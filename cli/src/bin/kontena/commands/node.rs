@@ -1,11 +1,10 @@
 //! `kontena node`.
 
 use clap::Subcommand;
-use kontena::Client;
-use kontena_schema::http::nodes::{NodePeer, NodePeers};
-use serde::Serialize;
+use kontena_schema::limits::PING_COUNT_MAX;
 use time::OffsetDateTime;
 
+use super::ping;
 use crate::args::Force;
 use crate::failure::Failure;
 use crate::output::{confirm, tables};
@@ -26,13 +25,21 @@ pub(crate) enum Command {
         /// Its name
         node: String,
     },
-    /// Shows the way between two nodes in both directions, as they last measured;
-    /// fails where frames do not arrive
+    /// Lets two nodes ping each other over the overlay, and shows both ways;
+    /// fails where packets do not arrive
+    ///
+    /// The echoes take the way that frames of containers take now, encrypted or not.
+    /// The last of them has the overlay's full length. HANDSHAKE is when the encrypted
+    /// path between the two was last proven.
     Ping {
         /// The one node
         from: String,
         /// The other node
         to: String,
+        /// How many echoes each of them sends
+        #[arg(short, long, default_value_t = 5, value_name = "N",
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(PING_COUNT_MAX)))]
+        count: u32,
     },
     /// Asks a node to change the key of its sealed paths
     RotateKey {
@@ -68,7 +75,9 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             let peers = client.node_peers(&grid, &node).await?;
             session.out.list(&peers, tables::peers);
         }
-        Command::Ping { from, to } => ping(session, &client, &grid, (from, to)).await?,
+        Command::Ping { from, to, count } => {
+            ping::run(session, &client, &grid, (&from, &to), count).await?;
+        }
         Command::RotateKey { node } => {
             let step = session
                 .out
@@ -86,60 +95,4 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
         }
     }
     Ok(())
-}
-
-/// The ways between two nodes.
-#[derive(Debug, Serialize)]
-pub(crate) struct Ping {
-    pub(crate) ways: Vec<Way>,
-}
-
-/// One direction.
-#[derive(Debug, Serialize)]
-pub(crate) struct Way {
-    pub(crate) from: String,
-    pub(crate) to: NodePeer,
-}
-
-async fn ping(
-    session: &Session,
-    client: &Client,
-    grid: &str,
-    (a, b): (String, String),
-) -> Result<(), Failure> {
-    if a == b {
-        return Err(Failure::Usage("a node has no way to itself".to_owned()));
-    }
-    // Both are asked first, so that a name that is wrong is told as such.
-    let mut answers = Vec::new();
-    for (from, to) in [(&a, &b), (&b, &a)] {
-        answers.push((from, to, client.node_peers(grid, from).await?));
-    }
-    let way = |(from, to, answer): (&String, &String, NodePeers)| {
-        let found = answer.peers.into_iter().find(|peer| peer.node == *to);
-        found.map(|to| Way {
-            from: from.clone(),
-            to,
-        })
-    };
-    let ping = Ping {
-        ways: answers.into_iter().filter_map(way).collect(),
-    };
-    session.out.list(&ping, tables::ping);
-    // What one that is away said last is no answer.
-    if let Some(Way { to, .. }) = ping.ways.iter().find(|way| !way.to.connected) {
-        return Err(Failure::NoWay(format!("{} is offline", to.node)));
-    }
-    let broken = |way: &&Way| way.to.unreachable.is_some() || way.to.path.is_none();
-    match ping.ways.iter().find(broken) {
-        None => Ok(()),
-        Some(Way { from, to }) => {
-            let unknown = "no path was reported yet".to_owned();
-            let why = to.unreachable.clone().unwrap_or(unknown);
-            Err(Failure::NoWay(format!(
-                "{from} does not reach {}: {why}",
-                to.node
-            )))
-        }
-    }
 }

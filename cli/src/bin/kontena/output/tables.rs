@@ -3,11 +3,11 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use kontena::config::Config;
-use kontena_schema::agent::PathMeasure;
+use kontena_schema::agent::{PathMeasure, PingResult};
 use kontena_schema::http::addresses::{Addresses, History};
 use kontena_schema::http::containers::{Container, Containers};
 use kontena_schema::http::grids::{Grids, Trust};
-use kontena_schema::http::nodes::{Node, NodePeer, NodePeers, Nodes};
+use kontena_schema::http::nodes::{Node, NodePeers, Nodes};
 use kontena_schema::http::services::{Port, Service, Services};
 use kontena_schema::http::stacks::Stacks;
 use kontena_schema::path::Path;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::commands::node::{Ping, Way};
+use crate::commands::ping::{Pinged, Way};
 
 fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
@@ -118,52 +118,102 @@ pub(crate) fn nodes(nodes: &Nodes, now: OffsetDateTime) -> String {
 
 /// How a node reaches the others.
 pub(crate) fn peers(peers: &NodePeers) -> String {
-    let rows = peers.peers.iter();
-    ways("NODE", rows.map(|peer| way(&peer.node, peer)))
+    table(
+        [
+            "NODE",
+            "PATH",
+            "ADDRESS",
+            "RTT",
+            "LOSS",
+            "HANDSHAKE",
+            "MTU",
+            "PROBLEM",
+        ],
+        peers.peers.iter().map(|peer| {
+            let [kind, address] = path(peer.path);
+            let measure = peer.measure.as_ref();
+            let of = |show: fn(&PathMeasure) -> Option<String>| or_dash(measure.and_then(show));
+            [
+                peer.node.clone(),
+                kind,
+                address,
+                of(|m| m.round_trip_us.map(|us| format!("{} ms", ms(us)))),
+                of(|m| m.loss.map(percent)),
+                of(handshake),
+                of(|m| Some(m.mtu.to_string())),
+                or_dash(peer.unreachable.as_ref()),
+            ]
+        }),
+    )
 }
 
-/// The two directions between two nodes.
-pub(crate) fn ping(ping: &Ping) -> String {
-    let name = |way: &Way| format!("{} -> {}", way.from, way.to.node);
-    let rows = ping.ways.iter();
-    ways("WAY", rows.map(|one| way(&name(one), &one.to)))
+/// The two directions between two nodes: what their pings found, and what was measured
+/// before.
+pub(crate) fn pinged(pinged: &Pinged) -> String {
+    table(
+        [
+            "FROM",
+            "TO",
+            "PATH",
+            "ADDRESS",
+            "LOSS",
+            "MIN/AVG/MAX",
+            "MTU",
+            "HANDSHAKE",
+            "PROBLEM",
+        ],
+        pinged.ways.iter().map(pinged_way),
+    )
 }
 
-fn ways(first: &str, rows: impl IntoIterator<Item = [String; 8]>) -> String {
-    let header = [
-        first,
-        "PATH",
-        "ADDRESS",
-        "RTT",
-        "LOSS",
-        "HANDSHAKE",
-        "MTU",
-        "PROBLEM",
-    ];
-    table(header, rows)
+fn pinged_way(way: &Way) -> [String; 9] {
+    let result = way.ping.as_ref().and_then(|ping| ping.result.as_ref());
+    let [kind, address] = path(result.map(|result| result.path).or(way.to.path));
+    let trips = result.and_then(|result| result.round_trips);
+    let trips = trips.map(|t| [t.min_us, t.avg_us, t.max_us].map(ms).join("/") + " ms");
+    let lost = |result: &PingResult| {
+        let lost = result.sent.saturating_sub(result.received);
+        percent(f32::from(lost) / f32::from(result.sent.max(1)))
+    };
+    // Without any answer nothing is known of it.
+    let mtu = result.filter(|result| result.received > 0);
+    let mtu = mtu.map(|result| match result.full_size_passes {
+        true => result.mtu.to_string(),
+        false => format!("below {}", result.mtu),
+    });
+    [
+        way.from.clone(),
+        way.to.node.clone(),
+        kind,
+        address,
+        or_dash(result.map(lost)),
+        or_dash(trips),
+        or_dash(mtu),
+        or_dash(way.to.measure.as_ref().and_then(handshake)),
+        or_dash(way.problem.as_ref()),
+    ]
 }
 
-fn way(name: &str, peer: &NodePeer) -> [String; 8] {
-    let (kind, address) = match peer.path {
+/// Its kind and where it leads.
+fn path(path: Option<Path>) -> [String; 2] {
+    let (kind, address) = match path {
         Some(Path::Fast { to }) => ("fast", Some(to)),
         Some(Path::Sealed { to }) => ("sealed", Some(to)),
         Some(Path::Unknown) | None => ("-", None),
     };
-    let measure = peer.measure.as_ref();
-    let of = |show: fn(&PathMeasure) -> Option<String>| or_dash(measure.and_then(show));
-    [
-        name.to_owned(),
-        kind.to_owned(),
-        or_dash(address),
-        of(|m| {
-            m.round_trip_us
-                .map(|us| format!("{:.2} ms", us as f64 / 1000.0))
-        }),
-        of(|m| m.loss.map(|loss| format!("{:.0} %", loss * 100.0))),
-        of(|m| m.last_handshake_s.map(|s| format!("{s} s ago"))),
-        of(|m| Some(m.mtu.to_string())),
-        or_dash(peer.unreachable.as_ref()),
-    ]
+    [kind.to_owned(), or_dash(address)]
+}
+
+fn ms(us: u64) -> String {
+    format!("{:.2}", us as f64 / 1000.0)
+}
+
+fn percent(share: f32) -> String {
+    format!("{:.0} %", share * 100.0)
+}
+
+fn handshake(measure: &PathMeasure) -> Option<String> {
+    measure.last_handshake_s.map(|s| format!("{s} s ago"))
 }
 
 /// `online 3d`: since when it is what it is.
