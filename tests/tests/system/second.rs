@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use kontena_schema::agent::PingResult;
 use kontena_schema::http::grids::GridUpdate;
+use kontena_schema::http::pings::PingCreate;
 use kontena_schema::path::Path;
 use kontena_tests::{Capture, Grid, Host, docker, until};
 
@@ -301,6 +303,82 @@ async fn peers_outside_the_trusted_subnets_are_reached_and_nothing_is_clear() {
     let (answered, packets) = clear_packets(&grid).await;
     assert_eq!(answered.len(), 2);
     assert!(!packets.is_empty());
+}
+
+/// What one node finds when it pings the other.
+async fn ping(grid: &Grid, from: &Host, to: &Host) -> PingResult {
+    let create = PingCreate {
+        to: to.name.clone(),
+        count: Some(3),
+    };
+    let begun = grid.client.node_ping(&grid.name, &from.name, &create).await;
+    let ended = grid.client.node_ping_wait(&grid.name, begun.unwrap()).await;
+    let ping = ended.unwrap();
+    assert_eq!((&ping.from, &ping.to), (&from.name, &to.name));
+    match ping.result {
+        Some(result) => result,
+        None => panic!("{ping:#?}"),
+    }
+}
+
+/// The two hosts ping each other, and everything passes on the path that it is to take.
+async fn pings_pass(grid: &Grid, fast: bool) {
+    let [a, b] = &grid.hosts[..] else {
+        panic!("{:?}", grid.hosts)
+    };
+    for (from, to) in [(a, b), (b, a)] {
+        let result = ping(grid, from, to).await;
+        let (sent, received) = (result.sent, result.received);
+        assert_eq!((sent, received), (3, 3), "{result:?}");
+        assert!(result.full_size_passes, "{result:?}");
+        let trips = result.round_trips.unwrap();
+        assert!(
+            0 < trips.min_us && trips.min_us <= trips.avg_us,
+            "{trips:?}"
+        );
+        assert!(trips.avg_us <= trips.max_us && trips.max_us < 1_000_000);
+        let there = to.wan_address().await;
+        let path = if fast {
+            Path::Fast { to: there }
+        } else {
+            Path::Sealed { to: there }
+        };
+        assert_eq!(result.path, path);
+    }
+}
+
+#[tokio::test]
+async fn nodes_ping_each_other_on_the_path_that_frames_take() {
+    let grid = Grid::second().await;
+    trust(&grid, &[], false).await;
+    pings_pass(&grid, false).await;
+    trust(&grid, &[grid.settings.wan.to_string()], true).await;
+    pings_pass(&grid, true).await;
+
+    // Somebody between the hosts lets encrypted packets pass and nothing else. What the
+    // agents measure does not show it.
+    let [a, b] = &grid.hosts[..] else {
+        panic!("{:?}", grid.hosts)
+    };
+    let block = "nft add table netdev ping && \
+        nft add chain netdev ping in '{ type filter hook ingress device eth0 priority -400; }' && \
+        nft add rule netdev ping in udp dport 6784 drop";
+    b.run(block).await.must();
+    let blocked = tokio::spawn({
+        let (grid, a, b) = (grid.clone(), a.clone(), b.clone());
+        async move { (ping(&grid, &a, &b).await, ping(&grid, &b, &a).await) }
+    });
+    let blocked = blocked.await;
+    // Whatever came of it, others need the way.
+    b.run("nft delete table netdev ping").await.must();
+    let (there, back) = blocked.unwrap();
+    for result in [there, back] {
+        assert!(matches!(result.path, Path::Fast { .. }), "{result:?}");
+        assert_eq!((result.sent, result.received), (3, 0), "{result:?}");
+        assert!(!result.full_size_passes);
+    }
+    paths(&grid).await.unwrap();
+    pings_pass(&grid, true).await;
 }
 
 #[tokio::test]
