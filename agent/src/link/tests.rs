@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use futures_util::{SinkExt, StreamExt};
 use kontena_schema::agent::{
-    Changes, FromAgent, Hello, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport, PingState, Report, Shared,
-    ToAgent, Welcome, close,
+    Changes, FromAgent, Hello, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport, PingState, Report,
+    Shared, ToAgent, Welcome, close,
 };
 use kontena_schema::ids::{NodeId, PingId, Revision};
 use tokio::net::{TcpListener, TcpStream};

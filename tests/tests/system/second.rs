@@ -10,6 +10,7 @@ use kontena_schema::http::grids::GridUpdate;
 use kontena_schema::http::pings::PingCreate;
 use kontena_schema::path::Path;
 use kontena_tests::{Capture, Grid, Host, docker, until};
+use tokio::time::timeout;
 
 /// The length of the IPv4 packet that `ping -s` sends.
 const HEADERS: u16 = 28;
@@ -321,6 +322,17 @@ async fn ping(grid: &Grid, from: &Host, to: &Host) -> PingResult {
     }
 }
 
+/// Pings until everything passes on the sealed path.
+async fn sealed_ping(grid: &Grid, from: &Host, to: &Host) {
+    loop {
+        let result = ping(grid, from, to).await;
+        let sealed = matches!(result.path, Path::Sealed { .. });
+        if sealed && result.received == 3 && result.full_size_passes {
+            return;
+        }
+    }
+}
+
 /// The two hosts ping each other, and everything passes on the path that it is to take.
 async fn pings_pass(grid: &Grid, fast: bool) {
     let [a, b] = &grid.hosts[..] else {
@@ -355,8 +367,7 @@ async fn nodes_ping_each_other_on_the_path_that_frames_take() {
     trust(&grid, &[grid.settings.wan.to_string()], true).await;
     pings_pass(&grid, true).await;
 
-    // Somebody between the hosts lets encrypted packets pass and nothing else. What the
-    // agents measure does not show it.
+    // Somebody between the hosts lets encrypted packets pass and nothing else.
     let [a, b] = &grid.hosts[..] else {
         panic!("{:?}", grid.hosts)
     };
@@ -364,20 +375,15 @@ async fn nodes_ping_each_other_on_the_path_that_frames_take() {
         nft add chain netdev ping in '{ type filter hook ingress device eth0 priority -400; }' && \
         nft add rule netdev ping in udp dport 6784 drop";
     b.run(block).await.must();
-    let blocked = tokio::spawn({
+    let left = tokio::spawn({
         let (grid, a, b) = (grid.clone(), a.clone(), b.clone());
-        async move { (ping(&grid, &a, &b).await, ping(&grid, &b, &a).await) }
+        async move { timeout(Duration::from_secs(30), sealed_ping(&grid, &a, &b)).await }
     });
-    let blocked = blocked.await;
+    let left = left.await;
     // Whatever came of it, others need the way.
     b.run("nft delete table netdev ping").await.must();
-    let (there, back) = blocked.unwrap();
-    for result in [there, back] {
-        assert!(matches!(result.path, Path::Fast { .. }), "{result:?}");
-        assert_eq!((result.sent, result.received), (3, 0), "{result:?}");
-        assert!(!result.full_size_passes);
-    }
-    paths(&grid).await.unwrap();
+    left.unwrap().expect("the blocked way is left");
+    trust(&grid, &[grid.settings.wan.to_string()], true).await;
     pings_pass(&grid, true).await;
 }
 
