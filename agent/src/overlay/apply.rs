@@ -11,6 +11,7 @@ use kontena_schema::mac::Mac;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
 };
+use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
@@ -25,7 +26,7 @@ use super::intent::Attachment;
 use super::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, Put};
 use super::paths::Paths;
 use super::state::{BridgeSettings, InnerRoute, PortSettings, SleeveIdentity};
-use super::step::{Link, Step};
+use super::step::{EntryStep, InsideStep, Link, Step};
 use super::{filter, forwarding, guard};
 
 /// Executes the steps of one pass.
@@ -45,8 +46,24 @@ impl<'a> Hands<'a> {
         }
     }
 
+    /// Executes one step, or entries that follow each other; answers for each.
+    pub(crate) async fn apply_all(&mut self, steps: &[&Step]) -> Vec<Result<(), Cause>> {
+        let entry = |step: &&Step| match step {
+            Step::Entry(entry) => Some(*entry),
+            _ => None,
+        };
+        if let Some(entries) = steps.iter().map(entry).collect::<Option<Vec<_>>>() {
+            return self.apply_entries(&entries).await;
+        }
+        let mut results = Vec::new();
+        for step in steps {
+            results.push(self.apply(step).await);
+        }
+        results
+    }
+
     /// Executes one step.
-    pub(crate) async fn apply(&mut self, step: &Step) -> Result<(), Cause> {
+    async fn apply(&mut self, step: &Step) -> Result<(), Cause> {
         match step {
             Step::InstallFilter(whole) => filter::install(whole).await,
             Step::SetFence { old, new } => filter::fence(old, new).await,
@@ -76,12 +93,7 @@ impl<'a> Hands<'a> {
                 self.paths.set_table(table);
                 Ok(())
             }
-            Step::AddRoute(_)
-            | Step::DeleteRoute(_)
-            | Step::CreateWireGuard { .. }
-            | Step::Retell(_)
-            | Step::SetWireGuard { .. }
-            | Step::HearProbes(_) => self.apply_inside(step).await,
+            Step::Inside(step) => self.apply_inside(step).await,
             Step::HearTrials(identity) => {
                 let index = self.index(Link::Bridge).await?;
                 self.paths.hear_trials(*identity, index)
@@ -97,13 +109,13 @@ impl<'a> Hands<'a> {
                 to, address, mtu, ..
             } => configure(to, *address, *mtu).await,
             Step::Announce(holders) => announce(self.index(Link::Bridge).await?, holders),
-            entry => self.apply_entry(entry).await,
+            Step::Entry(step) => self.apply_entries(&[*step]).await.into_iter().collect(),
         }
     }
 
-    async fn apply_inside(&mut self, step: &Step) -> Result<(), Cause> {
+    async fn apply_inside(&mut self, step: &InsideStep) -> Result<(), Cause> {
         match step {
-            Step::AddRoute(route) => {
+            InsideStep::AddRoute(route) => {
                 let message = self.inner_route(*route).await?;
                 let add = self.netlink.handle.route().add(message);
                 let add = match route {
@@ -113,29 +125,28 @@ impl<'a> Hands<'a> {
                 };
                 Ok(add.execute().await?)
             }
-            Step::DeleteRoute(route) => {
+            InsideStep::DeleteRoute(route) => {
                 let route = self.inner_route(*route).await?;
                 let deleted = self.netlink.handle.route().del(route).execute().await;
                 gone_is_fine(deleted.map_err(Cause::from))
             }
-            Step::CreateWireGuard { mtu } => {
+            InsideStep::CreateWireGuard { mtu } => {
                 self.indexes.remove(&Link::WireGuard);
                 match self.paths.control() {
                     Some(control) => control.create_link(self.netlink, *mtu).await,
                     None => Err(Cause::NoInterface(Link::WireGuard.name())),
                 }
             }
-            Step::Retell(retold) => self.paths.retell(retold).await,
-            Step::SetWireGuard { mtu } => {
+            InsideStep::Retell(retold) => self.paths.retell(retold).await,
+            InsideStep::SetWireGuard { mtu } => {
                 let index = self.index(Link::WireGuard).await?;
                 no_ipv6_address(self.netlink, index).await?;
                 set_link(self.netlink, index, *mtu).await
             }
-            Step::HearProbes(inner) => {
+            InsideStep::HearProbes(inner) => {
                 let index = self.index(Link::WireGuard).await?;
                 self.paths.hear_probes((*inner, index))
             }
-            _ => unreachable!("{step} is none of WireGuard"),
         }
     }
 
@@ -156,46 +167,17 @@ impl<'a> Hands<'a> {
         })
     }
 
-    async fn apply_entry(&mut self, step: &Step) -> Result<(), Cause> {
-        let (entry, how) = match *step {
-            Step::SetNeighbour(ip, mac) => (
-                fdb::neighbour(self.index(Link::Bridge).await?, ip, Some(mac)),
-                Some(Put::Replace),
-            ),
-            Step::DeleteNeighbour(ip) => (
-                fdb::neighbour(self.index(Link::Bridge).await?, ip, None),
-                None,
-            ),
-            Step::SetTunnelEntry(mac, to) => {
-                (self.tunnel_entry(mac, Some(to)).await?, Some(Put::Replace))
-            }
-            Step::DeleteTunnelEntry(mac) => (self.tunnel_entry(mac, None).await?, None),
-            Step::AddFlood(to) => (
-                self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?,
-                Some(Put::Append),
-            ),
-            Step::DeleteFlood(to) => (self.tunnel_entry(UNKNOWN_MACS, Some(to)).await?, None),
-            Step::SetBridgeEntry(mac, port) => (
-                fdb::port_entry(self.index(port.link()).await?, mac),
-                Some(Put::Replace),
-            ),
-            Step::DeleteBridgeEntry(mac, port) => {
-                (fdb::port_entry(self.index(port.link()).await?, mac), None)
-            }
-            _ => unreachable!("{step} is no entry of a table"),
-        };
-        match how {
-            Some(how) => self.netlink.put_entry(entry, how).await,
-            None => gone_is_fine(self.netlink.delete_entry(entry).await),
+    async fn apply_entries(&mut self, steps: &[EntryStep]) -> Vec<Result<(), Cause>> {
+        let (mut results, mut entries) = (Vec::new(), Vec::new());
+        for &step in steps {
+            let index = self.index(step.link()).await;
+            results.push(index.map(|index| entries.push(entry(step, index))));
         }
-    }
-
-    async fn tunnel_entry(
-        &mut self,
-        mac: Mac,
-        to: Option<Ipv4Addr>,
-    ) -> Result<netlink_packet_route::neighbour::NeighbourMessage, Cause> {
-        Ok(fdb::tunnel_entry(self.index(Link::Tunnel).await?, mac, to))
+        let mut answers = self.netlink.put_entries(entries).await.into_iter();
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = answers.next().unwrap_or(Ok(()));
+        }
+        results
     }
 
     async fn index(&mut self, link: Link) -> Result<u32, Cause> {
@@ -431,6 +413,23 @@ async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
 }
 
 /// What was to be removed may have gone by itself.
+/// The entry of a step, at the link of this number, and what becomes of it.
+fn entry(step: EntryStep, index: u32) -> (NeighbourMessage, Put) {
+    let all = |to| fdb::tunnel_entry(index, UNKNOWN_MACS, Some(to));
+    match step {
+        EntryStep::SetNeighbour(ip, mac) => (fdb::neighbour(index, ip, Some(mac)), Put::Replace),
+        EntryStep::DeleteNeighbour(ip) => (fdb::neighbour(index, ip, None), Put::Delete),
+        EntryStep::SetTunnelEntry(mac, to) => {
+            (fdb::tunnel_entry(index, mac, Some(to)), Put::Replace)
+        }
+        EntryStep::DeleteTunnelEntry(mac) => (fdb::tunnel_entry(index, mac, None), Put::Delete),
+        EntryStep::AddFlood(to) => (all(to), Put::Append),
+        EntryStep::DeleteFlood(to) => (all(to), Put::Delete),
+        EntryStep::SetBridgeEntry(mac, _) => (fdb::port_entry(index, mac), Put::Replace),
+        EntryStep::DeleteBridgeEntry(mac, _) => (fdb::port_entry(index, mac), Put::Delete),
+    }
+}
+
 fn gone_is_fine(result: Result<(), Cause>) -> Result<(), Cause> {
     match result {
         Err(cause) if cause.is_missing() => Ok(()),

@@ -225,6 +225,11 @@ impl OverlayIntent {
         asked(self) == asked(other)
     }
 
+    /// An overlay address with the prefix that it has on an interface.
+    pub(crate) fn on_link(&self, address: Ipv4Addr) -> Ipv4Network {
+        Ipv4Network::new(address, self.supernet.prefix()).expect("the prefix is of a network")
+    }
+
     /// Takes what is known of the pairs now.
     pub fn set_pairs(&mut self, pairs: &PairStates) {
         for (node, peer) in &mut self.peers {

@@ -50,6 +50,7 @@ mod packet;
 mod pair;
 mod paths;
 mod plan;
+mod plan_containers;
 mod plan_inside;
 mod probe;
 mod program;
@@ -315,22 +316,24 @@ impl Overlay {
     async fn apply(&self, steps: &[Step], report: &mut OverlayReport) -> bool {
         let mut hands = Hands::new(&self.netlink, &self.paths);
         let mut failures = Failures::default();
-        for step in steps {
-            if failures.forbid(step) {
-                continue;
-            }
-            match hands.apply(step).await {
-                Ok(()) => {
-                    tracing::debug!(%step, "applied");
-                    report.steps_applied += 1;
-                }
-                Err(cause) => {
-                    failures.note(step);
-                    let error = OverlayError::Step {
-                        step: step.to_string(),
-                        cause,
-                    };
-                    report.failed(step.placement(), error);
+        let entries = |step: &Step| matches!(step, Step::Entry(_));
+        for steps in steps.chunk_by(|a, b| entries(a) && entries(b)) {
+            // No entry of a table forbids what follows it.
+            let steps: Vec<&Step> = steps.iter().filter(|step| !failures.forbid(step)).collect();
+            for (step, result) in steps.iter().zip(hands.apply_all(&steps).await) {
+                match result {
+                    Ok(()) => {
+                        tracing::debug!(%step, "applied");
+                        report.steps_applied += 1;
+                    }
+                    Err(cause) => {
+                        failures.note(step);
+                        let error = OverlayError::Step {
+                            step: step.to_string(),
+                            cause,
+                        };
+                        report.failed(step.placement(), error);
+                    }
                 }
             }
         }

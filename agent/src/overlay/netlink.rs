@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use ipnetwork::Ipv4Network;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
@@ -38,14 +38,20 @@ pub(crate) struct Netlink {
     _connection: AbortOnDropHandle<()>,
 }
 
-/// How a neighbour or FDB entry meets one that is there already.
+/// What becomes of a neighbour or FDB entry.
 #[derive(Clone, Copy)]
 pub(crate) enum Put {
-    /// It takes its place.
+    /// It takes the place of the one that is there.
     Replace,
     /// It is added to the targets of the same MAC.
     Append,
+    /// It goes, if it is there.
+    Delete,
 }
+
+/// Requests whose answers are waited for together; the kernel's buffer for answers holds
+/// many more.
+const TOGETHER: usize = 64;
 
 impl Netlink {
     /// A connection to the namespace of the calling thread.
@@ -128,27 +134,67 @@ impl Netlink {
         Ok(messages.into_iter().filter(ipv4).collect())
     }
 
-    /// Writes a neighbour or FDB entry. The crate's own request cannot append.
-    pub(crate) async fn put_entry(&self, entry: NeighbourMessage, how: Put) -> Result<(), Cause> {
-        let how = match how {
-            Put::Replace => NLM_F_REPLACE,
-            Put::Append => NLM_F_APPEND,
-        };
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(entry));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | how;
-        let mut answers = self.handle.clone().request(request)?;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload {
-                return Err(error.into());
+    /// Changes neighbour and FDB entries in this order, and answers for each. The crate's
+    /// own request cannot append, and would wait for each answer: a grid has thousands.
+    pub(crate) async fn put_entries(
+        &self,
+        entries: Vec<(NeighbourMessage, Put)>,
+    ) -> Vec<Result<(), Cause>> {
+        let mut results = Vec::with_capacity(entries.len());
+        let mut entries = entries.into_iter();
+        loop {
+            let some = entries.by_ref().take(TOGETHER);
+            let asked: Vec<_> = some
+                .map(|(entry, put)| (self.handle.clone().request(request(entry, put)), put))
+                .collect();
+            if asked.is_empty() {
+                return results;
+            }
+            for (answers, put) in asked {
+                results.push(match answers {
+                    Ok(answers) => done(answers, put).await,
+                    Err(error) => Err(error.into()),
+                });
             }
         }
-        Ok(())
     }
 
-    /// Deletes a neighbour or FDB entry.
-    pub(crate) async fn delete_entry(&self, entry: NeighbourMessage) -> Result<(), Cause> {
-        Ok(self.handle.neighbours().del(entry).execute().await?)
+    /// Changes one.
+    pub(crate) async fn put_entry(&self, entry: NeighbourMessage, put: Put) -> Result<(), Cause> {
+        done(self.handle.clone().request(request(entry, put))?, put).await
     }
+}
+
+fn request(entry: NeighbourMessage, put: Put) -> NetlinkMessage<RouteNetlinkMessage> {
+    let (message, flags) = match put {
+        Put::Replace => (
+            RouteNetlinkMessage::NewNeighbour(entry),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        ),
+        Put::Append => (
+            RouteNetlinkMessage::NewNeighbour(entry),
+            NLM_F_CREATE | NLM_F_APPEND,
+        ),
+        Put::Delete => (RouteNetlinkMessage::DelNeighbour(entry), 0),
+    };
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    request
+}
+
+async fn done(
+    mut answers: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin,
+    put: Put,
+) -> Result<(), Cause> {
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload {
+            return match Cause::from(error) {
+                cause if cause.is_missing() && matches!(put, Put::Delete) => Ok(()),
+                cause => Err(cause),
+            };
+        }
+    }
+    Ok(())
 }
 
 fn address_of(message: &AddressMessage) -> Option<Ipv4Network> {

@@ -12,21 +12,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ipnetwork::Ipv4Network;
-use kontena_schema::ids::PlacementId;
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
 
 use super::entries::Entries;
-use super::intent::{Attachment, OverlayIntent};
+use super::intent::OverlayIntent;
+use super::plan_containers as containers;
 use super::plan_inside as inside;
 use super::state::{
-    Bridge, BridgeSettings, ContainerEnd, Filter, FilterState, Forwarding, GuardState, HostEnd,
-    Observed, Port, PortSettings, RemoteEntry, Sealing, SleeveIdentity, SleeveState, TrialIdentity,
-    Tunnel, TunnelIdentity,
+    Bridge, BridgeSettings, Filter, FilterState, Forwarding, GuardState, Observed, Port,
+    PortSettings, RemoteEntry, Sealing, SleeveIdentity, SleeveState, TrialIdentity, Tunnel,
+    TunnelIdentity,
 };
-use super::step::{Link, Step};
+use super::step::{EntryStep, Link, Step};
 
 /// The steps from `observed` to `intent`; none if they agree.
 pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
@@ -60,7 +59,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));
     }
-    detach(intent, observed, &mut steps);
+    containers::detach(intent, observed, &mut steps);
     remove_entries(
         &entries,
         observed.bridge.as_ref(),
@@ -100,7 +99,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     steps.extend(retable);
     inside::unfence(intent, &observed.inside, &mut steps);
     allow_forwarding(observed.forwarding.as_ref(), &mut steps);
-    attach(intent, observed, &mut steps);
+    containers::attach(intent, observed, &mut steps);
     announce(observed, &mut steps);
     steps
 }
@@ -176,28 +175,6 @@ fn close_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec
     }
 }
 
-/// Takes away what has no container, or the wrong one.
-fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
-    for &placement in observed.host_ends.keys() {
-        let keep = match (
-            intent.attachments.get(&placement),
-            observed.containers.get(&placement),
-        ) {
-            (None, _) => false,
-            // It cannot be looked into; if it is gone, its interface goes by itself.
-            (Some(_), None) => true,
-            (Some(to), Some(end)) => end.as_ref().is_some_and(|end| is_of_lease(end, to)),
-        };
-        if !keep {
-            steps.push(Step::DeleteLink(Link::HostEnd(placement)));
-        }
-    }
-}
-
-fn is_of_lease(end: &ContainerEnd, to: &Attachment) -> bool {
-    end.paired && end.mac == to.mac
-}
-
 /// Takes away what nobody has any more. What only changes its path keeps its
 /// entries until the new one is there.
 fn remove_entries(
@@ -211,17 +188,19 @@ fn remove_entries(
             .neighbours
             .keys()
             .filter(|ip| !entries.neighbours.contains_key(ip));
-        steps.extend(stale.map(|&ip| Step::DeleteNeighbour(ip)));
+        steps.extend(stale.map(|&ip| Step::Entry(EntryStep::DeleteNeighbour(ip))));
     }
     let stale = remote
         .iter()
         .filter(|(mac, _)| !entries.ports.contains_key(mac));
-    steps.extend(stale.map(|(&mac, entry)| Step::DeleteBridgeEntry(mac, entry.port)));
+    steps.extend(
+        stale.map(|(&mac, entry)| Step::Entry(EntryStep::DeleteBridgeEntry(mac, entry.port))),
+    );
     // An entry with several targets cannot be replaced as a whole.
     let known = tunnel.iter().flat_map(|tunnel| &tunnel.entries);
     let stale =
         known.filter(|(mac, targets)| !entries.ports.contains_key(mac) || targets.len() > 1);
-    steps.extend(stale.map(|(&mac, _)| Step::DeleteTunnelEntry(mac)));
+    steps.extend(stale.map(|(&mac, _)| Step::Entry(EntryStep::DeleteTunnelEntry(mac))));
 }
 
 fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<Step>) {
@@ -232,7 +211,7 @@ fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<S
         multicast_snooping: false,
     };
     let mac = intent.own.mac;
-    let address = on_link(intent, intent.own.address);
+    let address = intent.on_link(intent.own.address);
     match bridge {
         None => steps.push(Step::CreateBridge {
             mac,
@@ -254,10 +233,6 @@ fn set_bridge(intent: &OverlayIntent, bridge: Option<&Bridge>, steps: &mut Vec<S
     if !present.contains(&address) {
         steps.push(Step::AddAddress(Link::Bridge, address));
     }
-}
-
-fn on_link(intent: &OverlayIntent, address: Ipv4Addr) -> Ipv4Network {
-    Ipv4Network::new(address, intent.supernet.prefix()).expect("the prefix is of a network")
 }
 
 fn tunnel_identity(intent: &OverlayIntent) -> TunnelIdentity {
@@ -361,7 +336,7 @@ fn seal(
 fn add_floods(entries: &Entries, tunnel: Option<&Tunnel>, steps: &mut Vec<Step>) {
     let there = |to: &&Ipv4Addr| tunnel.is_some_and(|tunnel| tunnel.floods.contains(to));
     let new = entries.floods.iter().filter(|to| !there(to));
-    steps.extend(new.map(|&to| Step::AddFlood(to)));
+    steps.extend(new.map(|&to| Step::Entry(EntryStep::AddFlood(to))));
 }
 
 /// The MACs move; the old targets go last.
@@ -374,18 +349,18 @@ fn add_entries(
     let present = |mac: &Mac| tunnel.and_then(|tunnel| tunnel.entries.get(mac));
     for (mac, &to) in &entries.targets {
         if present(mac).is_none_or(|now| *now != BTreeSet::from([to])) {
-            steps.push(Step::SetTunnelEntry(*mac, to));
+            steps.push(Step::Entry(EntryStep::SetTunnelEntry(*mac, to)));
         }
     }
     for (&mac, &port) in &entries.ports {
         let wanted = RemoteEntry { port, pinned: true };
         if remote.get(&mac) != Some(&wanted) {
-            steps.push(Step::SetBridgeEntry(mac, port));
+            steps.push(Step::Entry(EntryStep::SetBridgeEntry(mac, port)));
         }
     }
     for (&ip, &mac) in &entries.neighbours {
         if bridge.and_then(|b| b.neighbours.get(&ip)) != Some(&mac) {
-            steps.push(Step::SetNeighbour(ip, mac));
+            steps.push(Step::Entry(EntryStep::SetNeighbour(ip, mac)));
         }
     }
     let sealed_now = |mac: &&Mac| present(mac).is_some_and(|targets| targets.len() == 1);
@@ -394,10 +369,10 @@ fn add_entries(
         .keys()
         .filter(|mac| !entries.targets.contains_key(mac))
         .filter(sealed_now);
-    steps.extend(unused.map(|&mac| Step::DeleteTunnelEntry(mac)));
+    steps.extend(unused.map(|&mac| Step::Entry(EntryStep::DeleteTunnelEntry(mac))));
     let floods = tunnel.iter().flat_map(|tunnel| &tunnel.floods);
     let old = floods.filter(|to| !entries.floods.contains(to));
-    steps.extend(old.map(|&to| Step::DeleteFlood(to)));
+    steps.extend(old.map(|&to| Step::Entry(EntryStep::DeleteFlood(to))));
 }
 
 fn allow_forwarding(forwarding: Option<&Forwarding>, steps: &mut Vec<Step>) {
@@ -414,80 +389,16 @@ fn allow_forwarding(forwarding: Option<&Forwarding>, steps: &mut Vec<Step>) {
     }
 }
 
-fn attach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
-    for (&placement, to) in &intent.attachments {
-        if let Some(end) = observed.containers.get(&placement) {
-            let end = end.as_ref().filter(|end| is_of_lease(end, to));
-            let host_end = observed.host_ends.get(&placement).filter(|_| end.is_some());
-            attach_one(intent, placement, (host_end, end), steps);
-        }
-    }
-}
-
 /// Containers that were here before may remember a former holder of an address
 /// that gets a new one now.
 fn announce(observed: &Observed, steps: &mut Vec<Step>) {
     let set = |step: &Step| match step {
-        Step::SetNeighbour(ip, mac) => Some((*ip, *mac)),
+        Step::Entry(EntryStep::SetNeighbour(ip, mac)) => Some((*ip, *mac)),
         _ => None,
     };
     let holders: BTreeMap<_, _> = steps.iter().filter_map(set).collect();
     if !observed.host_ends.is_empty() && !holders.is_empty() {
         steps.push(Step::Announce(holders));
-    }
-}
-
-fn attach_one(
-    intent: &OverlayIntent,
-    placement: PlacementId,
-    (host_end, end): (Option<&HostEnd>, Option<&ContainerEnd>),
-    steps: &mut Vec<Step>,
-) {
-    let to = &intent.attachments[&placement];
-    let address = on_link(intent, to.address);
-    let mtu = intent.mtu;
-    let port = PortSettings {
-        mtu,
-        up: true,
-        on_bridge: true,
-        learning: false,
-        flood: true,
-        isolated: false,
-        neigh_suppress: false,
-    };
-    let wanted_host_end = HostEnd {
-        port,
-        pinned: BTreeSet::from([to.mac]),
-    };
-    let wanted_end = ContainerEnd {
-        paired: true,
-        mac: to.mac,
-        mtu,
-        up: true,
-        addresses: BTreeSet::from([address]),
-        multicast_route: true,
-    };
-    if end.is_none() {
-        steps.push(Step::Attach {
-            placement,
-            to: to.clone(),
-            mtu,
-        });
-    }
-    if host_end != Some(&wanted_host_end) {
-        steps.push(Step::SetHostEnd {
-            placement,
-            mac: to.mac,
-            port,
-        });
-    }
-    if end != Some(&wanted_end) {
-        steps.push(Step::Configure {
-            placement,
-            to: to.clone(),
-            address,
-            mtu,
-        });
     }
 }
 

@@ -10,7 +10,7 @@ use kontena_schema::limits::WIREGUARD_PORT;
 
 use super::intent::{OverlayIntent, PeerIntent, Reach};
 use super::state::{InnerRoute, Inside, Sealing};
-use super::step::{Link, Step};
+use super::step::{InsideStep, Link, Step};
 use super::wireguard::{Device, Looked, Named, Retold, WgPeer, changes};
 
 /// What is around a frame of the overlay inside WireGuard: Ethernet, VXLAN, UDP and IPv4.
@@ -32,7 +32,7 @@ fn subnet(intent: &OverlayIntent) -> Option<InnerSubnet> {
 pub(super) fn fence(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step>) {
     match subnet(intent).map(InnerRoute::Unreachable) {
         Some(route) if inside.routes.contains(&route) => {}
-        Some(route) => steps.push(Step::AddRoute(route)),
+        Some(route) => steps.push(Step::Inside(InsideStep::AddRoute(route))),
         // It has the sleeve's port.
         None => steps.extend(delete_link(inside)),
     }
@@ -58,7 +58,9 @@ fn delete_link(inside: &Inside) -> Option<Step> {
 /// Deletes the routes to nowhere but one. Those through the device go with it.
 fn delete_routes(but: Option<InnerSubnet>, inside: &Inside) -> impl Iterator<Item = Step> {
     let delete = move |&route: &InnerRoute| match route {
-        InnerRoute::Unreachable(of) if Some(of) != but => Some(Step::DeleteRoute(route)),
+        InnerRoute::Unreachable(of) if Some(of) != but => {
+            Some(Step::Inside(InsideStep::DeleteRoute(route)))
+        }
         _ => None,
     };
     inside.routes.iter().filter_map(delete)
@@ -72,14 +74,14 @@ pub(super) fn seal(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step
     let mtu = intent.mtu + ENVELOPE;
     let there = inside.link.as_ref().zip(inside.device.as_ref());
     if there.is_none() {
-        steps.push(Step::CreateWireGuard { mtu });
+        steps.push(Step::Inside(InsideStep::CreateWireGuard { mtu }));
     }
     // What is for inner addresses of a former grid goes nowhere from here on.
     let stale = inside.routes.iter().filter(|route| match route {
         InnerRoute::Through(_) => **route != through,
         InnerRoute::Unreachable(_) => false,
     });
-    steps.extend(stale.map(|&route| Step::DeleteRoute(route)));
+    steps.extend(stale.map(|&route| Step::Inside(InsideStep::DeleteRoute(route))));
     let own = Ipv4Network::from(intent.own.inner);
     let addresses = there
         .map(|(link, _)| link.addresses.clone())
@@ -92,15 +94,15 @@ pub(super) fn seal(intent: &OverlayIntent, inside: &Inside, steps: &mut Vec<Step
     steps.extend(retell(intent, there.map(|(_, device)| device)));
     let up = there.is_some_and(|(link, _)| link.up && link.mtu == mtu);
     if !up {
-        steps.push(Step::SetWireGuard { mtu });
+        steps.push(Step::Inside(InsideStep::SetWireGuard { mtu }));
     }
     // A link that loses its last address loses its routes; one that is down has none.
     let keeps = addresses.is_empty() || addresses.contains(&own);
     if !inside.routes.contains(&through) || !keeps {
-        steps.push(Step::AddRoute(through));
+        steps.push(Step::Inside(InsideStep::AddRoute(through)));
     }
     if there.is_none() || inside.hears != Some(intent.own.inner) {
-        steps.push(Step::HearProbes(intent.own.inner));
+        steps.push(Step::Inside(InsideStep::HearProbes(intent.own.inner)));
     }
 }
 
@@ -113,7 +115,7 @@ fn retell(intent: &OverlayIntent, looked: Option<&Looked>) -> Option<Step> {
         named,
     };
     let known = retold.messages.is_empty() && retold.named == looked.named;
-    (!known).then(|| Step::Retell(Box::new(retold)))
+    (!known).then(|| Step::Inside(InsideStep::Retell(Box::new(retold))))
 }
 
 /// What the device was told of places; a peer that is lost is to be told of again.

@@ -96,7 +96,7 @@ fn tell(inside: &mut Inside, intent: &OverlayIntent) -> usize {
     let looked = inside.device.as_mut().unwrap();
     let mut messages = 0;
     for step in steps {
-        let Step::Retell(retold) = step else {
+        let Step::Inside(InsideStep::Retell(retold)) = step else {
             panic!("{step}")
         };
         for message in &retold.messages {
@@ -219,18 +219,18 @@ fn a_host_in_another_grid_has_the_routes_of_that_grid_only() {
     unfence(&intent, &inside, &mut steps);
     let told = steps
         .iter()
-        .position(|step| matches!(step, Step::Retell(_)));
+        .position(|step| matches!(step, Step::Inside(InsideStep::Retell(_))));
     let told = steps.remove(told.expect("its peer has another address"));
-    assert!(matches!(told, Step::Retell(retold) if retold.messages.len() == 1));
+    assert!(matches!(told, Step::Inside(InsideStep::Retell(retold)) if retold.messages.len() == 1));
     let link = Link::WireGuard;
     let wanted = vec![
-        Step::AddRoute(InnerRoute::Unreachable(new)),
-        Step::DeleteRoute(InnerRoute::Through(old)),
+        Step::Inside(InsideStep::AddRoute(InnerRoute::Unreachable(new))),
+        Step::Inside(InsideStep::DeleteRoute(InnerRoute::Through(old))),
         Step::RemoveAddress(link, OWN.into()),
         Step::AddAddress(link, intent.own.inner.into()),
-        Step::AddRoute(InnerRoute::Through(new)),
-        Step::HearProbes(intent.own.inner),
-        Step::DeleteRoute(InnerRoute::Unreachable(old)),
+        Step::Inside(InsideStep::AddRoute(InnerRoute::Through(new))),
+        Step::Inside(InsideStep::HearProbes(intent.own.inner)),
+        Step::Inside(InsideStep::DeleteRoute(InnerRoute::Unreachable(old))),
     ];
     assert_eq!(steps, wanted);
     assert!(steps[0].guards_paths() && !steps[1].guards_paths());
@@ -253,7 +253,7 @@ fn a_host_whose_own_network_is_the_inner_subnet_has_no_device_and_keeps_its_rout
     let unreachable = InnerRoute::Unreachable(intent.inner_subnet);
     let wanted = vec![
         Step::DeleteLink(Link::WireGuard),
-        Step::DeleteRoute(unreachable),
+        Step::Inside(InsideStep::DeleteRoute(unreachable)),
     ];
     assert_eq!(steps, wanted);
     steps.clear();

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddrV4;
 
+use ipnetwork::Ipv4Network;
 use kontena_schema::address::InnerSubnet;
-use kontena_schema::ids::{LeaseNumber, NodeId};
+use kontena_schema::ids::{LeaseNumber, NodeId, PlacementId};
 use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_schema::path::Path;
 use kontena_sleeve::PrivateKey;
 use proptest::prelude::*;
 
-use super::super::intent::{OwnNode, PeerIntent, RemoteEndpoint};
+use super::super::intent::{Attachment, OwnNode, PeerIntent, RemoteEndpoint};
 use super::super::pair::{Clear, Ends, PairState};
 use super::super::state::Fence;
 use super::*;

@@ -1,7 +1,12 @@
 //! A model of the kernel for the plan's tests: what each step does to what a
 //! plan can see. It panics where the kernel would refuse.
 
-use super::super::state::{Chain, ForwardPlace, InnerRoute, Inside, InsideLink, Variant};
+use ipnetwork::Ipv4Network;
+
+use super::super::state::{
+    Chain, ContainerEnd, ForwardPlace, HostEnd, InnerRoute, Inside, InsideLink, Variant,
+};
+use super::super::step::InsideStep;
 use super::super::wireguard::{Looked, model::deliver};
 use super::*;
 
@@ -49,8 +54,9 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         | Step::SetBridge(_)
         | Step::AddAddress(Link::Bridge, _)
         | Step::RemoveAddress(Link::Bridge, _)
-        | Step::SetNeighbour(..)
-        | Step::DeleteNeighbour(_) => apply_to_bridge(&mut model.bridge, step),
+        | Step::Entry(EntryStep::SetNeighbour(..) | EntryStep::DeleteNeighbour(_)) => {
+            apply_to_bridge(&mut model.bridge, step)
+        }
         Step::HearTrials(trials) => {
             assert!(model.bridge.is_some(), "they are heard on it");
             model.trials = Some(*trials);
@@ -68,15 +74,10 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         Step::StartSleeve(_) | Step::StopSleeve | Step::SetTap(_) | Step::SetTable(_) => {
             apply_to_sleeve(model, step);
         }
-        Step::AddRoute(_)
-        | Step::DeleteRoute(_)
-        | Step::CreateWireGuard { .. }
-        | Step::AddAddress(..)
-        | Step::RemoveAddress(..)
-        | Step::Retell(_)
-        | Step::SetWireGuard { .. }
-        | Step::HearProbes(_) => apply_to_inside(model, step),
-        Step::SetBridgeEntry(mac, port) => {
+        Step::Inside(_) | Step::AddAddress(..) | Step::RemoveAddress(..) => {
+            apply_to_inside(model, step)
+        }
+        Step::Entry(EntryStep::SetBridgeEntry(mac, port)) => {
             let there = match port {
                 Port::Tunnel => model.tunnel.as_ref().map(|tunnel| tunnel.port),
                 Port::Tap => model.tap,
@@ -88,7 +89,7 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
             let (port, pinned) = (*port, true);
             model.remote.insert(*mac, RemoteEntry { port, pinned });
         }
-        Step::DeleteBridgeEntry(mac, port) => {
+        Step::Entry(EntryStep::DeleteBridgeEntry(mac, port)) => {
             let entry = model.remote.remove(mac).expect("an entry");
             assert_eq!(entry.port, *port);
         }
@@ -188,7 +189,7 @@ fn apply_to_inside(model: &mut Observed, step: &Step) {
     let inside = &mut model.inside;
     let to_nowhere = |route: &InnerRoute| matches!(route, InnerRoute::Unreachable(_));
     let fenced = inside.routes.iter().any(to_nowhere);
-    if let Step::CreateWireGuard { mtu } = step {
+    if let Step::Inside(InsideStep::CreateWireGuard { mtu }) = step {
         assert!(filtered && fenced, "what guards it comes first");
         assert!(inside.link.is_none(), "there is one already");
         inside.device = Some(Looked::default());
@@ -200,10 +201,10 @@ fn apply_to_inside(model: &mut Observed, step: &Step) {
         return;
     }
     match step {
-        Step::AddRoute(route @ InnerRoute::Unreachable(_)) => {
+        Step::Inside(InsideStep::AddRoute(route @ InnerRoute::Unreachable(_))) => {
             inside.routes.insert(*route);
         }
-        Step::DeleteRoute(route) => assert!(inside.routes.remove(route)),
+        Step::Inside(InsideStep::DeleteRoute(route)) => assert!(inside.routes.remove(route)),
         _ => apply_to_device(inside, step),
     }
 }
@@ -219,22 +220,22 @@ fn apply_to_device(inside: &mut Inside, step: &Step) {
                 forget_routes(&mut inside.routes);
             }
         }
-        Step::Retell(retold) => {
+        Step::Inside(InsideStep::Retell(retold)) => {
             for message in &retold.messages {
                 deliver(&mut looked.device, message, |_| {});
             }
             looked.named.clone_from(&retold.named);
         }
-        Step::SetWireGuard { mtu } => {
+        Step::Inside(InsideStep::SetWireGuard { mtu }) => {
             assert!(looked.device.listen_port != 0, "the port is told first");
             (link.mtu, link.up) = (*mtu, true);
         }
-        Step::AddRoute(route @ InnerRoute::Through(_)) => {
+        Step::Inside(InsideStep::AddRoute(route @ InnerRoute::Through(_))) => {
             assert!(link.up && !link.addresses.is_empty());
             let new = inside.routes.insert(*route);
             assert!(new, "what is there is nobody's to replace");
         }
-        Step::HearProbes(inner) => {
+        Step::Inside(InsideStep::HearProbes(inner)) => {
             assert!(link.addresses.contains(&Ipv4Network::from(*inner)));
             inside.hears = Some(*inner);
         }
@@ -297,10 +298,12 @@ fn apply_to_bridge(bridge: &mut Option<Bridge>, step: &Step) {
         Step::SetBridge(settings) => bridge.settings = *settings,
         Step::AddAddress(_, address) => assert!(bridge.addresses.insert(*address)),
         Step::RemoveAddress(_, address) => assert!(bridge.addresses.remove(address)),
-        Step::SetNeighbour(ip, mac) => {
+        Step::Entry(EntryStep::SetNeighbour(ip, mac)) => {
             bridge.neighbours.insert(*ip, *mac);
         }
-        Step::DeleteNeighbour(ip) => assert!(bridge.neighbours.remove(ip).is_some()),
+        Step::Entry(EntryStep::DeleteNeighbour(ip)) => {
+            assert!(bridge.neighbours.remove(ip).is_some())
+        }
         other => unreachable!("{other}"),
     }
 }
@@ -335,7 +338,7 @@ fn delete_link(model: &mut Observed, link: Link) {
 
 fn apply_to_tunnel(tunnel: &mut Tunnel, step: &Step) {
     match step {
-        Step::SetTunnelEntry(mac, to) => {
+        Step::Entry(EntryStep::SetTunnelEntry(mac, to)) => {
             let targets = tunnel.entries.entry(*mac).or_default();
             assert!(
                 targets.len() <= 1,
@@ -343,9 +346,11 @@ fn apply_to_tunnel(tunnel: &mut Tunnel, step: &Step) {
             );
             *targets = BTreeSet::from([*to]);
         }
-        Step::DeleteTunnelEntry(mac) => assert!(tunnel.entries.remove(mac).is_some()),
-        Step::AddFlood(to) => assert!(tunnel.floods.insert(*to)),
-        Step::DeleteFlood(to) => assert!(tunnel.floods.remove(to)),
+        Step::Entry(EntryStep::DeleteTunnelEntry(mac)) => {
+            assert!(tunnel.entries.remove(mac).is_some())
+        }
+        Step::Entry(EntryStep::AddFlood(to)) => assert!(tunnel.floods.insert(*to)),
+        Step::Entry(EntryStep::DeleteFlood(to)) => assert!(tunnel.floods.remove(to)),
         other => unreachable!("{other}"),
     }
 }

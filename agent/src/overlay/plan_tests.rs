@@ -4,12 +4,12 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use ipnetwork::IpNetwork;
 use kontena_schema::address::InnerSubnet;
-use kontena_schema::ids::{LeaseNumber, NodeId};
+use kontena_schema::ids::{LeaseNumber, NodeId, PlacementId};
 use kontena_schema::path::Path;
 use proptest::prelude::*;
 
 use super::super::Failures;
-use super::super::intent::{OwnNode, PeerIntent, Reach};
+use super::super::intent::{Attachment, OwnNode, PeerIntent, Reach};
 use super::super::pair::{Clear, Ends, PairState};
 use super::super::state::{Fence, InnerRoute};
 use super::intents::{any_intent, any_state, inner_subnet, underlay};
@@ -155,14 +155,14 @@ proptest! {
         let (fast, accepted) = (clear(&second, Clear::Send), clear(&second, Clear::Accept));
         for step in plan(&second, &model.clone()) {
             let inside = |to: &Ipv4Addr| inner(&second).contains(to);
-            if let Step::SetTunnelEntry(_, to) | Step::AddFlood(to) = &step {
+            if let Step::Entry(EntryStep::SetTunnelEntry(_, to)) | Step::Entry(EntryStep::AddFlood(to)) = &step {
                 let open = allowed(&mut model);
                 prop_assert!(inside(to) || fast.contains(to), "{step}");
                 prop_assert!(inside(to) || open.contains(to), "{step} comes before the filter");
             }
             let seals = match &step {
-                Step::SetBridgeEntry(_, Port::Tap) | Step::DeleteFlood(_) => true,
-                Step::SetTunnelEntry(_, to) => inside(to),
+                Step::Entry(EntryStep::SetBridgeEntry(_, Port::Tap)) | Step::Entry(EntryStep::DeleteFlood(_)) => true,
+                Step::Entry(EntryStep::SetTunnelEntry(_, to)) => inside(to),
                 _ => false,
             };
             if seals {
@@ -200,7 +200,7 @@ proptest! {
         let mut model = host_after(&first, &second, damage);
         for step in plan(&second, &model.clone()) {
             apply(&mut model, &step);
-            if let Step::SetNeighbour(ip, mac) = step {
+            if let Step::Entry(EntryStep::SetNeighbour(ip, mac)) = step {
                 let GuardState::Sound(holders) = &model.guard else { panic!("no guard") };
                 let other = holders.get(&ip).filter(|holder| **holder != mac);
                 prop_assert_eq!(other, None);
@@ -305,12 +305,12 @@ proptest! {
         let before = |a: Option<usize>, b: Option<usize>| a.zip(b).is_none_or(|(a, b)| a < b);
         let removal = |step: &Step| matches!(
             step,
-            Step::DeleteNeighbour(_) | Step::DeleteBridgeEntry(..) | Step::DeleteLink(_)
+            Step::Entry(EntryStep::DeleteNeighbour(_)) | Step::Entry(EntryStep::DeleteBridgeEntry(..)) | Step::DeleteLink(_)
         );
         let addition = |step: &Step| matches!(
             step,
-            Step::SetNeighbour(..) | Step::SetTunnelEntry(..) | Step::SetBridgeEntry(..)
-                | Step::AddFlood(_) | Step::Attach { .. }
+            Step::Entry(EntryStep::SetNeighbour(..)) | Step::Entry(EntryStep::SetTunnelEntry(..)) | Step::Entry(EntryStep::SetBridgeEntry(..))
+                | Step::Entry(EntryStep::AddFlood(_)) | Step::Attach { .. }
         );
         prop_assert!(before(last(removal), first(addition)), "{steps:#?}");
         let remove = last(|step| matches!(step, Step::RemoveAddress(Link::Bridge, _)));
@@ -319,12 +319,12 @@ proptest! {
         let remove = last(|step| matches!(step, Step::RemoveAddress(Link::WireGuard, _)));
         let add = first(|step| matches!(step, Step::AddAddress(Link::WireGuard, _)));
         prop_assert!(before(remove, add), "{steps:#?}");
-        let delete_flood = first(|step| matches!(step, Step::DeleteFlood(_)));
-        let redirect = |step: &Step| matches!(step, Step::AddFlood(_) | Step::SetTunnelEntry(..));
+        let delete_flood = first(|step| matches!(step, Step::Entry(EntryStep::DeleteFlood(_))));
+        let redirect = |step: &Step| matches!(step, Step::Entry(EntryStep::AddFlood(_)) | Step::Entry(EntryStep::SetTunnelEntry(..)));
         prop_assert!(before(last(redirect), delete_flood), "{steps:#?}");
-        let moved = last(|step| matches!(step, Step::SetBridgeEntry(..)));
+        let moved = last(|step| matches!(step, Step::Entry(EntryStep::SetBridgeEntry(..))));
         prop_assert!(before(moved, delete_flood), "{steps:#?}");
-        prop_assert!(before(last(|step| matches!(step, Step::SetTunnelEntry(..))), moved));
+        prop_assert!(before(last(|step| matches!(step, Step::Entry(EntryStep::SetTunnelEntry(..)))), moved));
         let attach = first(|step| matches!(step, Step::Attach { .. }));
         prop_assert!(before(last(redirect), attach), "{steps:#?}");
     }

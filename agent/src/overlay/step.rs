@@ -62,20 +62,8 @@ pub(crate) enum Step {
     SetTap(PortSettings),
     /// Say who is at the other ends of the sealed path.
     SetTable(Box<Table>),
-    AddRoute(InnerRoute),
-    DeleteRoute(InnerRoute),
-    /// It stays down.
-    CreateWireGuard {
-        mtu: u32,
-    },
-    /// Tell WireGuard what it does not know, and remember what it was told.
-    Retell(Box<Retold>),
-    /// Set the link up.
-    SetWireGuard {
-        mtu: u32,
-    },
-    /// Hear probes at the own inner address, and send them from there.
-    HearProbes(Ipv4Addr),
+    /// Something of WireGuard's device.
+    Inside(InsideStep),
     /// Hear trials on the bridge, and send them like this.
     HearTrials(TrialIdentity),
     DeleteLink(Link),
@@ -100,6 +88,34 @@ pub(crate) enum Step {
         address: Ipv4Network,
         mtu: u32,
     },
+    /// An entry of a table. There are many, so those that follow each other go together.
+    Entry(EntryStep),
+    /// Tell the containers of this host who has an address now.
+    Announce(BTreeMap<Ipv4Addr, Mac>),
+}
+
+/// One change to WireGuard's device, or to the routes of inner addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum InsideStep {
+    AddRoute(InnerRoute),
+    DeleteRoute(InnerRoute),
+    /// It stays down.
+    CreateWireGuard {
+        mtu: u32,
+    },
+    /// Tell WireGuard what it does not know, and remember what it was told.
+    Retell(Box<Retold>),
+    /// Set the link up.
+    SetWireGuard {
+        mtu: u32,
+    },
+    /// Hear probes at the own inner address, and send them from there.
+    HearProbes(Ipv4Addr),
+}
+
+/// One change to a table of the bridge or of the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryStep {
     SetNeighbour(Ipv4Addr, Mac),
     DeleteNeighbour(Ipv4Addr),
     SetTunnelEntry(Mac, Ipv4Addr),
@@ -108,8 +124,6 @@ pub(crate) enum Step {
     DeleteBridgeEntry(Mac, Port),
     AddFlood(Ipv4Addr),
     DeleteFlood(Ipv4Addr),
-    /// Tell the containers of this host who has an address now.
-    Announce(BTreeMap<Ipv4Addr, Mac>),
 }
 
 /// A link of ours in the host's namespace.
@@ -131,12 +145,15 @@ impl Step {
             self,
             Step::CreateTunnel { .. }
                 | Step::SetTunnel(_)
-                | Step::CreateWireGuard { .. }
-                | Step::SetWireGuard { .. }
-                | Step::SetTunnelEntry(..)
-                | Step::SetBridgeEntry(_, Port::Tunnel)
-                | Step::SetNeighbour(..)
-                | Step::AddFlood(_)
+                | Step::Inside(
+                    InsideStep::CreateWireGuard { .. } | InsideStep::SetWireGuard { .. }
+                )
+                | Step::Entry(
+                    EntryStep::SetTunnelEntry(..)
+                        | EntryStep::SetBridgeEntry(_, Port::Tunnel)
+                        | EntryStep::SetNeighbour(..)
+                        | EntryStep::AddFlood(_)
+                )
         )
     }
 
@@ -145,7 +162,7 @@ impl Step {
         matches!(
             self,
             Step::InstallFilter(_)
-                | Step::AddRoute(InnerRoute::Unreachable(_))
+                | Step::Inside(InsideStep::AddRoute(InnerRoute::Unreachable(_)))
                 | Step::AllowPeers(_)
                 | Step::InstallGuard(_)
                 | Step::ChangeGuard { .. }
@@ -157,17 +174,14 @@ impl Step {
 
     /// Whether the step is of WireGuard's device.
     pub(crate) fn is_inside(&self) -> bool {
-        matches!(
-            self,
-            Step::CreateWireGuard { .. }
-                | Step::AddAddress(Link::WireGuard, _)
-                | Step::RemoveAddress(Link::WireGuard, _)
-                | Step::Retell(_)
-                | Step::SetWireGuard { .. }
-                | Step::AddRoute(InnerRoute::Through(_))
-                | Step::DeleteRoute(InnerRoute::Through(_))
-                | Step::HearProbes(_)
-        )
+        match self {
+            Step::AddAddress(link, _) | Step::RemoveAddress(link, _) => *link == Link::WireGuard,
+            Step::Inside(InsideStep::AddRoute(route) | InsideStep::DeleteRoute(route)) => {
+                matches!(route, InnerRoute::Through(_))
+            }
+            Step::Inside(_) => true,
+            _ => false,
+        }
     }
 
     /// The placement whose container the step is for.
@@ -215,6 +229,20 @@ impl Link {
         let placement = i64::from_str_radix(digits, 16).ok()?;
         let link = Link::HostEnd(PlacementId(placement));
         (digits.len() <= HOST_END_DIGITS && link.name() == name).then_some(link)
+    }
+}
+
+impl EntryStep {
+    /// The link whose table it is of.
+    pub(crate) fn link(self) -> Link {
+        match self {
+            Self::SetNeighbour(..) | Self::DeleteNeighbour(_) => Link::Bridge,
+            Self::SetBridgeEntry(_, port) | Self::DeleteBridgeEntry(_, port) => port.link(),
+            Self::SetTunnelEntry(..)
+            | Self::DeleteTunnelEntry(_)
+            | Self::AddFlood(_)
+            | Self::DeleteFlood(_) => Link::Tunnel,
+        }
     }
 }
 
@@ -300,12 +328,7 @@ impl fmt::Display for Step {
             Step::StopSleeve => write!(f, "end the sealed path"),
             Step::SetTap(_) => write!(f, "set up {TAP}"),
             Step::SetTable(table) => write!(f, "seal for {} peers", table.peers.len()),
-            Step::AddRoute(route) => write!(f, "add {route}"),
-            Step::DeleteRoute(route) => write!(f, "delete {route}"),
-            Step::CreateWireGuard { .. } => write!(f, "create {DEVICE}"),
-            Step::Retell(retold) => write!(f, "tell {DEVICE} of {} keys", retold.named.len()),
-            Step::SetWireGuard { .. } => write!(f, "set up {DEVICE}"),
-            Step::HearProbes(inner) => write!(f, "hear probes at {inner}"),
+            Step::Inside(step) => step.fmt(f),
             Step::HearTrials(_) => write!(f, "hear trials on {BRIDGE}"),
             Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
             Step::Attach { placement, to, .. } => {
@@ -320,19 +343,40 @@ impl fmt::Display for Step {
             Step::Configure { to, address, .. } => {
                 write!(f, "set up {CONTAINER_INTERFACE} with {address} in {to}")
             }
-            Step::SetNeighbour(address, mac) => write!(f, "set the neighbour {address} to {mac}"),
-            Step::DeleteNeighbour(address) => write!(f, "delete the neighbour {address}"),
-            Step::SetTunnelEntry(mac, to) => write!(f, "send frames for {mac} to {to}"),
-            Step::DeleteTunnelEntry(mac) => write!(f, "send frames for {mac} nowhere"),
-            Step::SetBridgeEntry(mac, port) => write!(f, "pin {mac} to {}", port.link().name()),
-            Step::DeleteBridgeEntry(mac, port) => {
-                write!(f, "unpin {mac} from {}", port.link().name())
-            }
-            Step::AddFlood(to) => write!(f, "flood to {to}"),
-            Step::DeleteFlood(to) => write!(f, "flood no more to {to}"),
+            Step::Entry(step) => step.fmt(f),
             Step::Announce(holders) => {
                 write!(f, "announce the holders of {} addresses", holders.len())
             }
+        }
+    }
+}
+
+impl fmt::Display for InsideStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddRoute(route) => write!(f, "add {route}"),
+            Self::DeleteRoute(route) => write!(f, "delete {route}"),
+            Self::CreateWireGuard { .. } => write!(f, "create {DEVICE}"),
+            Self::Retell(retold) => write!(f, "tell {DEVICE} of {} keys", retold.named.len()),
+            Self::SetWireGuard { .. } => write!(f, "set up {DEVICE}"),
+            Self::HearProbes(inner) => write!(f, "hear probes at {inner}"),
+        }
+    }
+}
+
+impl fmt::Display for EntryStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetNeighbour(address, mac) => write!(f, "set the neighbour {address} to {mac}"),
+            Self::DeleteNeighbour(address) => write!(f, "delete the neighbour {address}"),
+            Self::SetTunnelEntry(mac, to) => write!(f, "send frames for {mac} to {to}"),
+            Self::DeleteTunnelEntry(mac) => write!(f, "send frames for {mac} nowhere"),
+            Self::SetBridgeEntry(mac, port) => write!(f, "pin {mac} to {}", port.link().name()),
+            Self::DeleteBridgeEntry(mac, port) => {
+                write!(f, "unpin {mac} from {}", port.link().name())
+            }
+            Self::AddFlood(to) => write!(f, "flood to {to}"),
+            Self::DeleteFlood(to) => write!(f, "flood no more to {to}"),
         }
     }
 }
