@@ -61,6 +61,9 @@ pub(crate) struct Settings {
     /// Where the agents' state and logs stay; else they are removed
     #[arg(long)]
     keep_state: Option<PathBuf>,
+    /// The agent's program, if not the stack's: such as one with symbols, for a profiler
+    #[arg(long)]
+    agent: Option<PathBuf>,
     /// Take the stack that is there, and leave it running
     #[arg(long)]
     keep: bool,
@@ -123,7 +126,9 @@ fn measure(
         let before = cpu.used()?;
         let begun = Instant::now();
         let at = (master.uri.as_str(), grid.token.as_str());
-        let mut agents = hosts.agents(&stack.program("kontena-agent"), at, &settings.log)?;
+        let agent = settings.agent.clone();
+        let agent = agent.unwrap_or_else(|| stack.program("kontena-agent"));
+        let mut agents = hosts.agents(&agent, at, &settings.log)?;
         let reached = reach(&hosts, begun, WITHIN).await?;
         println!("{}: {reached}", trust.word());
         let mut figures = Figures::default();
