@@ -5,6 +5,7 @@ select jsonb_build_object(
     'overlay_ip', host(g.subnet::inet + other.number),
     'connected', s.node_id is not null and s.closed_at is null,
     'path', path.peer -> 'path', 'unreachable', path.peer -> 'unreachable',
+    'sealed_because', path.peer -> 'sealed_because',
     'measured_at', iso(n.measured_at), 'measure', way.measure
 )
 from nodes n

@@ -292,10 +292,13 @@ impl OverlayIntent {
         let report = |(&node, peer): (&NodeId, &PeerIntent)| {
             let next = peer.keys.and_then(|keys| keys.next);
             let (path, unreachable) = self.seen(peer);
+            let lost = peer.state.lost && matches!(path, Path::Sealed { .. });
+            let sealed_because = peer.ends().filter(|_| lost);
             PeerReport {
                 node,
                 path,
                 unreachable,
+                sealed_because: sealed_because.map(|ends| reason::of_loss(ends.peer)),
                 // To whom there is no way, nothing can be lost.
                 next_key: next.filter(|next| {
                     ready.contains(next) || matches!(self.reach(peer), Reach::None(_))

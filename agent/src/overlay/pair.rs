@@ -108,6 +108,8 @@ pub struct PairState {
     pub heard_at: Option<Ipv4Addr>,
     /// The key that it uses.
     pub key: Option<PublicKey>,
+    /// Both ends take clear packets, and for a while none of this one's has arrived.
+    pub lost: bool,
     /// What was found where it is tried in vain.
     pub answers: Answers,
 }
@@ -264,6 +266,7 @@ impl Pair {
             place: self.wanted.places.get(self.place).copied(),
             alive: self.tunnel.alive,
             met: self.met,
+            lost: self.trials.lost(),
             answers: self.knocks.answers(),
             key: self.tunnel.key,
             heard_at: heard_at.and_then(|at| match at {
@@ -383,6 +386,8 @@ impl Pair {
         if self.clear == Clear::No {
             self.trials.forget(self.sent);
         }
+        let waits = self.tries() && decided == Clear::Accept;
+        self.trials.look(waits, now);
     }
 
     fn decide(&self, now: Instant) -> Clear {

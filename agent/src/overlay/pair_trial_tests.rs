@@ -110,6 +110,7 @@ fn a_clear_way_that_ends_is_left_while_the_sealed_one_goes_on() {
         !states.contains(&Clear::No),
         "what the peer sends is still taken"
     );
+    assert!(!pair.state().lost);
     // One of five is enough.
     for second in 40..60 {
         let now = begun + EVERY * second;
@@ -205,4 +206,22 @@ fn a_restart_of_either_end_does_not_seal_a_clear_pair() {
         );
     }
     assert_eq!(clear(&pair), Clear::Accept);
+}
+
+#[test]
+fn people_are_told_of_trials_that_are_lost_for_long() {
+    let (mut pair, begun) = trying();
+    let mut number = 1;
+    let mut told_at = Vec::new();
+    for second in 0..40 {
+        let now = begun + EVERY * second;
+        let sent = send(&mut pair, now).number;
+        number += 1;
+        let arrived = if second < 30 { 0 } else { sent };
+        hear(&mut pair, told(number, (sent, arrived)), now);
+        if pair.state().lost {
+            told_at.push(second);
+        }
+    }
+    assert_eq!(told_at, (8..30).collect::<Vec<_>>());
 }

@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use kontena_schema::limits::{DOOR_PORT, WIREGUARD_PORT};
+use kontena_schema::limits::{DOOR_PORT, VXLAN_PORT, WIREGUARD_PORT};
 
 use super::intent::PeerIntent;
 use super::knock::Answer;
@@ -37,6 +37,11 @@ pub(crate) fn of_silence(peer: &PeerIntent, behind_nat: bool) -> String {
     };
     reasons.extend(peer.places.iter().filter_map(found));
     reasons.join("; ")
+}
+
+/// Why a path is sealed that is to be clear.
+pub(crate) fn of_loss(to: Ipv4Addr) -> String {
+    format!("clear packets to {to} at UDP port {VXLAN_PORT} do not arrive, or not the largest")
 }
 
 /// What was found at an address, which may be that of a translator.

@@ -17,6 +17,8 @@
 //!
 //! Zeros follow, up to the MTU of the overlay.
 
+use std::time::{Duration, Instant};
+
 use super::probe::{Probe, Trials};
 
 const MAGIC: [u8; 4] = *b"KNT1";
@@ -26,6 +28,9 @@ pub(crate) const BYTES: usize = 13;
 /// How many probes may have come since the last trial that did; where some are lost, not
 /// all are.
 const BEHIND_MAX: u32 = 5;
+/// How long trials must have been lost before people are told: longer than a pair takes to
+/// turn clear.
+const LOST_AFTER: Duration = Duration::from_secs(8);
 
 /// One trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +82,9 @@ pub(crate) struct Tried {
     arrived: Option<u32>,
     /// Trials of probes up to this one were of another time.
     forgotten: u32,
+    /// Since when trials are sent in vain, and whether that is long ago.
+    in_vain_since: Option<Instant>,
+    lost: bool,
 }
 
 impl Tried {
@@ -101,6 +109,18 @@ impl Tried {
             }
             _ => {}
         }
+    }
+
+    /// Looks at whether trials are sent in vain.
+    pub(crate) fn look(&mut self, in_vain: bool, now: Instant) {
+        self.in_vain_since = in_vain.then(|| self.in_vain_since.unwrap_or(now));
+        let long_ago = |since| now.saturating_duration_since(since) >= LOST_AFTER;
+        self.lost = self.in_vain_since.is_some_and(long_ago);
+    }
+
+    /// Whether trials were sent in vain for long.
+    pub(crate) fn lost(&self) -> bool {
+        self.lost
     }
 
     /// What follows is another time.

@@ -2,7 +2,7 @@
 
 use kontena_agent::overlay::Clear;
 
-use crate::lab::{Host, Switch, eventually, pass, settle, trusting, world};
+use crate::lab::{Host, Switch, eventually, intent, pass, settle, trusting, world};
 use crate::reach::everyone_reaches_everyone;
 use crate::sealed::{clear_packets, count_clear};
 
@@ -68,6 +68,21 @@ fn overlay_stays_sealed_where_large_clear_packets_get_lost() {
     let all: Vec<&Host> = hosts.iter().collect();
     pass_until(&all, &[Clear::Accept, Clear::Accept]);
     everyone_reaches_everyone(&hosts);
+    let [a, _] = &all[..] else { unreachable!() };
+    let why = eventually("people are told why", || {
+        let report = a.must_reconcile(&intent(&trusting(), a, &all));
+        let [peer] = &report.peers[..] else {
+            panic!("{:?}", report.peers)
+        };
+        assert_eq!(peer.unreachable, None, "it is reached");
+        peer.sealed_because
+            .clone()
+            .ok_or("nobody is told".to_owned())
+    });
+    assert_eq!(
+        why,
+        "clear packets to 198.51.100.2 at UDP port 6784 do not arrive, or not the largest"
+    );
 }
 
 #[test]

@@ -69,6 +69,7 @@ impl Running {
             node: peer,
             path,
             unreachable: None,
+            sealed_because: None,
             next_key: None,
         };
         let told = report::Told {

@@ -50,6 +50,7 @@ async fn ready(agent: &mut TestAgent, peer: NodeId, next: u8) {
         node: peer,
         path: Path::Unknown,
         unreachable: None,
+        sealed_because: None,
         next_key: Some(PublicKey([next; 32])),
     };
     let report = Report {

@@ -112,6 +112,9 @@ pub struct PeerReport {
     pub path: Path,
     /// Why frames cannot travel on it; none if they can.
     pub unreachable: Option<String>,
+    /// Why frames are sealed though they are to travel in clear, once that lasts.
+    #[serde(default)]
+    pub sealed_because: Option<String>,
     /// The next key of the peer for which this node is ready.
     #[serde(default)]
     pub next_key: Option<PublicKey>,

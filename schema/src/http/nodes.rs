@@ -91,6 +91,9 @@ pub struct NodePeer {
     pub path: Option<Path>,
     /// Why frames do not arrive; none if they do.
     pub unreachable: Option<String>,
+    /// Why frames are sealed though they are to travel in clear, once that lasts.
+    #[serde(default)]
+    pub sealed_because: Option<String>,
     /// When the way was last measured.
     pub measured_at: Option<String>,
     /// What was measured.

@@ -259,6 +259,7 @@ mod tests {
             connected: true,
             path: None,
             unreachable: unreachable.map(str::to_owned),
+            sealed_because: None,
             measured_at: None,
             measure: Some(measure),
         }

@@ -141,7 +141,7 @@ pub(crate) fn peers(peers: &NodePeers) -> String {
                 of(|m| m.loss.map(percent)),
                 of(handshake),
                 of(|m| Some(m.mtu.to_string())),
-                or_dash(peer.unreachable.as_ref()),
+                or_dash(peer.unreachable.as_ref().or(peer.sealed_because.as_ref())),
             ]
         }),
     )
