@@ -12,19 +12,20 @@ select jsonb_build_object(
     'os', n.facts -> 'os', 'cpus', n.facts -> 'cpus', 'mem_total', n.facts -> 'mem_total_bytes',
     'created_at', iso(n.created_at), 'connected_at', iso(s.opened_at),
     'disconnected_at', iso(s.closed_at), 'public_key', n.key,
-    'next_key_waits_for', case when n.next_key is null or n.next_key_known then '[]' else waits.names end,
+    'next_key_waits_for', coalesce(waits.names, '[]'),
     'peers', n.peers,
     'drops', coalesce(n.measures -> 'drops', '{}'), 'measured_at', iso(n.measured_at)
 )
 from nodes n
 join grids g on g.id = n.grid_id
 left join sessions s on s.node_id = n.id
--- As node_next_keys_known has it: who is connected and did not say that it is ready.
+-- As node_next_keys_known has it: who is connected and did not say that it is ready. For one node, for it reads what
+-- all others told of all others.
 left join lateral (
-    select coalesce(jsonb_agg(b.name order by b.number), '[]') as names
+    select jsonb_agg(b.name order by b.number) as names
     from nodes b
     join sessions t on t.node_id = b.id and t.closed_at is null
-    where n.next_key is not null and b.grid_id = n.grid_id and b.id <> n.id and b.key is not null and not exists (
+    where $2::text is not null and n.next_key is not null and not n.next_key_known and b.grid_id = n.grid_id and b.id <> n.id and b.key is not null and not exists (
         select from jsonb_array_elements(b.peers) peer
         where (peer ->> 'node')::bigint = n.id and peer ->> 'next_key' = n.next_key
     )

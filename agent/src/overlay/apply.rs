@@ -175,7 +175,8 @@ impl<'a> Hands<'a> {
         }
         let mut answers = self.netlink.put_entries(entries).await.into_iter();
         for result in results.iter_mut().filter(|result| result.is_ok()) {
-            *result = answers.next().unwrap_or(Ok(()));
+            let none = || Err(Cause::Netlink("the kernel did not answer".to_owned()));
+            *result = answers.next().unwrap_or_else(none);
         }
         results
     }
@@ -412,7 +413,6 @@ async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
     }
 }
 
-/// What was to be removed may have gone by itself.
 /// The entry of a step, at the link of this number, and what becomes of it.
 fn entry(step: EntryStep, index: u32) -> (NeighbourMessage, Put) {
     let all = |to| fdb::tunnel_entry(index, UNKNOWN_MACS, Some(to));
@@ -430,6 +430,7 @@ fn entry(step: EntryStep, index: u32) -> (NeighbourMessage, Put) {
     }
 }
 
+/// What was to be removed may have gone by itself.
 fn gone_is_fine(result: Result<(), Cause>) -> Result<(), Cause> {
     match result {
         Err(cause) if cause.is_missing() => Ok(()),

@@ -204,13 +204,18 @@ impl OverlayIntent {
         pairs.iter().all(same)
     }
 
-    /// Whether any pair is clear to a lesser extent in these pairs.
-    pub fn is_sealed_by(&self, pairs: &PairStates) -> bool {
-        let less = |(node, peer): (&NodeId, &PeerIntent)| {
-            let now = pairs.get(node).map_or(Clear::No, |pair| pair.clear);
-            now < peer.state.clear
+    /// Whether these pairs ask for something that waits for nobody: one is clear to a lesser
+    /// extent, or elsewhere, or is to be found at another place or with another key.
+    pub fn is_urgent(&self, pairs: &PairStates) -> bool {
+        let urgent = |(node, peer): (&NodeId, &PeerIntent)| {
+            let now = pairs.get(node).copied().unwrap_or_default();
+            let moved = peer.state.ends.is_some() && now.ends != peer.state.ends;
+            now.clear < peer.state.clear
+                || moved
+                || peer.place_in(&now) != peer.place()
+                || peer.uses_next_in(&now) != peer.uses_next()
         };
-        self.peers.iter().any(less)
+        self.peers.iter().any(urgent)
     }
 
     /// Whether two intents differ in nothing but what a pass adds: what is known of the

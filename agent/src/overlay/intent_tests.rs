@@ -63,7 +63,7 @@ fn a_peer_that_comes_and_goes_changes_no_path() {
         place: Some(FIRST),
         ..clear(Clear::Accept)
     };
-    assert!(intent.suits(&of(heard)) && !intent.is_sealed_by(&of(heard)));
+    assert!(intent.suits(&of(heard)) && !intent.is_urgent(&of(heard)));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn what_is_found_out_of_a_silent_peer_changes_what_is_told_and_no_path() {
         answers: [(FIRST, Answer::Closed)].into_iter().collect(),
         ..PairState::default()
     };
-    assert!(intent.suits(&of(found)) && !intent.is_sealed_by(&of(found)));
+    assert!(intent.suits(&of(found)) && !intent.is_urgent(&of(found)));
     intent.set_pairs(&of(found));
     let after = told(&intent);
     assert_eq!(after.path, before.path);
@@ -154,11 +154,21 @@ fn what_the_kernel_is_to_do_otherwise_is_no_news_to_wait_with() {
 }
 
 #[test]
-fn a_pair_that_is_to_be_sealed_is_told_from_one_that_turns_clear() {
+fn only_a_pair_that_turns_clear_may_wait() {
     let intent = intent(clear(Clear::Accept));
-    assert!(!intent.is_sealed_by(&of(clear(Clear::Send))));
-    assert!(intent.is_sealed_by(&of(clear(Clear::No))));
-    assert!(intent.is_sealed_by(&PairStates::new()), "it is gone");
+    assert!(!intent.is_urgent(&of(clear(Clear::Send))));
+    assert!(intent.is_urgent(&of(clear(Clear::No))));
+    assert!(intent.is_urgent(&PairStates::new()), "it is gone");
+    let elsewhere = PairState {
+        place: Some(OTHER),
+        ..clear(Clear::Send)
+    };
+    assert!(intent.is_urgent(&of(elsewhere)));
+    let changed = PairState {
+        key: Some(PublicKey([2; 32])),
+        ..clear(Clear::Send)
+    };
+    assert!(intent.is_urgent(&of(changed)), "it uses its next key");
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod door;
 mod echo;
 mod entries;
 mod error;
+mod falls;
 mod fdb;
 mod filter;
 mod forwarding;

@@ -33,6 +33,7 @@ use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
 use kontena_schema::mac::Mac;
 
+use super::falls::Falls;
 use super::knock::{Answers, Knocks};
 use super::probe::{Probe, Trials};
 use super::trial::{Trial, Tried};
@@ -43,15 +44,12 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a pair stays clear without a probe: an agent that is restarted comes
 /// back sooner, and a host that took a dead one's address gets nothing afterwards.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
-/// How often a pair may fall back before it has to wait, and how long it does then; twice
-/// as long after every further time.
-const FALLS_FREE: u32 = 2;
-const HELD_MIN: Duration = Duration::from_secs(1);
-const HELD_MAX: Duration = Duration::from_secs(60);
-/// A pair that did not fall back for so long is as good as one that never did.
-const FALLS_FORGOTTEN: Duration = Duration::from_secs(120);
 /// Probes whose times are remembered; answers come within the next few.
 const REMEMBERED: usize = 16;
+/// How soon after a probe a trial is answered with the next one.
+const ANSWER_EVERY: Duration = Duration::from_millis(50);
+/// By how many probes a trial may be ahead of the last one that came.
+const TRIALS_AHEAD_MAX: u32 = 16;
 /// Probes over which losses are counted.
 const WINDOW: u32 = 64;
 
@@ -151,35 +149,6 @@ pub(crate) struct Pair {
     trials: Tried,
 }
 
-/// How often a pair fell back from clear packets while the directory said the same.
-#[derive(Debug, Default)]
-struct Falls {
-    count: u32,
-    last: Option<Instant>,
-}
-
-impl Falls {
-    fn add(&mut self, now: Instant) {
-        let long_ago = |last| now.saturating_duration_since(last) >= FALLS_FORGOTTEN;
-        if self.last.is_some_and(long_ago) {
-            self.count = 0;
-        }
-        self.count = self.count.saturating_add(1);
-        self.last = Some(now);
-    }
-
-    /// Whether the pair must stay as it is.
-    fn hold(&self, now: Instant) -> bool {
-        let Some(doublings) = self.count.checked_sub(FALLS_FREE + 1) else {
-            return false;
-        };
-        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        let held = HELD_MIN.saturating_mul(factor).min(HELD_MAX);
-        let since = self.last.map(|last| now.saturating_duration_since(last));
-        since.is_some_and(|since| since < held)
-    }
-}
-
 /// What a probe says besides numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Said {
@@ -240,6 +209,10 @@ impl Pair {
         }
         if self.wanted.fast != wanted.fast {
             self.trials.forget(self.sent);
+        }
+        if (self.wanted.fast, self.wanted.agreement) != (wanted.fast, wanted.agreement) {
+            // What a former run left was proven of something else.
+            self.adopted_until = None;
         }
         self.wanted = wanted;
     }
@@ -308,8 +281,8 @@ impl Pair {
         Some((sent - came) as f32 / sent as f32)
     }
 
-    /// A probe came through the tunnel.
-    pub(crate) fn hear(&mut self, probe: Probe, now: Instant) {
+    /// A probe came through the tunnel; whether it says anything.
+    pub(crate) fn hear(&mut self, probe: Probe, now: Instant) -> bool {
         self.measure(&probe, now);
         let run = self.heard.as_ref().map(|before| before.probe.run);
         let came = match &self.heard {
@@ -323,7 +296,7 @@ impl Pair {
                     if let Some(heard) = &mut self.heard {
                         heard.came = came;
                     }
-                    return;
+                    return false;
                 }
                 before.came.checked_shl(ahead).unwrap_or(0) | 1
             }
@@ -336,17 +309,21 @@ impl Pair {
         });
         self.adopted_until = None;
         if run != Some(probe.run) {
-            self.trials.begin(self.clear == Clear::Send, self.sent);
+            self.trials.begin(self.clear == Clear::Send, self.sent, now);
         }
-        self.trials.told(probe.trials, self.sent);
+        self.trials.told(probe.trials, self.sent, now);
+        true
     }
 
-    /// A trial came through the tunnel's device.
-    pub(crate) fn hear_trial(&mut self, trial: Trial) {
-        let of_this_run = |heard: &Heard| heard.probe.run == trial.run;
-        if self.clear > Clear::No && self.heard.as_ref().is_some_and(of_this_run) {
-            self.trials.hear(trial);
-        }
+    /// A trial came through the tunnel's device; whether it is one that the peer may have
+    /// sent now. Others see what is sent in clear, and must not speak for it.
+    pub(crate) fn hear_trial(&mut self, trial: Trial) -> bool {
+        let of_now = |heard: &Heard| {
+            let ahead = trial.number.saturating_sub(heard.probe.number);
+            heard.probe.run == trial.run && ahead <= TRIALS_AHEAD_MAX
+        };
+        let taken = self.clear > Clear::No && self.heard.as_ref().is_some_and(of_now);
+        taken && self.trials.hear(trial)
     }
 
     fn measure(&mut self, probe: &Probe, now: Instant) {
@@ -386,8 +363,8 @@ impl Pair {
         if self.clear == Clear::No {
             self.trials.forget(self.sent);
         }
-        let waits = self.tries() && decided == Clear::Accept;
-        self.trials.look(waits, now);
+        let in_vain = self.tries() && decided == Clear::Accept;
+        self.trials.look(in_vain, self.sent, now);
     }
 
     fn decide(&self, now: Instant) -> Clear {
@@ -406,7 +383,7 @@ impl Pair {
         let silent = now.saturating_duration_since(heard.at) >= SILENCE;
         let agrees = heard.probe.agreement == self.wanted.agreement
             && heard.probe.hears_at == Some(at(ends.own));
-        let carries = heard.probe.accepts && self.trials.carries(&heard.probe, self.sent);
+        let carries = heard.probe.accepts && self.carries(heard, now);
         match (agrees && !silent, carries) {
             (false, _) => Clear::No,
             (true, false) => Clear::Accept,
@@ -424,13 +401,18 @@ impl Pair {
         self.accepted && self.clear >= Clear::Accept
     }
 
+    fn carries(&self, heard: &Heard, now: Instant) -> bool {
+        self.trials.carries(&heard.probe, self.sent, now)
+    }
+
     /// The trial that goes with a probe, and to which address.
-    pub(crate) fn trial(&self, with: &Probe) -> Option<(Ipv4Addr, Trial)> {
+    pub(crate) fn trial(&self, with: &Probe, now: Instant) -> Option<(Ipv4Addr, Trial)> {
         let to = self.wanted.fast.filter(|_| self.tries())?.peer;
+        let known = |heard| self.carries(heard, now);
         let trial = Trial {
             run: with.run,
             number: with.number,
-            asks: self.clear < Clear::Send,
+            asks: !self.heard.as_ref().is_some_and(known),
         };
         Some((to, trial))
     }
@@ -448,8 +430,9 @@ impl Pair {
             tries: self.tries(),
         };
         let last = self.sent_at.back().map(|(_, at)| *at);
-        let due = last.is_none_or(|at| now.saturating_duration_since(at) >= every);
-        if !due && !self.trials.asked && self.said == Some(says) {
+        let due = |pause| last.is_none_or(|at| now.saturating_duration_since(at) >= pause);
+        let asked = self.trials.asked && due(ANSWER_EVERY);
+        if !due(every) && !asked && self.said == Some(says) {
             return None;
         }
         let heard = self.heard.as_ref().map(|heard| {

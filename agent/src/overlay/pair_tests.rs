@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::falls::{FALLS_FORGOTTEN, HELD_MAX};
 use super::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -154,6 +155,25 @@ fn what_a_former_run_left_stands_until_the_peer_says_otherwise() {
         pair.probe(1, EVERY, now).unwrap().accepts,
         "the filter is open"
     );
+    // What was proven was of other addresses, or of other settings.
+    let ends = Ends {
+        peer: OTHER,
+        own: OWN,
+    };
+    let moved = Wanted {
+        fast: Some(ends),
+        ..wanted()
+    };
+    let changed = Wanted {
+        agreement: 8,
+        ..wanted()
+    };
+    for other in [moved, changed] {
+        let mut pair = fresh(Clear::Send);
+        pair.want(other, now);
+        pair.look(Tunnel::default(), now);
+        assert_eq!(clear(&pair), Clear::No);
+    }
 }
 
 #[test]
@@ -309,7 +329,9 @@ proptest! {
         let mut place = None;
         for event in events {
             match event {
-                Event::Hear(probe) => pair.hear(probe, now),
+                Event::Hear(probe) => {
+                    pair.hear(probe, now);
+                }
                 Event::Look(at) => place = at,
                 Event::Pass(seconds) => now += EVERY * seconds.into(),
                 Event::Want(fast, agreement) => {

@@ -382,8 +382,13 @@ impl Shared {
         self.hear_from(of, |pair| pair.hear_trial(heard.trial), Instant::now());
     }
 
-    /// Something came from a peer, if it is one.
-    fn hear_from(&self, of: impl Fn(&Pair) -> bool, hear: impl FnOnce(&mut Pair), now: Instant) {
+    /// Something came from a peer, if it is one; what `hear` does not take changes nothing.
+    fn hear_from(
+        &self,
+        of: impl Fn(&Pair) -> bool,
+        hear: impl FnOnce(&mut Pair) -> bool,
+        now: Instant,
+    ) {
         let mut inner = self.lock();
         if inner.hear(of, hear, now) {
             self.publish(&inner);
@@ -474,14 +479,16 @@ impl Inner {
     fn hear(
         &mut self,
         of: impl Fn(&Pair) -> bool,
-        hear: impl FnOnce(&mut Pair),
+        hear: impl FnOnce(&mut Pair) -> bool,
         now: Instant,
     ) -> bool {
         let every = self.every();
         let Some(pair) = self.pairs.values_mut().find(|pair| of(pair)) else {
             return false;
         };
-        hear(pair);
+        if !hear(pair) {
+            return false;
+        }
         let sealed = self.ways.sealed.as_ref();
         let status = sealed.and_then(|sealed| sealed.status_of(pair.inner()));
         self.ways.settle(pair, status, every, now)

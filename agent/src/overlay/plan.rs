@@ -50,11 +50,8 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .collect();
     let mut steps = Vec::new();
 
-    open_filter(
-        &wanted_filter(intent, &entries, &observed.filter),
-        &observed.filter,
-        &mut steps,
-    );
+    let filter = wanted_filter(intent, &entries, &observed.filter);
+    open_filter(&filter, &observed.filter, &mut steps);
     inside::fence(intent, &observed.inside, &mut steps);
     if observed.tunnel.is_some() && tunnel.is_none() {
         steps.push(Step::DeleteLink(Link::Tunnel));
@@ -89,7 +86,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     add_floods(&entries, tunnel, &mut steps);
     // From here on nobody gets or gives in clear who should not, whatever becomes of
     // the steps that follow and of this agent.
-    close_filter(&entries.accepted, &observed.filter, &mut steps);
+    close_filter(&filter, &observed.filter, &mut steps);
     // With another MAC the bridge forgets its neighbours.
     let kept = observed
         .bridge
@@ -166,8 +163,12 @@ fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     }
 }
 
-fn close_filter(fast: &BTreeSet<Ipv4Addr>, filter: &FilterState, steps: &mut Vec<Step>) {
-    if let FilterState::Sound(present) = filter {
+fn close_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
+    let fast = &wanted.peers;
+    // Another inner subnet is another table, which has nobody else already.
+    if let FilterState::Sound(present) = filter
+        && present.inner_subnet == wanted.inner_subnet
+    {
         let old: BTreeSet<_> = present.peers.difference(fast).copied().collect();
         if !old.is_empty() {
             steps.push(Step::ForbidPeers(old));

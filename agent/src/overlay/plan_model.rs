@@ -131,7 +131,11 @@ fn apply_to_filters(model: &mut Observed, step: &Step) {
             filter.fence = new.clone();
         }
         Step::AllowPeers(peers) => allowed(model).extend(peers),
-        Step::ForbidPeers(peers) => allowed(model).retain(|peer| !peers.contains(peer)),
+        Step::ForbidPeers(peers) => {
+            let there = allowed(model);
+            assert!(peers.is_subset(there), "what is not there cannot go");
+            there.retain(|peer| !peers.contains(peer));
+        }
         Step::RemoveFilter => model.filter = FilterState::Missing,
         Step::InstallGuard(holders) => {
             // It is hooked to the device.

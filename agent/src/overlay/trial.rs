@@ -28,9 +28,12 @@ pub(crate) const BYTES: usize = 13;
 /// How many probes may have come since the last trial that did; where some are lost, not
 /// all are.
 const BEHIND_MAX: u32 = 5;
-/// How long trials must have been lost before people are told: longer than a pair takes to
-/// turn clear.
+/// Where probes are rare, the same: two in so long a time.
+const SILENT_AFTER: Duration = Duration::from_secs(20);
+/// How long, and how many, trials must have been lost before people are told: longer than a
+/// pair takes to turn clear.
 const LOST_AFTER: Duration = Duration::from_secs(8);
+const LOST_MANY: u32 = 4;
 
 /// One trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,44 +81,53 @@ pub(crate) struct Tried {
     pub(crate) heard: Option<u32>,
     /// The peer waits for word of its trial.
     pub(crate) asked: bool,
-    /// The last of this end's probes whose trial came, or need not have.
-    arrived: Option<u32>,
+    /// The last of this end's probes whose trial came, or need not have, and when that was
+    /// told.
+    arrived: Option<(u32, Instant)>,
     /// Trials of probes up to this one were of another time.
     forgotten: u32,
-    /// Since when trials are sent in vain, and whether that is long ago.
-    in_vain_since: Option<Instant>,
+    /// Since when, and since which probe, trials are sent in vain, and whether that is long.
+    in_vain_since: Option<(Instant, u32)>,
     lost: bool,
 }
 
 impl Tried {
-    /// A trial of the peer came.
-    pub(crate) fn hear(&mut self, trial: Trial) {
-        self.heard = self.heard.max(Some(trial.number));
-        self.asked |= trial.asks;
+    /// A trial of the peer came; whether it is a new one.
+    pub(crate) fn hear(&mut self, trial: Trial) -> bool {
+        let new = self.heard < Some(trial.number);
+        if new {
+            self.heard = Some(trial.number);
+            self.asked |= trial.asks;
+        }
+        new
     }
 
     /// The peer, or this end, was started anew; `sends` says whether clear packets went to
     /// the peer, which a restart is no reason to doubt.
-    pub(crate) fn begin(&mut self, sends: bool, sent: u32) {
+    pub(crate) fn begin(&mut self, sends: bool, sent: u32, now: Instant) {
         self.heard = None;
-        self.arrived = sends.then_some(sent);
+        self.arrived = sends.then_some((sent, now));
     }
 
     /// The peer said which trials came, when so many probes were sent.
-    pub(crate) fn told(&mut self, trials: Trials, sent: u32) {
-        match trials {
-            Trials::UpTo(number) if number > self.forgotten && number <= sent => {
-                self.arrived = self.arrived.max(Some(number));
-            }
-            _ => {}
+    pub(crate) fn told(&mut self, trials: Trials, sent: u32, now: Instant) {
+        let Trials::UpTo(number) = trials else {
+            return;
+        };
+        let known = self.arrived.map_or(self.forgotten, |(arrived, _)| arrived);
+        if number > known && number <= sent {
+            self.arrived = Some((number, now));
         }
     }
 
     /// Looks at whether trials are sent in vain.
-    pub(crate) fn look(&mut self, in_vain: bool, now: Instant) {
-        self.in_vain_since = in_vain.then(|| self.in_vain_since.unwrap_or(now));
-        let long_ago = |since| now.saturating_duration_since(since) >= LOST_AFTER;
-        self.lost = self.in_vain_since.is_some_and(long_ago);
+    pub(crate) fn look(&mut self, in_vain: bool, sent: u32, now: Instant) {
+        self.in_vain_since = in_vain.then(|| self.in_vain_since.unwrap_or((now, sent)));
+        let long = |(since, from): (Instant, u32)| {
+            let many = sent.saturating_sub(from) >= LOST_MANY;
+            many && now.saturating_duration_since(since) >= LOST_AFTER
+        };
+        self.lost = self.in_vain_since.is_some_and(long);
     }
 
     /// Whether trials were sent in vain for long.
@@ -132,17 +144,19 @@ impl Tried {
     }
 
     /// Whether the clear way to the peer carries, by what it said last.
-    pub(crate) fn carries(&self, said: &Probe, sent: u32) -> bool {
+    pub(crate) fn carries(&self, said: &Probe, sent: u32, now: Instant) -> bool {
         if said.trials == Trials::Unknown {
             return true;
         }
-        let Some(arrived) = self.arrived else {
+        let Some((arrived, told_at)) = self.arrived else {
             return false;
         };
         // What it heard of a former run says nothing.
         let sealed = said.heard.map(|(number, _)| number);
         let sealed = sealed.filter(|number| *number <= sent).unwrap_or(0);
-        sealed.saturating_sub(arrived) <= BEHIND_MAX
+        let behind = sealed.saturating_sub(arrived);
+        let long_ago = now.saturating_duration_since(told_at) >= SILENT_AFTER;
+        behind <= BEHIND_MAX && !(behind > 1 && long_ago)
     }
 }
 

@@ -48,7 +48,7 @@ impl Ways {
             return;
         }
         pair.sent(probe, now);
-        if let (Some(trials), Some((to, trial))) = (&self.trials, pair.trial(probe)) {
+        if let (Some(trials), Some((to, trial))) = (&self.trials, pair.trial(probe, now)) {
             trials.send(to, pair.mac(), trial);
         }
     }

@@ -50,10 +50,13 @@ const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 /// comes up is not told node by node. In a large one for longer, by [`waits_longer`].
 const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
 
-/// For how long pairs that turn clear wait for others that do: a while, or so many times
-/// as long as the last pass took, so that a grid that comes up is not busy with passes.
-const CLEARED_TOGETHER: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
+/// Pairs that turn clear wait for others that do, so that a grid that comes up is not busy
+/// with passes: a while, or so many times as long as the last pass took, and at most a
+/// second, in a large grid longer by [`waits_longer`].
+const CLEARED_TOGETHER: Duration = Duration::from_millis(250);
 const CLEARED_AFTER_PASSES: u32 = 8;
+const CLEARED_WITHIN: Duration = Duration::from_secs(1);
+const CLEARED_WITHIN_MORE: Duration = Duration::from_secs(3);
 
 /// What the loop listens to and where it publishes.
 pub struct Slots {
@@ -281,10 +284,11 @@ impl Reconciler {
             return true;
         }
         // What is to be sealed waits for nobody.
-        let [least, most] = CLEARED_TOGETHER;
-        let pause = |took: Duration| (took * CLEARED_AFTER_PASSES).clamp(least, most);
-        let after = self.settled.map(|(at, took)| at + pause(took));
-        let Some(after) = after.filter(|after| *after > now && !intent.is_sealed_by(&pairs)) else {
+        let peers = intent.peers.len();
+        let after = self
+            .settled
+            .map(|(at, took)| at + cleared_together(took, peers));
+        let Some(after) = after.filter(|after| *after > now && !intent.is_urgent(&pairs)) else {
             return false;
         };
         self.overlay_retry = Some(self.overlay_retry.map_or(after, |at| at.min(after)));
@@ -456,6 +460,31 @@ impl Reconciler {
     }
 }
 
+/// How long after a pass that took so long pairs may turn clear, with so many peers.
+fn cleared_together(took: Duration, peers: usize) -> Duration {
+    let most = CLEARED_WITHIN + CLEARED_WITHIN_MORE * waits_longer(peers);
+    (took * CLEARED_AFTER_PASSES).clamp(CLEARED_TOGETHER, most)
+}
+
 fn node(directory: &Directory) -> Option<NodeId> {
     directory.me.as_ref().map(|me| me.node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_a_pass_costs_the_longer_pairs_wait_to_turn_clear() {
+        let ms = Duration::from_millis;
+        assert_eq!(cleared_together(ms(10), 2), CLEARED_TOGETHER);
+        assert_eq!(cleared_together(ms(100), 2), ms(800));
+        assert_eq!(
+            cleared_together(ms(600), 2),
+            CLEARED_WITHIN,
+            "5 s are promised"
+        );
+        assert_eq!(cleared_together(ms(600), 253), ms(4800));
+        assert_eq!(cleared_together(ms(60_000), 253), ms(10_000));
+    }
 }

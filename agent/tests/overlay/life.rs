@@ -211,7 +211,7 @@ fn overlay_repairs_what_was_damaged_and_nothing_else() {
         let steps = settle(&trusting(), &all);
         // With the device its tunnels go, and all that they had proven.
         let most = if damage == "ip link del kontena-tap" {
-            12
+            20
         } else {
             6
         };

@@ -61,7 +61,7 @@ pub struct Node {
     #[serde(default)]
     pub public_key: Option<PublicKey>,
     /// The connected nodes that are not ready for its next key yet, by name; while there
-    /// is one, the key stays. Empty where no change is under way.
+    /// is one, the key stays. Empty where no change is under way, and in lists of nodes.
     #[serde(default)]
     pub next_key_waits_for: Vec<String>,
     /// Its paths to its peers, as it last reported them.
