@@ -6,6 +6,7 @@
 //! an answer, else silence, so that two servers never talk to each other.
 
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
 
 use hickory_proto::op::{
     Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
@@ -30,6 +31,12 @@ const A_BYTES: usize = 16;
 const TTL: u32 = 1;
 /// Bytes of a header.
 const HEADER_BYTES: usize = 12;
+
+/// Where the names of grids end.
+static APEX: LazyLock<Name> = LazyLock::new(|| {
+    let apex = Name::from_ascii(format!("{ZONE}."));
+    apex.expect("short labels of letters")
+});
 
 /// How the query came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,11 +109,8 @@ impl Subject {
     fn of(zone: &Zone, name: &Name) -> Option<Self> {
         let text = name.to_ascii().to_ascii_lowercase();
         let text = text.trim_end_matches('.');
-        if text == ZONE
-            || text
-                .strip_suffix(ZONE)
-                .is_some_and(|rest| rest.ends_with('.'))
-        {
+        // By labels: one may have a dot inside, and the name belongs to others.
+        if APEX.zone_of(name) {
             return Some(Self::Name(text.to_owned()));
         }
         let octets: Vec<&str> = text
@@ -120,14 +124,14 @@ impl Subject {
 
     /// The owner of the zone's SOA.
     fn apex(&self) -> Name {
-        let text = match self {
-            Self::Name(_) => format!("{ZONE}."),
+        match self {
+            Self::Name(_) => APEX.clone(),
             Self::Address(address) => {
                 let [a, b, c, _] = address.octets();
-                format!("{c}.{b}.{a}.in-addr.arpa.")
+                let text = format!("{c}.{b}.{a}.in-addr.arpa.");
+                Name::from_ascii(text).expect("short labels of letters and digits")
             }
-        };
-        Name::from_ascii(text).expect("short labels of letters and digits")
+        }
     }
 }
 

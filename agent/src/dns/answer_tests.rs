@@ -97,6 +97,8 @@ fn foreign_names_are_forwarded() {
     for name in [
         "example.com.",
         "xkontena.local.",
+        // One label with a dot in it.
+        r"x\.kontena.local.",
         "local.",
         "1.0.168.192.in-addr.arpa.",
         ".",
