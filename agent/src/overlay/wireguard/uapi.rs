@@ -121,15 +121,19 @@ fn hex(octets: &[u8; 32]) -> String {
 }
 
 fn octets(hex: &str) -> Option<[u8; 32]> {
+    // Whoever parses numbers takes a sign for a digit's place.
+    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
     let mut octets = [0; 32];
     for (at, octet) in octets.iter_mut().enumerate() {
         *octet = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
     }
-    (hex.len() == 64).then_some(octets)
+    Some(octets)
 }
 
 /// What an answer says; none if it is no answer.
-fn read(answer: &str) -> Option<Observed> {
+pub(super) fn read(answer: &str) -> Option<Observed> {
     let mut observed = Observed::default();
     let mut peer: Option<PublicKey> = None;
     for line in answer.lines().filter(|line| !line.is_empty()) {
@@ -242,7 +246,8 @@ mod tests {
         assert_eq!(observed.peers[&PublicKey([0xab; 32])], peer);
         let fresh = "errno=0\n\n";
         assert_eq!(read(fresh), Some(Observed::default()));
-        for wrong in ["errno=1\n\n", "what\n\n", "public_key=12\n\n"] {
+        let signed = format!("public_key={}\n\n", "+1".repeat(32));
+        for wrong in ["errno=1\n\n", "what\n\n", "public_key=12\n\n", &signed] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
     }
