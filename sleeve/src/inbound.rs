@@ -41,36 +41,17 @@ const COOKIE_REPLY: usize = 64;
 
 /// Carries packets until the sleeve stops.
 pub(crate) fn run(shared: &Shared) {
-    let mut received = vec![0; BURST];
-    let mut work = Work {
-        shared,
-        opened: vec![0; OPENED + BURST + ANSWER],
-        end: 0,
-        answer: vec![0; BURST + ANSWER],
-        coalescer: Coalescer::default(),
-    };
+    let mut work = Work::new(shared);
     while shared.wait_readable(&shared.socket) {
-        let view = shared.view();
-        for _ in 0..BURSTS {
-            if work.end >= OPENED {
-                break;
-            }
-            match shared.socket.receive(&mut received) {
-                Ok((length, size, from)) => work.open(&view, received[..length].chunks(size), from),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // What an earlier packet met is told here; it was counted there.
-                Err(_) => {
-                    retry_later();
-                    break;
-                }
-            }
-        }
+        work.receive(&shared.view());
         work.flush();
     }
 }
 
-struct Work<'a> {
+/// The way of packets from the underlay, and what it keeps between two of them.
+pub(crate) struct Work<'a> {
     shared: &'a Shared,
+    received: Vec<u8>,
     /// What was opened, one packet after the other, up to `end`.
     opened: Vec<u8>,
     end: usize,
@@ -79,8 +60,47 @@ struct Work<'a> {
     coalescer: Coalescer,
 }
 
+impl<'a> Work<'a> {
+    pub(crate) fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            received: vec![0; BURST],
+            opened: vec![0; OPENED + BURST + ANSWER],
+            end: 0,
+            answer: vec![0; BURST + ANSWER],
+            coalescer: Coalescer::default(),
+        }
+    }
+
+    /// Receives what there is, up to a bound.
+    pub(crate) fn receive(&mut self, view: &View) {
+        let mut received = std::mem::take(&mut self.received);
+        for _ in 0..BURSTS {
+            if self.end >= OPENED {
+                break;
+            }
+            match self.shared.socket.receive(&mut received) {
+                Ok((length, size, from)) => self.open(view, received[..length].chunks(size), from),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // What an earlier packet met is told here; it was counted there.
+                Err(_) => {
+                    retry_later();
+                    break;
+                }
+            }
+        }
+        self.received = received;
+    }
+}
+
 impl Work<'_> {
-    fn open<'p>(&mut self, view: &View, packets: impl Iterator<Item = &'p [u8]>, from: SocketAddr) {
+    /// Opens a burst.
+    pub(crate) fn open<'p>(
+        &mut self,
+        view: &View,
+        packets: impl Iterator<Item = &'p [u8]>,
+        from: SocketAddr,
+    ) {
         // Opening makes a packet shorter, so all of a burst fit behind `OPENED`.
         for packet in packets {
             let Some(tunnel) = self.tunnel(view, packet, from) else {
@@ -96,7 +116,7 @@ impl Work<'_> {
     }
 
     /// Nothing waits for what may never come.
-    fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.end = 0;
         let Self {
             shared,

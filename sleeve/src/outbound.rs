@@ -26,12 +26,7 @@ const FRAMES: usize = 64;
 /// Carries frames until the sleeve stops.
 pub(crate) fn run(shared: &Shared) {
     let mut frame = vec![0; FRAME];
-    let mut work = Work {
-        shared,
-        packet: Vec::with_capacity(SEALED),
-        sealed: vec![0; SEALED],
-        burst: Burst::new(),
-    };
+    let mut work = Work::new(shared);
     while shared.wait_readable(&shared.tap) {
         let view = shared.view();
         for _ in 0..FRAMES {
@@ -57,7 +52,8 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
 }
 
-struct Work<'a> {
+/// The way of frames to the underlay, and what it keeps between two of them.
+pub(crate) struct Work<'a> {
     shared: &'a Shared,
     /// The packet that is to be sealed.
     packet: Vec<u8>,
@@ -65,8 +61,20 @@ struct Work<'a> {
     burst: Burst,
 }
 
+impl<'a> Work<'a> {
+    pub(crate) fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            packet: Vec::with_capacity(SEALED),
+            sealed: vec![0; SEALED],
+            burst: Burst::new(),
+        }
+    }
+}
+
 impl Work<'_> {
-    fn carry(&mut self, view: &View, read: &mut [u8]) {
+    /// Takes what was read from the device.
+    pub(crate) fn carry(&mut self, view: &View, read: &mut [u8]) {
         let drops = &self.shared.counters;
         let Some((header, _)) = Header::parse(read) else {
             return count(&drops.malformed_out);
@@ -123,7 +131,8 @@ impl Work<'_> {
         shared.not_sent(lost);
     }
 
-    fn flush(&mut self) {
+    /// Sends what waits for more of its kind.
+    pub(crate) fn flush(&mut self) {
         let lost = self.burst.flush(&self.shared.socket);
         self.shared.not_sent(lost);
     }

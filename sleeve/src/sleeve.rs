@@ -116,20 +116,9 @@ impl Sleeve {
         })?;
         let port = settings.port;
         let socket = Socket::bind(port).map_err(|error| SleeveError::Port { port, error })?;
-        let stop = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC);
-        let shared = Arc::new(Shared {
-            settings,
-            tap,
-            socket,
-            counters: Counters::default(),
-            inbox: Box::new(inbox),
-            view: RwLock::default(),
-            greetings: Mutex::default(),
-            unanswered: AtomicUsize::new(0),
-            stop: stop.map_err(|errno| SleeveError::Thread(errno.into()))?,
-        });
+        let shared = Shared::new(settings, (tap, socket), inbox).map_err(SleeveError::Thread)?;
         let mut sleeve = Self {
-            shared,
+            shared: Arc::new(shared),
             threads: Vec::new(),
             next_index: Mutex::new(0),
         };
@@ -242,6 +231,24 @@ impl Drop for Sleeve {
 }
 
 impl Shared {
+    pub(crate) fn new(
+        settings: Settings,
+        (tap, socket): (Tap, Socket),
+        inbox: impl Fn(Message) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            settings,
+            tap,
+            socket,
+            counters: Counters::default(),
+            inbox: Box::new(inbox),
+            view: RwLock::default(),
+            greetings: Mutex::default(),
+            unanswered: AtomicUsize::new(0),
+            stop: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?,
+        })
+    }
+
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -325,7 +332,7 @@ impl Shared {
         admits
     }
 
-    fn greet(&self, tunnel: &Tunnel, now: Instant) {
+    pub(crate) fn greet(&self, tunnel: &Tunnel, now: Instant) {
         let mut buffer = [0; TIMED];
         let mut state = tunnel.lock();
         if state.greeting.sent(now) {
