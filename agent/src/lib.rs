@@ -6,6 +6,10 @@ pub mod directory;
 pub mod dns;
 pub mod docker;
 pub mod facts;
+// For this crate's tests and for the fuzzer, which sees no more of the parsers than that.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod link;
 pub mod measures;

@@ -25,6 +25,10 @@
 mod checksum;
 mod coalesce;
 mod counters;
+// For this crate's tests and for the fuzzer, which sees no more of the parsers than that.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod greeting;
 mod headers;
 mod inbound;

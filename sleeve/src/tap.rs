@@ -50,6 +50,12 @@ impl Tap {
         Ok(tap)
     }
 
+    /// For the fuzzer and tests: what keeps the bounds of writes as the device does.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(file: File) -> Self {
+        Self(file)
+    }
+
     fn offload(&self, what: c_ulong) -> io::Result<()> {
         // SAFETY: the request takes a number and no pointer.
         unsafe { set_offload(self.0.as_raw_fd(), what as libc::c_int) }?;

@@ -50,6 +50,12 @@ impl Socket {
         })
     }
 
+    /// For the fuzzer and tests: the port, where it was any.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn port(&self) -> io::Result<u16> {
+        Ok(self.socket.local_addr()?.port())
+    }
+
     /// Sends one packet, or does not if it would have to wait.
     pub(crate) fn send_now(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
         self.socket.send_to(packet, to).map(drop)

@@ -95,6 +95,7 @@ impl Envelope {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzzing::envelopes;
     use proptest::prelude::*;
 
     fn envelope(vni: u32) -> Envelope {
@@ -152,14 +153,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(vni in 0u32..1 << 24, frame in prop::collection::vec(any::<u8>(), 14..1500)) {
-            let packet = packet(&envelope(vni), &frame);
-            prop_assert_eq!(Envelope::parse(&packet), Some((envelope(vni), BYTES)));
-        }
-
-        #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Envelope::parse(&bytes);
+        fn what_is_written_is_read_back(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
+            (envelopes::VXLAN.check)(&bytes);
         }
     }
 }

@@ -91,7 +91,7 @@ impl Forwarder {
     }
 }
 
-fn nameservers(text: &str, own: Ipv4Addr) -> Vec<IpAddr> {
+pub(super) fn nameservers(text: &str, own: Ipv4Addr) -> Vec<IpAddr> {
     let parse = |line: &str| {
         let mut words = line.split_whitespace();
         (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok())?

@@ -12,6 +12,8 @@
 
 pub mod answer;
 pub mod forward;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod server;
 mod stream;
 pub mod zone;

@@ -41,6 +41,8 @@ mod falls;
 mod fdb;
 mod filter;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod intent;
 mod knock;

@@ -23,7 +23,7 @@ const MAGIC: [u8; 4] = *b"KNP1";
 const ACCEPTS: u8 = 1;
 /// Octets of a probe, and of one that knows no trials.
 pub(crate) const BYTES: usize = 44;
-const BYTES_WITHOUT_TRIALS: usize = 40;
+pub(crate) const BYTES_WITHOUT_TRIALS: usize = 40;
 
 /// One probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +117,7 @@ impl Probe {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::fuzzing::PROBE;
     use super::*;
 
     prop_compose! {
@@ -152,11 +153,12 @@ mod tests {
                 let before = (length >= BYTES_WITHOUT_TRIALS).then_some(before);
                 prop_assert_eq!(Probe::read(&octets[..length]), before);
             }
+            (PROBE.check)(&octets);
         }
 
         #[test]
         fn no_octets_are_too_strange_to_be_looked_at(octets in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Probe::read(&octets);
+            (PROBE.check)(&octets);
         }
     }
 

@@ -22,6 +22,9 @@ BENCH_TOOLS=(
   wg:wireguard-tools wireguard-go:wireguard-go
 )
 
+# What builds libFuzzer.
+FUZZ_TOOLS=(cc:gcc c++:g++)
+
 # The packages of those commands and modules that are not there.
 packages_missing() {
   local entry
@@ -94,6 +97,14 @@ test_tools_install() {
 bench_tools_install() {
   local missing
   mapfile -t missing < <(packages_missing "${BENCH_TOOLS[@]}" | sort -u)
+  packages_ensure "${missing[@]}"
+}
+
+# What only fuzzing needs.
+fuzz_tools_install() {
+  local missing
+  have cargo || die "no Rust toolchain: see https://rustup.rs"
+  mapfile -t missing < <(packages_missing "${FUZZ_TOOLS[@]}" | sort -u)
   packages_ensure "${missing[@]}"
 }
 

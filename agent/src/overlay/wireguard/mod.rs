@@ -20,6 +20,8 @@ mod changes;
 mod codec;
 mod control;
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod kernel;
 mod uapi;
 mod watch;

@@ -1,0 +1,240 @@
+//! Two hosts with a session, as the threads of a sleeve work for them: real sockets on
+//! loopback, and instead of the TAP device a socket that keeps the bounds of writes.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use boringtun::noise::TunnResult;
+use kontena_schema::mac::Mac;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+
+use super::frames::{self, SOURCE, TARGET, parted, plain};
+use crate::inbound;
+use crate::key::PrivateKey;
+use crate::message::{Message, SEAL};
+use crate::sleeve::{Settings, Shared};
+use crate::table::{Holder, Peer, Table};
+use crate::tap::Tap;
+use crate::udp::Socket;
+use crate::view::View;
+use crate::vxlan::Envelope;
+
+/// The tunnel addresses of the two.
+pub(super) const INNER: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(100, 127, 81, 1),
+    Ipv4Addr::new(100, 127, 81, 2),
+];
+const VNI: u32 = 4096;
+/// What is around a frame from the first to the second.
+pub(super) const ENVELOPE: Envelope = Envelope {
+    from: INNER[0],
+    to: INNER[1],
+    vni: VNI,
+};
+/// Who is behind the first, and behind the second.
+const FIRST: [([u8; 6], [u8; 4]); 2] = [
+    ([2, 0, 0, 0, 1, 1], SOURCE),
+    ([2, 0, 0, 0, 1, 3], [10, 81, 1, 3]),
+];
+pub(super) const SECOND: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 1, 2], TARGET);
+/// How many inputs two hosts get before they are made anew: a session costs more than
+/// what an input does with it, and none may become old.
+const INPUTS: u32 = 512;
+/// Room for what a burst becomes, until it is looked at.
+const BRIDGE_BYTES: usize = 4 << 20;
+/// The longest wait for a packet on loopback.
+const PATIENCE_MS: u16 = 2000;
+
+/// Two hosts: the first sends, the second receives.
+pub(super) struct Ends([End; 2]);
+
+pub(super) struct End {
+    pub(super) shared: Shared,
+    pub(super) view: View,
+    bridge: File,
+    heard: Arc<Mutex<Vec<Message>>>,
+}
+
+/// Lets an input be checked with two hosts. Those that were left in the middle of one are
+/// not used again.
+pub(super) fn with_ends(check: impl FnOnce(&Ends)) {
+    thread_local! {
+        static KEPT: RefCell<Option<(u32, Ends)>> = const { RefCell::new(None) };
+    }
+    let kept = KEPT.take().filter(|(inputs, _)| *inputs < INPUTS);
+    let (inputs, ends) = kept.unwrap_or_else(|| (0, Ends::new()));
+    check(&ends);
+    KEPT.set(Some((inputs + 1, ends)));
+}
+
+impl Ends {
+    fn new() -> Self {
+        let keys = [1, 2].map(|octet| PrivateKey::from_octets([octet; 32]));
+        let mut ends = INNER.map(End::new);
+        let ports = [0, 1].map(|at: usize| ends[at].address());
+        for (at, end) in ends.iter_mut().enumerate() {
+            let peer = Peer {
+                current: keys[1 - at].public(),
+                next: None,
+                endpoint: Some(ports[1 - at]),
+            };
+            let table = Table {
+                own: vec![keys[at].clone()],
+                peers: BTreeMap::from([(INNER[1 - at], peer)]),
+                holders: holders(),
+                floods: BTreeSet::from([INNER[1 - at]]),
+            };
+            (end.view, _) = View::next(&View::default(), &table, &mut 0);
+        }
+        let ends = Self(ends);
+        ends.meet();
+        ends
+    }
+
+    pub(super) fn first(&self) -> &End {
+        &self.0[0]
+    }
+
+    pub(super) fn second(&self) -> &End {
+        &self.0[1]
+    }
+
+    /// A handshake, and the sign of life that makes it the session of both.
+    fn meet(&self) {
+        let first = self.first();
+        for tunnel in first.view.tunnels_all() {
+            first.shared.greet(tunnel, Instant::now());
+        }
+        for end in [self.second(), first, self.second()] {
+            assert!(end.receives(PATIENCE_MS), "the handshake is stuck");
+            inbound::Work::new(&end.shared).receive(&end.view);
+        }
+        let alive = |end: &End| end.view.tunnels_all().all(|tunnel| tunnel.is_alive());
+        assert!(self.0.iter().all(alive), "there is no session");
+    }
+
+    /// What the first would send to the second.
+    pub(super) fn sealed(&self, packet: &[u8]) -> Vec<u8> {
+        let mut sealed = vec![0; packet.len() + SEAL];
+        let tunnel = self
+            .first()
+            .view
+            .tunnels_all()
+            .next()
+            .expect("there is one");
+        let state = &mut tunnel.lock();
+        match state.tunn.encapsulate(packet, &mut sealed) {
+            TunnResult::WriteToNetwork(_) => sealed,
+            other => panic!("the session is gone: {other:?}"),
+        }
+    }
+}
+
+fn holders() -> BTreeMap<Mac, Holder> {
+    let behind = |inner: Ipv4Addr| {
+        move |(mac, address): ([u8; 6], [u8; 4])| {
+            let address = address.into();
+            let behind = inner;
+            (Mac(mac), Holder { behind, address })
+        }
+    };
+    let first = FIRST.into_iter().map(behind(INNER[0]));
+    first.chain([SECOND].map(behind(INNER[1]))).collect()
+}
+
+/// Whether the second takes this frame from the first: it names the truth as who sends
+/// it, and in ARP as who has what.
+pub(super) fn is_admitted(frame: &[u8]) -> bool {
+    let Some(kind) = frame.get(12..14) else {
+        return false;
+    };
+    let is_first = |mac: &[u8]| FIRST.iter().any(|(known, _)| known == mac);
+    let arp_is_true = || {
+        let said = frame.get(22..32)?;
+        let known = |(mac, address): ([u8; 6], [u8; 4])| [&mac[..], &address].concat() == said;
+        Some(FIRST.into_iter().any(known))
+    };
+    is_first(&frame[6..12]) && (kind != [8, 6] || arp_is_true() == Some(true))
+}
+
+impl End {
+    fn new(inner: Ipv4Addr) -> Self {
+        let (tap, bridge) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+        )
+        .expect("there are sockets");
+        // Without the right to more, the system's bound must do.
+        let _ = setsockopt(&tap, sockopt::SndBufForce, &BRIDGE_BYTES);
+        let settings = Settings {
+            device: String::new(),
+            port: 0,
+            inner,
+            vni: VNI,
+        };
+        let socket = Socket::bind(settings.port).expect("there are ports");
+        let heard = Arc::new(Mutex::default());
+        let inbox = Arc::clone(&heard);
+        let inbox = move |message| push(&inbox, message);
+        let tap = Tap::of(tap.into());
+        Self {
+            shared: Shared::new(settings, (tap, socket), inbox).expect("there are descriptors"),
+            view: View::default(),
+            bridge: bridge.into(),
+            heard,
+        }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        let port = self.shared.socket.port().expect("it is bound");
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    /// Whether something comes in so many milliseconds.
+    pub(super) fn receives(&self, patience_ms: u16) -> bool {
+        let mut fds = [PollFd::new(self.shared.socket.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, patience_ms).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The frames that the bridge got since the last time, each as it was sent.
+    pub(super) fn delivered(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut buffer = vec![0; 1 << 17];
+        loop {
+            match (&self.bridge).read(&mut buffer) {
+                Ok(length) => {
+                    let (header, frame) = parted(&buffer[..length]);
+                    let pieces = frames::cut_all(header, &frame).expect("what is glued is cut");
+                    frames.extend(pieces.into_iter().map(plain));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return frames,
+                Err(error) => panic!("the bridge cannot be read: {error}"),
+            }
+        }
+    }
+
+    /// What the agent got since the last time.
+    pub(super) fn heard(&self) -> Vec<Message> {
+        let mut heard = self.heard.lock().expect("nobody panics with it");
+        std::mem::take(&mut heard)
+    }
+
+    /// How many packets and frames were dropped.
+    pub(super) fn dropped(&self) -> u64 {
+        let drops = self.shared.counters.read();
+        drops.named().map(|(_, count)| count).sum()
+    }
+}
+
+fn push(heard: &Mutex<Vec<Message>>, message: Message) {
+    heard.lock().expect("nobody panics with it").push(message);
+}
