@@ -31,12 +31,17 @@ pub use capture::{Seen, capture};
 pub const BOUND: Duration = Duration::from_secs(10);
 
 /// Waits until `look` finds something; fails with the last thing it said.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
+    within(BOUND, what, look)
+}
+
+/// The same for what takes longer than [`BOUND`], since somebody else is patient.
+pub fn within<T>(bound: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match look() {
             Ok(found) => return found,
-            Err(last) if start.elapsed() > BOUND => panic!("{what}: not within {BOUND:?}: {last}"),
+            Err(last) if start.elapsed() > bound => panic!("{what}: not within {bound:?}: {last}"),
             // Between two looks at a state, which have a bound.
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }

@@ -7,9 +7,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-pub use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, send, underlay};
+pub use kontena_lab::{BOUND, Place, Switch, count, counted, eventually, send, underlay, within};
 use kontena_lab::{Keeper, packets};
 
 use kontena_agent::overlay::{
@@ -268,19 +267,6 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io
         match call() {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             other => return other,
-        }
-    }
-}
-
-/// Waits for what takes longer than [`BOUND`], since somebody else is patient.
-pub fn within<T>(bound: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let start = Instant::now();
-    loop {
-        match look() {
-            Ok(found) => return found,
-            Err(last) if start.elapsed() > bound => panic!("{what}: not within {bound:?}: {last}"),
-            // A pause between two looks, which have a bound: each may be a pass.
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }
