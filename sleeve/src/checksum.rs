@@ -25,6 +25,11 @@ pub(crate) fn fold(mut total: u64) -> u16 {
     u16::from_be(total as u16)
 }
 
+/// The checksum of a whole header or message, where its own place has zeros.
+pub fn internet_checksum(bytes: &[u8]) -> u16 {
+    !fold(sum(bytes))
+}
+
 /// What the pseudo header of TCP and UDP adds up to, over IPv4 (RFC 9293 section 3.1)
 /// or IPv6 (RFC 8200 section 8.1): the sums agree for lengths below 65,536.
 pub(crate) fn pseudo(addresses: &[u8], protocol: u8, length: u16) -> u64 {

@@ -1,7 +1,7 @@
 //! Where things are in the headers that are read and written here: Ethernet, IPv4
 //! (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
 
-use crate::checksum::{fold, sum};
+use crate::checksum::internet_checksum;
 
 /// Bytes of headers without options.
 pub(crate) const ETHERNET: usize = 14;
@@ -31,6 +31,6 @@ pub(crate) fn is_fragment(ip: &[u8]) -> Option<bool> {
 /// Writes the checksum of an IPv4 header, which is all that is given.
 pub(crate) fn seal_ipv4(header: &mut [u8]) {
     header[10..12].fill(0);
-    let checksum = !fold(sum(header));
+    let checksum = internet_checksum(header);
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
 }

@@ -45,9 +45,11 @@ mod view;
 mod virtio;
 mod vxlan;
 
+pub use checksum::internet_checksum;
 pub use counters::Drops;
 pub use key::PrivateKey;
 pub use message::Message;
 pub use peer::{PeerStatus, SILENT_AFTER};
 pub use sleeve::{Settings, Sleeve, SleeveError};
 pub use table::{Holder, Peer, Table};
+pub use vxlan::{VXLAN_HEADER, vxlan_header};

@@ -8,9 +8,10 @@ use kontena_schema::limits::VXLAN_PORT;
 use crate::checksum::{fold, sum};
 use crate::headers::{IPV4, PROTOCOL_UDP, UDP, is_fragment, seal_ipv4};
 
-const VXLAN: usize = 8;
+/// Bytes of VXLAN's own header.
+pub const VXLAN_HEADER: usize = 8;
 /// Bytes before the frame.
-pub(crate) const BYTES: usize = IPV4 + UDP + VXLAN;
+pub(crate) const BYTES: usize = IPV4 + UDP + VXLAN_HEADER;
 
 const VERSION_AND_LENGTH: u8 = 0x45;
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
@@ -31,11 +32,17 @@ pub(crate) struct Envelope {
     pub(crate) vni: u32,
 }
 
+/// VXLAN's own header, before a frame of this network (RFC 7348 section 5).
+pub fn vxlan_header(vni: u32) -> [u8; VXLAN_HEADER] {
+    let [_, high, middle, low] = vni.to_be_bytes();
+    [FLAGS, 0, 0, 0, high, middle, low, 0]
+}
+
 impl Envelope {
     /// What stands before a frame of so many bytes that begins with these. None if
     /// it is too long.
     pub(crate) fn head(&self, frame: &[u8], bytes: usize) -> Option<[u8; BYTES]> {
-        let udp_length = u16::try_from(UDP + VXLAN + bytes).ok()?;
+        let udp_length = u16::try_from(UDP + VXLAN_HEADER + bytes).ok()?;
         let length = udp_length.checked_add(IPV4 as u16)?;
         let mut head = [0; BYTES];
         let (ip, rest) = head.split_at_mut(IPV4);
@@ -54,9 +61,7 @@ impl Envelope {
         udp[2..4].copy_from_slice(&VXLAN_PORT.to_be_bytes());
         udp[4..6].copy_from_slice(&udp_length.to_be_bytes());
         // No UDP checksum: what seals the packet proves more.
-        vxlan[0] = FLAGS;
-        let [_, vni @ ..] = self.vni.to_be_bytes();
-        vxlan[4..7].copy_from_slice(&vni);
+        vxlan.copy_from_slice(&vxlan_header(self.vni));
         Some(head)
     }
 
@@ -79,7 +84,7 @@ impl Envelope {
         let udp_length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
         let for_us = udp[2..4] == VXLAN_PORT.to_be_bytes();
         let whole = header + udp_length == length;
-        let vxlan = packet.get(header + UDP..header + UDP + VXLAN)?;
+        let vxlan = packet.get(header + UDP..header + UDP + VXLAN_HEADER)?;
         if !for_us || !whole || vxlan[0] & FLAGS == 0 {
             return None;
         }
@@ -88,7 +93,7 @@ impl Envelope {
             to: address(16)?,
             vni: u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]),
         };
-        Some((envelope, header + UDP + VXLAN))
+        Some((envelope, header + UDP + VXLAN_HEADER))
     }
 }
 

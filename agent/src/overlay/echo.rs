@@ -14,6 +14,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use kontena_schema::limits::{OVERLAY_MTU, PING_COUNT_MAX};
+use kontena_sleeve::internet_checksum;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, setsockopt, socket,
     sockopt,
@@ -22,6 +23,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::error::{Cause, OverlayError};
+use super::packet;
 use super::{BRIDGE, Overlay};
 
 /// From one echo to the next.
@@ -92,20 +94,7 @@ fn open(from: Ipv4Addr, to: Ipv4Addr) -> io::Result<StdSocket> {
     let (family, icmp) = (AddressFamily::Inet, SockProtocol::Icmp);
     let socket = socket(family, SockType::Raw, flags, icmp)?;
     setsockopt(&socket, sockopt::BindToDevice, &OsString::from(BRIDGE))?;
-    let whole: libc::c_int = libc::IP_PMTUDISC_DO;
-    // SAFETY: the pointer is valid for the length beside it during the call.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            std::ptr::from_ref(&whole).cast(),
-            size_of_val(&whole) as libc::socklen_t,
-        )
-    };
-    if set != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    packet::set_mtu_discovery(&socket, libc::IP_PMTUDISC_DO)?;
     let at = |address| SockaddrIn::from(SocketAddrV4::new(address, 0));
     bind(socket.as_raw_fd(), &at(from))?;
     // Nothing of others comes in.
@@ -203,23 +192,9 @@ fn request(id: u16, number: u16, payload: usize) -> Vec<u8> {
     echo.extend(id.to_be_bytes());
     echo.extend(number.to_be_bytes());
     echo.extend((0..=u8::MAX).cycle().take(payload));
-    let checksum = checksum(&echo).to_be_bytes();
+    let checksum = internet_checksum(&echo).to_be_bytes();
     echo[2..4].copy_from_slice(&checksum);
     echo
-}
-
-/// The Internet's checksum (RFC 1071).
-fn checksum(octets: &[u8]) -> u16 {
-    let word = |pair: &[u8]| {
-        let low = pair.get(1).copied().unwrap_or(0);
-        u32::from(u16::from_be_bytes([pair[0], low]))
-    };
-    // Far fewer than 65536 words.
-    let mut sum: u32 = octets.chunks(2).map(word).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// What a packet answers, if it is an answer: the echo's number, and how much it carries.
@@ -250,7 +225,7 @@ mod tests {
     fn an_echo_has_a_right_checksum_and_its_answer_is_known() {
         let echo = request(0x1234, 7, PAYLOAD);
         assert_eq!(echo.len(), HEADER + PAYLOAD);
-        assert_eq!(checksum(&echo), 0, "with the checksum in it");
+        assert_eq!(internet_checksum(&echo), 0, "with the checksum in it");
         assert_eq!(
             answer(&reply(0x1234, 7, PAYLOAD), 0x1234),
             Some((7, PAYLOAD))

@@ -1,11 +1,31 @@
-//! Packet sockets: frames of one type, on one link.
+//! What sockets need that speak of packets and frames themselves.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
 use kontena_schema::mac::Mac;
 use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockType, SockaddrLike, socket};
+
+/// Sets how a socket treats packets that are too large for a link on the way
+/// (`IP_PMTUDISC_*`).
+pub(crate) fn set_mtu_discovery(socket: &impl AsRawFd, how: libc::c_int) -> io::Result<()> {
+    // SAFETY: the value is as long as is said, and lives during the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            ptr::from_ref(&how).cast(),
+            size_of_val(&how) as libc::socklen_t,
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
 
 /// A socket for the contents of frames. It hears nothing until it is bound.
 pub(crate) fn open() -> io::Result<OwnedFd> {

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
+use kontena_sleeve::{VXLAN_HEADER, vxlan_header};
 use nix::sys::socket::{LinkAddr, bind, recvfrom};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -22,9 +23,6 @@ use super::trial::{BYTES, Trial};
 
 /// "Local Experimental Ethertype 1" (IEEE 802, listed in RFC 9542 appendix B).
 const ETHERTYPE: u16 = 0x88b5;
-/// "The VNI is valid", the only flag of VXLAN that is defined.
-const FLAGS: u8 = 0x08;
-const VXLAN: usize = 8;
 const MAC: usize = 6;
 const ETHERNET: usize = 14;
 
@@ -55,7 +53,8 @@ impl TrialPost {
     ) -> io::Result<Self> {
         let out = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         out.set_nonblocking(true)?;
-        may_be_fragmented(&out)?;
+        // Like the tunnel's own packets, which routers may cut into pieces.
+        packet::set_mtu_discovery(&out, libc::IP_PMTUDISC_DONT)?;
         let socket = packet::open()?;
         let at = packet::address(bridge, ETHERTYPE, identity.mac);
         bind(socket.as_raw_fd(), &at)?;
@@ -84,34 +83,12 @@ impl TrialPost {
     }
 }
 
-/// Sent like the tunnel's own packets, which routers may cut into pieces.
-fn may_be_fragmented(socket: &UdpSocket) -> io::Result<()> {
-    let never = libc::IP_PMTUDISC_DONT;
-    // SAFETY: the value is as long as is said, and lives during the call.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            (&raw const never).cast(),
-            size_of_val(&never) as libc::socklen_t,
-        )
-    };
-    if set == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 /// VXLAN's header and the frame, which is as long as frames may be.
 fn datagram(identity: TrialIdentity, to: Mac, trial: Trial) -> Vec<u8> {
-    let mut datagram = vec![0; VXLAN + ETHERNET + (identity.mtu as usize).max(BYTES)];
-    let (vxlan, frame) = datagram.split_at_mut(VXLAN);
+    let mut datagram = vec![0; VXLAN_HEADER + ETHERNET + (identity.mtu as usize).max(BYTES)];
+    let (vxlan, frame) = datagram.split_at_mut(VXLAN_HEADER);
     let (ethernet, packet) = frame.split_at_mut(ETHERNET);
-    vxlan[0] = FLAGS;
-    let [_, vni @ ..] = identity.vni.to_be_bytes();
-    vxlan[4..7].copy_from_slice(&vni);
+    vxlan.copy_from_slice(&vxlan_header(identity.vni));
     ethernet[..MAC].copy_from_slice(&to.0);
     ethernet[MAC..2 * MAC].copy_from_slice(&identity.mac.0);
     ethernet[2 * MAC..].copy_from_slice(&ETHERTYPE.to_be_bytes());
