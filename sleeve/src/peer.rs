@@ -11,10 +11,10 @@ use kontena_schema::key::PublicKey;
 use crate::greeting::Greeting;
 use crate::view::Keys;
 
-/// Keeps the way through NAT open, and tells each side that the other lives; half
-/// of the shortest time after which common routers forget (RFC 4787 asks for 2 min,
-/// many have 30 s).
-pub(crate) const KEEPALIVE_S: u16 = 15;
+/// A peer for whom no contents were sealed for so long gets an empty packet. That keeps the way
+/// through NAT open, and tells each side that the other lives; half of the shortest time
+/// after which common routers forget (RFC 4787 asks for 2 min, many have 30 s).
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// A peer that was not heard for so long, twice the keepalive and some, may be gone.
 pub const SILENT_AFTER: Duration = Duration::from_secs(35);
@@ -44,6 +44,8 @@ pub(crate) struct State {
     /// Where the table said last that it is to be found.
     named: Option<SocketAddr>,
     pub(crate) greeting: Greeting,
+    /// How many bytes had been sent at the last look, and since when it is so many.
+    sent: (usize, Instant),
 }
 
 impl State {
@@ -54,6 +56,17 @@ impl State {
         if answered || self.named.is_none_or(|named| named == from) {
             self.greeting.answered();
         }
+    }
+
+    /// Whether it is time for an empty packet; then it counts as sent.
+    pub(crate) fn keeps_alive(&mut self, now: Instant) -> bool {
+        let (_, sent, ..) = self.tunn.stats();
+        let (before, since) = self.sent;
+        let idle = now.saturating_duration_since(since) >= KEEPALIVE;
+        if sent != before || idle {
+            self.sent = (sent, now);
+        }
+        sent == before && idle
     }
 
     /// Goes back to where the table says that the peer is.
@@ -106,6 +119,7 @@ impl Tunnel {
             proven: None,
             named: endpoint,
             greeting: Greeting::default(),
+            sent: (0, Instant::now()),
         });
         Self {
             keys,
@@ -177,5 +191,39 @@ impl Tunnel {
             sent_bytes: sent as u64,
             received_bytes: received as u64,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PrivateKey;
+
+    fn tunnel() -> Tunnel {
+        let [own, peer] = [1, 2].map(|octet| PrivateKey::from_octets([octet; 32]));
+        let keys = Keys {
+            own: own.public(),
+            peer: peer.public(),
+        };
+        let tunn = Tunn::new(own.0, keys.peer.0.into(), None, None, 1, None);
+        Tunnel::new(keys, (Ipv4Addr::LOCALHOST, None), (1, tunn))
+    }
+
+    #[test]
+    fn an_empty_packet_goes_only_where_nothing_else_did() {
+        let tunnel = tunnel();
+        let mut state = tunnel.lock();
+        let begun = Instant::now();
+        let mut empty = Vec::new();
+        for second in 1..60 {
+            if second == 20 {
+                // As many bytes are counted as are to be sent.
+                state.sent.0 = usize::MAX;
+            }
+            if state.keeps_alive(begun + Duration::from_secs(second)) {
+                empty.push(second);
+            }
+        }
+        assert_eq!(empty, [15, 35, 50]);
     }
 }

@@ -404,6 +404,9 @@ fn keep_time(shared: &Shared) {
             if lost && tunnel.begins() {
                 said = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
+            if matches!(said, TunnResult::Done) && state.keeps_alive(Instant::now()) {
+                said = state.tunn.encapsulate(&[], &mut buffer);
+            }
             if let TunnResult::WriteToNetwork(packet) = said {
                 shared.send(packet, endpoint);
             }

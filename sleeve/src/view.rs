@@ -11,7 +11,7 @@ use kontena_schema::key::PublicKey;
 use kontena_schema::mac::Mac;
 
 use crate::key::PrivateKey;
-use crate::peer::{KEEPALIVE_S, Tunnel};
+use crate::peer::Tunnel;
 use crate::table::{Holder, Peer, Table};
 
 /// Handshakes a second beyond which a sender must prove its address: a whole grid
@@ -192,8 +192,21 @@ fn tunn(identity: &Identity, peer: PublicKey, index: u32) -> Tunn {
         identity.private.0.clone(),
         peer.0.into(),
         None,
-        Some(KEEPALIVE_S),
+        // Boringtun's own would come however much else is sent.
+        None,
         index,
         Some(Arc::clone(&identity.limiter)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_sends_no_signs_of_life_by_itself() {
+        let [own, peer] = [1, 2].map(|octet| PrivateKey::from_octets([octet; 32]));
+        let tunn = tunn(&Identity::new(&own), peer.public(), 1);
+        assert_eq!(tunn.persistent_keepalive(), None);
+    }
 }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use kontena_lab::{BOUND, Place, Switch, capture, count, counted, eventually, underlay};
+use kontena_lab::{BOUND, Place, Switch, capture, count, counted, eventually, underlay, within};
 
 use kontena_sleeve::Sleeve;
 
@@ -158,6 +158,20 @@ fn a_tunnel_tells_how_it_is() {
     assert!(status.heard.unwrap().as_secs() < 60);
     assert!(status.last_handshake.unwrap().as_secs() < 60);
     assert!(status.sent_bytes > 0 && status.received_bytes > 0);
+}
+
+#[test]
+fn who_has_nothing_to_say_gives_a_sign_of_life() {
+    let (switch, hosts, _sleeves) = world(2);
+    hosts[0].container.must_reach(address(2));
+    // An empty packet is 32 octets (WireGuard whitepaper section 5.4.6). Who spoke last owes
+    // no answer, so this is no acknowledgement. The kernel asks for the other's MAC once more
+    // before that.
+    count(&switch.place, "port2", "udp dport 6783 udp length 40");
+    within(Duration::from_secs(60), "a sign of life", || {
+        let came = counted(&switch.place);
+        (came > 0).then_some(()).ok_or("none came".to_owned())
+    });
 }
 
 #[test]
