@@ -6,11 +6,17 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use super::error::Cause;
 
 /// They answer in milliseconds; `iptables` may wait for its lock.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// One at a time in this agent: a change that waits in the kernel for another one of its
+/// namespace, or for the end of who made it, keeps all namespaces from theirs. One that is
+/// given up is not waited for.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// What a program said.
 pub(crate) struct Answer {
@@ -29,6 +35,7 @@ pub(crate) async fn run(
         program,
         message: error.to_string(),
     };
+    let _turn = TURN.lock().await;
     let mut child = Command::new(program)
         .args(args)
         .env("LC_ALL", "C")
