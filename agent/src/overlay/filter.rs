@@ -127,15 +127,24 @@ pub(crate) async fn allow(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
 }
 
 /// Says that the agent lives: those whose packets pass go on passing. Nobody else is
-/// let in.
-pub(crate) async fn refresh() -> Result<(), Cause> {
-    match observe().await? {
-        FilterState::Sound(filter) if !filter.peers.is_empty() => {
-            let (old, new) = (elements(&filter.peers), living(&filter.peers));
-            TABLE.change(old, new).await
-        }
-        _ => Ok(()),
+/// let in, and none of them whose packets pass no more.
+pub(crate) async fn refresh(passing: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
+    async fn renew(peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
+        TABLE.change(elements(peers), living(peers)).await
     }
+    // Who is not there cannot be taken out, and then nobody is put in.
+    let Err(err) = renew(passing).await else {
+        return Ok(());
+    };
+    tracing::debug!(%err, "not all are in the packet filter");
+    let FilterState::Sound(filter) = observe().await? else {
+        return Ok(());
+    };
+    let there: BTreeSet<_> = filter.peers.intersection(passing).copied().collect();
+    if there.is_empty() {
+        return Ok(());
+    }
+    renew(&there).await
 }
 
 /// Lets clear packets of these peers pass no more.

@@ -129,10 +129,10 @@ struct Passed {
     attached: BTreeMap<PlacementId, Attachment>,
     /// What a former run of the agent left was looked for.
     adopted: bool,
-    /// When all that guards paths was last seen to be right, and whether clear packets
-    /// of anybody pass.
+    /// When all that guards paths was last seen to be right, and from where clear packets
+    /// pass.
     guarded_at: Option<Instant>,
-    passes: bool,
+    passes: BTreeSet<Ipv4Addr>,
 }
 
 /// What one pass did.
@@ -276,15 +276,16 @@ impl Overlay {
         intent.set_pairs(&states);
         let steps = plan::plan(&intent, &observed);
         let guarded = self.apply(&steps, &mut report).await;
-        let accepted = |(&node, peer): (&NodeId, &PeerIntent)| {
-            let accepted = matches!(intent.reach(peer), Reach::Fast(_) | Reach::Accepting(_));
-            (accepted && guarded).then_some(node)
+        let accepted = |(&node, peer): (&NodeId, &PeerIntent)| match intent.reach(peer) {
+            Reach::Fast(from) | Reach::Accepting(from) if guarded => Some((node, from)),
+            _ => None,
         };
-        let accepted: BTreeSet<_> = intent.peers.iter().filter_map(accepted).collect();
+        let accepted = intent.peers.iter().filter_map(accepted);
+        let (accepted, from): (BTreeSet<_>, BTreeSet<_>) = accepted.unzip();
         self.paths.set_accepted(&accepted);
         if guarded {
             before.guarded_at = Some(Instant::now());
-            before.passes = !accepted.is_empty();
+            before.passes = from;
         }
         report.peers = self.peer_reports(&intent);
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
@@ -379,10 +380,10 @@ async fn refresh(one_pass: Arc<Mutex<Passed>>) {
         let guarded = passed
             .guarded_at
             .is_some_and(|at| at.elapsed() < GUARDED_FOR);
-        if !guarded || !passed.passes {
+        if !guarded || passed.passes.is_empty() {
             continue;
         }
-        if let Err(err) = filter::refresh().await {
+        if let Err(err) = filter::refresh(&passed.passes).await {
             tracing::warn!(%err, "the packet filter is not told that the agent lives");
         }
     }
