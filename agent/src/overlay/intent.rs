@@ -22,7 +22,7 @@ use kontena_schema::path::{Path, agreement, path, peer_address};
 use kontena_sleeve::PrivateKey;
 
 use super::pair::{Clear, Ends, PairState, Wanted};
-use super::paths::PairStates;
+use super::pairs::PairStates;
 use super::reason;
 use super::state::{Fence, Sealing};
 

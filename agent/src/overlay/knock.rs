@@ -23,7 +23,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::door::{self, LINE_BYTES_MAX};
-use super::paths::{PairStates, Shared};
+use super::pairs::PairStates;
+use super::paths::Shared;
 
 /// How long a peer must have been silent: some handshakes were tried by then, at one
 /// place and at the other.

@@ -51,6 +51,7 @@ mod nft;
 mod observe;
 mod packet;
 mod pair;
+mod pairs;
 mod paths;
 mod plan;
 mod plan_containers;
@@ -71,7 +72,7 @@ pub use error::{Cause, OverlayError};
 pub use intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent, RemoteEndpoint};
 pub use knock::{Answer, Answers};
 pub use pair::{Clear, Ends, PairState};
-pub use paths::{Health, PairStates};
+pub use pairs::{Health, PairStates};
 pub use sealed::SealedBy;
 pub use state::{Fence, Sealing};
 

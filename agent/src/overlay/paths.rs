@@ -1,46 +1,36 @@
 //! The pairs of this node, kept up: probes are sent and heard, and what follows from
 //! them is published.
 //!
-//! The sealed path lives here too, because probes need it while nobody reconciles.
-//! Everything is behind one lock that is held for short: no await, no disk.
+//! The sealed path lives with them (`pairs.rs`), because probes need it while nobody
+//! reconciles. Everything is behind one lock that is held for short: no await, no disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kontena_schema::ids::NodeId;
 use kontena_schema::key::PublicKey;
 use kontena_schema::limits::WIREGUARD_PORT;
-use kontena_sleeve::{Message, PeerStatus, Settings, Sleeve, SleeveError, Table};
+use kontena_sleeve::{Message, Settings, Sleeve, SleeveError, Table};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::TAP;
 use super::error::Cause;
 use super::knock::{self, Answers};
-use super::pair::{Clear, Pair, PairState, Wanted};
+use super::pair::{Clear, Pair, Wanted};
+use super::pairs::{Health, PairStates, Pairs, TICK};
 use super::probe::Probe;
 use super::sealed::{Post, Sealed, Sleeved, Watched};
 use super::state::{SleeveIdentity, SleeveState, TrialIdentity};
 use super::trial_post::{Heard, TrialPost};
-use super::ways::Ways;
 use super::wireguard::{Control, Looked, Moment, Observed, Retold};
-use super::{TAP, waits_longer};
 
 /// Most messages that wait to be read. More than one probe of each peer never wait,
 /// and what is lost is sent again.
 const INBOX: usize = 1024;
-/// How often tunnels are looked at in a small grid; in a large one as much less often as
-/// probes are sent, so that a look at all of them costs no more.
-const TICK: Duration = Duration::from_millis(250);
-/// How often a peer gets a probe in a small grid.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How many probes a second a node sends at most when nothing changes.
-const PROBES_PER_S: u32 = 32;
-
-/// What is known of each pair and matters to the plan.
-pub type PairStates = BTreeMap<NodeId, PairState>;
 
 /// The pairs of this node.
 pub(crate) struct Paths {
@@ -51,30 +41,12 @@ pub(crate) struct Paths {
 
 /// What is known of the pairs, for those who keep them up.
 pub(crate) struct Shared {
-    inner: Mutex<Inner>,
+    pairs: Mutex<Pairs>,
     /// The way to WireGuard, where it seals.
     control: Option<Control>,
     states: watch::Sender<PairStates>,
     inbox: mpsc::Sender<Message>,
     trials: mpsc::Sender<Heard>,
-}
-
-struct Inner {
-    ways: Ways,
-    pairs: BTreeMap<NodeId, Pair>,
-    /// When all pairs were looked at last.
-    settled: Option<Instant>,
-}
-
-/// What is told of a peer to people.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Health {
-    /// How its tunnel is.
-    pub tunnel: PeerStatus,
-    /// How long a probe takes there and back.
-    pub round_trip: Option<Duration>,
-    /// The share of its last probes that did not come.
-    pub loss: Option<f32>,
 }
 
 impl Paths {
@@ -84,17 +56,9 @@ impl Paths {
         let (inbox, messages) = mpsc::channel(INBOX);
         let (trials, heard) = mpsc::channel(INBOX);
         let watched = control.as_ref().map(|_| Box::<Watched>::default());
-        let inner = Inner {
-            ways: Ways {
-                sealed: watched.map(Sealed::WireGuard),
-                trials: None,
-                run: fastrand::u32(..),
-            },
-            pairs: BTreeMap::new(),
-            settled: None,
-        };
+        let pairs = Pairs::new(watched.map(Sealed::WireGuard));
         let shared = Arc::new(Shared {
-            inner: Mutex::new(inner),
+            pairs: Mutex::new(pairs),
             control,
             states: watch::Sender::new(PairStates::new()),
             inbox,
@@ -153,8 +117,8 @@ impl Paths {
 
     /// The sleeve, if it works.
     pub(crate) fn sleeve(&self) -> Option<SleeveState> {
-        let inner = self.shared.lock();
-        let Some(Sealed::Sleeve(sleeved)) = &inner.ways.sealed else {
+        let pairs = self.shared.lock();
+        let Some(Sealed::Sleeve(sleeved)) = &pairs.ways.sealed else {
             return None;
         };
         sleeved.sleeve.is_alive().then(|| SleeveState {
@@ -191,8 +155,8 @@ impl Paths {
         for message in &retold.messages {
             control.change(message).await?;
         }
-        let mut inner = self.shared.lock();
-        if let Some(Sealed::WireGuard(watched)) = &mut inner.ways.sealed {
+        let mut pairs = self.shared.lock();
+        if let Some(Sealed::WireGuard(watched)) = &mut pairs.ways.sealed {
             watched.watch.told(retold, [began, Moment::now()]);
         }
         Ok(())
@@ -200,8 +164,8 @@ impl Paths {
 
     /// Hears probes at the own inner address, on WireGuard's device of this number.
     pub(crate) fn hear_probes(&self, at: (Ipv4Addr, u32)) -> Result<(), Cause> {
-        let mut inner = self.shared.lock();
-        if let Some(Sealed::WireGuard(watched)) = &mut inner.ways.sealed {
+        let mut pairs = self.shared.lock();
+        if let Some(Sealed::WireGuard(watched)) = &mut pairs.ways.sealed {
             // The old one has the address.
             watched.post = None;
             let post = Post::open(at, self.shared.inbox.clone());
@@ -245,8 +209,8 @@ impl Paths {
 
     /// The keys that peers will use next and that the sealed path knows.
     pub(crate) fn next_keys(&self) -> BTreeSet<PublicKey> {
-        let inner = self.shared.lock();
-        inner
+        let pairs = self.shared.lock();
+        pairs
             .ways
             .sealed
             .iter()
@@ -261,55 +225,29 @@ impl Paths {
         wanted: BTreeMap<NodeId, Wanted>,
         adopted: &BTreeMap<NodeId, Clear>,
     ) -> PairStates {
-        let now = Instant::now();
-        let mut inner = self.shared.lock();
-        inner.pairs.retain(|node, _| wanted.contains_key(node));
-        for (node, wanted) in wanted {
-            if let Some(pair) = inner.pairs.get_mut(&node) {
-                pair.want(wanted, now);
-                continue;
-            }
-            let mut pair = Pair::new(wanted, now);
-            if let Some(&clear) = adopted.get(&node) {
-                pair.adopt(clear, now);
-            }
-            inner.pairs.insert(node, pair);
-        }
-        inner.settle(now);
-        self.shared.publish(&inner);
-        inner.states()
+        let mut pairs = self.shared.lock();
+        pairs.want(wanted, adopted, Instant::now());
+        self.shared.publish(&pairs);
+        pairs.states()
     }
 
     /// Of which peers the kernel takes clear packets now.
     pub(crate) fn set_accepted(&self, accepted: &BTreeSet<NodeId>) {
-        let mut inner = self.shared.lock();
-        for (node, pair) in &mut inner.pairs {
-            pair.set_accepted(accepted.contains(node));
-        }
-        if inner.settle(Instant::now()) {
-            self.shared.publish(&inner);
+        let mut pairs = self.shared.lock();
+        if pairs.set_accepted(accepted, Instant::now()) {
+            self.shared.publish(&pairs);
         }
     }
 
     /// How the way to each peer is.
     pub(crate) fn health(&self) -> BTreeMap<NodeId, Health> {
-        let inner = self.shared.lock();
-        let tunnels = inner.tunnels();
-        let health = |(&node, pair): (&NodeId, &Pair)| {
-            let health = Health {
-                tunnel: tunnels.get(&pair.inner())?.clone(),
-                round_trip: pair.round_trip(),
-                loss: pair.loss(),
-            };
-            Some((node, health))
-        };
-        inner.pairs.iter().filter_map(health).collect()
+        self.shared.lock().health()
     }
 
     /// What the sealed path dropped since its start.
     pub(crate) fn drops(&self) -> Option<kontena_sleeve::Drops> {
-        let inner = self.shared.lock();
-        inner.ways.sealed.as_ref()?.drops()
+        let pairs = self.shared.lock();
+        pairs.ways.sealed.as_ref()?.drops()
     }
 }
 
@@ -325,9 +263,9 @@ async fn keep(
         tokio::select! {
             _ = ticks.tick() => {
                 shared.look_if_due().await;
-                let mut inner = shared.lock();
-                if inner.settle_due(Instant::now()) {
-                    shared.publish(&inner);
+                let mut pairs = shared.lock();
+                if pairs.settle_due(Instant::now()) {
+                    shared.publish(&pairs);
                 }
             }
             Some(message) = messages.recv() => shared.hear(&message),
@@ -338,8 +276,8 @@ async fn keep(
 
 impl Shared {
     /// A panic elsewhere leaves pairs that are as good as before.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Pairs> {
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at WireGuard if pairs are looked at now.
@@ -358,8 +296,8 @@ impl Shared {
         };
         let asked = Moment::now();
         let device = control.observe().await?;
-        let mut inner = self.lock();
-        let Some(Sealed::WireGuard(watched)) = &mut inner.ways.sealed else {
+        let mut pairs = self.lock();
+        let Some(Sealed::WireGuard(watched)) = &mut pairs.ways.sealed else {
             return Ok(None);
         };
         let watch = &mut watched.watch;
@@ -389,9 +327,13 @@ impl Shared {
         hear: impl FnOnce(&mut Pair) -> bool,
         now: Instant,
     ) {
-        let mut inner = self.lock();
-        if inner.hear(of, hear, now) {
-            self.publish(&inner);
+        let mut pairs = self.lock();
+        if let Some((node, state)) = pairs.hear(of, hear, now) {
+            // In a large grid far more often one pair changes than all are looked at.
+            self.states.send_if_modified(|states| {
+                let before = states.insert(node, state);
+                before != Some(state)
+            });
         }
     }
 
@@ -399,98 +341,26 @@ impl Shared {
         self.states.subscribe()
     }
 
-    /// The peer to knock for now, if it is anybody's turn: who has waited longest; and
-    /// where.
+    /// The peer to knock for now, if it is anybody's turn; and where.
     pub(crate) fn next_knock(&self) -> Option<(NodeId, Vec<Ipv4Addr>)> {
-        let now = Instant::now();
-        let mut inner = self.lock();
-        let times = waits_longer(inner.pairs.len()).saturating_add(1);
-        let due = |(&node, pair): (&NodeId, &Pair)| Some((pair.knock_due(times)?, node));
-        let (due, node) = inner.pairs.iter().filter_map(due).min()?;
-        let pair = inner.pairs.get_mut(&node).filter(|_| due <= now)?;
-        Some((node, pair.knock(now, times, fastrand::f32())))
+        self.lock().next_knock(Instant::now())
     }
 
     /// That was found.
     pub(crate) fn knocked(&self, node: NodeId, answers: Answers) {
-        let mut inner = self.lock();
-        if let Some(pair) = inner.pairs.get_mut(&node) {
-            pair.knocked(answers);
-            self.publish(&inner);
+        let mut pairs = self.lock();
+        if pairs.knocked(node, answers) {
+            self.publish(&pairs);
         }
     }
 
     /// Nobody publishes something older afterwards: the lock is still held.
-    fn publish(&self, inner: &MutexGuard<'_, Inner>) {
-        let states = inner.states();
+    fn publish(&self, pairs: &MutexGuard<'_, Pairs>) {
+        let states = pairs.states();
         self.states.send_if_modified(|old| {
             let differs = *old != states;
             *old = states;
             differs
         });
-    }
-}
-
-impl Inner {
-    fn tunnels(&self) -> BTreeMap<Ipv4Addr, PeerStatus> {
-        let all = self.ways.sealed.iter().flat_map(Sealed::status);
-        all.map(|status| (status.inner, status)).collect()
-    }
-
-    fn states(&self) -> PairStates {
-        self.pairs.iter().map(|(&n, p)| (n, p.state())).collect()
-    }
-
-    /// How many times less often things are done than in a small grid.
-    fn stretch(&self) -> u32 {
-        let many = u32::try_from(self.pairs.len()).unwrap_or(u32::MAX);
-        many.div_ceil(PROBES_PER_S).max(1)
-    }
-
-    fn every(&self) -> Duration {
-        PROBE_EVERY * self.stretch()
-    }
-
-    /// Looks at all pairs if it is time.
-    fn settle_due(&mut self, now: Instant) -> bool {
-        self.is_due(now) && self.settle(now)
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        // The tick before would be as near.
-        let pause = TICK * self.stretch() - TICK / 2;
-        let due = |last: Instant| now.saturating_duration_since(last) >= pause;
-        self.settled.is_none_or(due)
-    }
-
-    /// Looks at all pairs, and sends the probes that are due; whether any changed.
-    fn settle(&mut self, now: Instant) -> bool {
-        self.settled = Some(now);
-        let mut tunnels = self.tunnels();
-        let every = self.every();
-        let mut changed = false;
-        for pair in self.pairs.values_mut() {
-            let status = tunnels.remove(&pair.inner());
-            changed |= self.ways.settle(pair, status, every, now);
-        }
-        changed
-    }
-
-    fn hear(
-        &mut self,
-        of: impl Fn(&Pair) -> bool,
-        hear: impl FnOnce(&mut Pair) -> bool,
-        now: Instant,
-    ) -> bool {
-        let every = self.every();
-        let Some(pair) = self.pairs.values_mut().find(|pair| of(pair)) else {
-            return false;
-        };
-        if !hear(pair) {
-            return false;
-        }
-        let sealed = self.ways.sealed.as_ref();
-        let status = sealed.and_then(|sealed| sealed.status_of(pair.inner()));
-        self.ways.settle(pair, status, every, now)
     }
 }

@@ -18,15 +18,14 @@ pub(crate) struct Ways {
 }
 
 impl Ways {
-    /// Looks at a pair, and sends the probe that is due; whether the pair changed.
+    /// Looks at a pair, and sends the probe that is due.
     pub(crate) fn settle(
         &self,
         pair: &mut Pair,
         status: Option<PeerStatus>,
         every: Duration,
         now: Instant,
-    ) -> bool {
-        let before = pair.state();
+    ) {
         let tunnel = status.map(|status| Tunnel {
             key: Some(status.key),
             heard_at: status.proven,
@@ -36,7 +35,6 @@ impl Ways {
         if let Some(probe) = pair.probe(self.run, every, now) {
             self.send(pair, &probe, now);
         }
-        pair.state() != before
     }
 
     /// Sends a probe, and the trial that goes with it.
