@@ -46,6 +46,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod intent;
 mod knock;
+mod meeting;
 mod netlink;
 mod nft;
 mod observe;

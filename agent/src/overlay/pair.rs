@@ -135,6 +135,7 @@ pub(crate) struct Pair {
     tunnel: Tunnel,
     clear: Clear,
     falls: Falls,
+    waits: bool,
     /// Until then the state of a former run stands, if no probe contradicts.
     adopted_until: Option<Instant>,
     /// Whether the kernel takes clear packets of the peer.
@@ -178,6 +179,7 @@ impl Pair {
             tunnel: Tunnel::default(),
             clear: Clear::No,
             falls: Falls::default(),
+            waits: false,
             adopted_until: None,
             accepted: false,
             sent: 0,
@@ -220,6 +222,16 @@ impl Pair {
     /// Whether the kernel takes clear packets of the peer.
     pub(crate) fn set_accepted(&mut self, accepted: bool) {
         self.accepted = accepted;
+    }
+
+    /// Whether the peer was ever heard where it is tried now.
+    pub(crate) fn met(&self) -> bool {
+        self.met
+    }
+
+    /// Whether it stays sealed for now, if it is.
+    pub(crate) fn set_waits(&mut self, waits: bool) {
+        self.waits = waits;
     }
 
     pub(crate) fn inner(&self) -> Ipv4Addr {
@@ -357,7 +369,8 @@ impl Pair {
         if decided < self.clear {
             self.falls.add(now);
         }
-        if decided < self.clear || !self.falls.hold(now) {
+        let waits = self.waits && self.clear == Clear::No;
+        if decided < self.clear || !(waits || self.falls.hold(now)) {
             self.clear = decided;
         }
         if self.clear == Clear::No {

@@ -119,6 +119,25 @@ fn a_pair_that_was_clear_is_sealed_when_any_of_it_ends() {
 }
 
 #[test]
+fn a_pair_that_waits_for_others_stays_sealed_and_no_other_does() {
+    let now = Instant::now();
+    let mut pair = Pair::new(wanted(), now);
+    pair.set_waits(true);
+    pair.hear(probe(1, false), now);
+    pair.look(tunnel(PEER), now);
+    assert_eq!(clear(&pair), Clear::No);
+    pair.set_waits(false);
+    pair.look(tunnel(PEER), now);
+    assert_eq!(clear(&pair), Clear::Accept);
+    pair.set_waits(true);
+    pair.hear(probe(2, true), now);
+    pair.look(tunnel(PEER), now);
+    assert_eq!(clear(&pair), Clear::Send, "it has begun");
+    pair.look(Tunnel::default(), now);
+    assert_eq!(clear(&pair), Clear::No);
+}
+
+#[test]
 fn what_a_former_run_left_stands_until_the_peer_says_otherwise() {
     let now = Instant::now();
     let fresh = |left| {

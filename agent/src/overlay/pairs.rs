@@ -10,6 +10,7 @@ use kontena_schema::ids::NodeId;
 use kontena_sleeve::PeerStatus;
 
 use super::knock::Answers;
+use super::meeting::Meeting;
 use super::pair::{Clear, Pair, PairState, Wanted};
 use super::sealed::Sealed;
 use super::waits_longer;
@@ -20,7 +21,8 @@ use super::ways::Ways;
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// How often a peer gets a probe in a small grid.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How many probes a second a node sends at most when nothing changes.
+/// How many probes a second a node sends at most when nothing changes: with 253 peers each
+/// gets one in 8 s, less than the 10 s after which WireGuard answers with an empty packet.
 const PROBES_PER_S: u32 = 32;
 
 /// What is known of each pair and matters to the plan.
@@ -30,6 +32,7 @@ pub type PairStates = BTreeMap<NodeId, PairState>;
 pub(crate) struct Pairs {
     pub(crate) ways: Ways,
     pairs: BTreeMap<NodeId, Pair>,
+    meeting: Meeting,
     /// When all were looked at last.
     settled: Option<Instant>,
 }
@@ -55,6 +58,7 @@ impl Pairs {
                 run: fastrand::u32(..),
             },
             pairs: BTreeMap::new(),
+            meeting: Meeting::default(),
             settled: None,
         }
     }
@@ -138,6 +142,7 @@ impl Pairs {
     fn round(&self, now: Instant) -> Round {
         Round {
             now,
+            peers: self.pairs.len(),
             every: PROBE_EVERY * self.stretch(),
         }
     }
@@ -159,11 +164,13 @@ impl Pairs {
     fn settle(&mut self, now: Instant) -> bool {
         self.settled = Some(now);
         let mut tunnels = self.tunnels();
+        let missing = self.pairs.values().filter(|pair| !pair.met()).count();
+        self.meeting.set_missing(missing);
         let round = self.round(now);
         let mut changed = false;
         for pair in self.pairs.values_mut() {
             let status = tunnels.remove(&pair.inner());
-            changed |= round.settle(&self.ways, pair, status);
+            changed |= round.settle((&self.ways, &mut self.meeting), pair, status);
         }
         changed
     }
@@ -182,22 +189,117 @@ impl Pairs {
         }
         let sealed = self.ways.sealed.as_ref();
         let status = sealed.and_then(|sealed| sealed.status_of(pair.inner()));
-        let changed = round.settle(&self.ways, pair, status);
+        let changed = round.settle((&self.ways, &mut self.meeting), pair, status);
         changed.then(|| (node, pair.state()))
     }
 }
 
-/// Looks at pairs: when, and how often each gets a probe.
+/// Looks at pairs: when, how many there are, and how often each gets a probe.
 struct Round {
     now: Instant,
+    peers: usize,
     every: Duration,
 }
 
 impl Round {
     /// Looks at one, and sends the probe that is due; whether the pair changed.
-    fn settle(&self, ways: &Ways, pair: &mut Pair, status: Option<PeerStatus>) -> bool {
+    fn settle(
+        &self,
+        (ways, meeting): (&Ways, &mut Meeting),
+        pair: &mut Pair,
+        status: Option<PeerStatus>,
+    ) -> bool {
+        pair.set_waits(meeting.goes_on(self.peers, self.now));
         let before = pair.state();
         ways.settle(pair, status, self.every, self.now);
-        pair.state() != before
+        let after = pair.state();
+        if after.met && !before.met {
+            meeting.met(self.peers, self.now);
+        }
+        after != before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+
+    use kontena_schema::key::PublicKey;
+    use kontena_schema::limits::WIREGUARD_PORT;
+    use kontena_schema::mac::Mac;
+
+    use super::super::pair::Ends;
+    use super::super::probe::{Probe, Trials};
+    use super::*;
+
+    const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+    const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+
+    fn pair(now: Instant) -> Pair {
+        let wanted = Wanted {
+            inner: Ipv4Addr::new(100, 127, 81, 2),
+            mac: Mac([2, 0, 0, 0, 0, 2]),
+            agreement: 7,
+            fast: Some(Ends {
+                peer: PEER,
+                own: OWN,
+            }),
+            places: vec![PEER],
+        };
+        Pair::new(wanted, now)
+    }
+
+    /// The peer is there.
+    fn status() -> PeerStatus {
+        PeerStatus {
+            inner: Ipv4Addr::new(100, 127, 81, 2),
+            key: PublicKey([2; 32]),
+            own: PublicKey([1; 32]),
+            endpoint: None,
+            proven: Some((PEER, WIREGUARD_PORT).into()),
+            last_handshake: None,
+            heard: Some(Duration::ZERO),
+            loss: 0.0,
+            sent_bytes: 0,
+            received_bytes: 0,
+        }
+    }
+
+    /// How clear a pair is whose peer agrees, so long after another one was met.
+    fn clear_after(peers: usize, pause: Duration) -> Clear {
+        let ways = Ways {
+            sealed: None,
+            trials: None,
+            run: 1,
+        };
+        let begun = Instant::now();
+        let mut meeting = Meeting::default();
+        let mut settle = |pair: &mut Pair, now| {
+            let every = PROBE_EVERY;
+            let round = Round { now, peers, every };
+            assert!(round.settle((&ways, &mut meeting), pair, Some(status())));
+        };
+        settle(&mut pair(begun), begun);
+        let now = begun + pause;
+        let mut pair = pair(begun);
+        let agrees = Probe {
+            agreement: 7,
+            hears_at: Some(SocketAddrV4::new(OWN, WIREGUARD_PORT)),
+            accepts: false,
+            number: 1,
+            run: 2,
+            heard: None,
+            trials: Trials::Unknown,
+        };
+        pair.hear(agrees, now);
+        settle(&mut pair, now);
+        pair.state().clear
+    }
+
+    #[test]
+    fn in_a_large_grid_a_pair_waits_for_others_that_are_met() {
+        assert_eq!(clear_after(64, Duration::from_millis(999)), Clear::No);
+        assert_eq!(clear_after(64, Duration::from_secs(1)), Clear::Accept);
+        assert_eq!(clear_after(63, Duration::ZERO), Clear::Accept);
     }
 }
