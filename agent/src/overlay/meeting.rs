@@ -36,9 +36,9 @@ impl Meeting {
         self.met = Some((since, now));
     }
 
-    /// So many were never met.
-    pub(crate) fn set_missing(&mut self, missing: usize) {
-        self.missing = missing > 0;
+    /// Whether somebody was never met.
+    pub(crate) fn set_missing(&mut self, missing: bool) {
+        self.missing = missing;
     }
 
     /// Whether those that could turn clear wait.
@@ -67,7 +67,7 @@ mod tests {
     fn clear_at(peers: usize, met_ms: &[u64]) -> u64 {
         let begun = Instant::now();
         let mut meeting = Meeting::default();
-        meeting.set_missing(1);
+        meeting.set_missing(true);
         assert!(!meeting.goes_on(peers, begun), "nobody was met");
         (0..100_000)
             .find(|ms| {
@@ -108,7 +108,7 @@ mod tests {
         // Neither does who waits just until the others would begin.
         let begun = Instant::now();
         let mut meeting = Meeting::default();
-        meeting.set_missing(1);
+        meeting.set_missing(true);
         let held = (0..600_000).step_by(50).filter(|ms| {
             let now = begun + Duration::from_millis(*ms);
             if ms % 15_050 == 0 {
@@ -125,7 +125,7 @@ mod tests {
         let begun = Instant::now();
         let later = begun + Duration::from_secs(600);
         let mut meeting = Meeting::default();
-        meeting.set_missing(1);
+        meeting.set_missing(true);
         meeting.met(FULL, begun);
         meeting.met(FULL, later);
         assert!(meeting.goes_on(FULL, later + Duration::from_secs(2)));

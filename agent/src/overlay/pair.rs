@@ -486,7 +486,7 @@ fn at(address: Ipv4Addr) -> SocketAddrV4 {
 
 #[cfg(test)]
 #[path = "pair_tests.rs"]
-mod tests;
+pub(super) mod tests;
 #[cfg(test)]
 #[path = "pair_trial_tests.rs"]
 mod trial_tests;

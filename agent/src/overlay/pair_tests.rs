@@ -6,11 +6,11 @@ use super::super::falls::{FALLS_FORGOTTEN, HELD_MAX};
 use super::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub(crate) const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 pub(super) const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(super) const EVERY: Duration = Duration::from_secs(1);
 
-pub(super) fn wanted() -> Wanted {
+pub(crate) fn wanted() -> Wanted {
     Wanted {
         inner: Ipv4Addr::new(100, 127, 81, 2),
         mac: Mac([2, 0, 0, 0, 0, 2]),
@@ -32,7 +32,7 @@ pub(super) fn tunnel(peer: Ipv4Addr) -> Tunnel {
 }
 
 /// A probe of a peer that agrees, and whose version knows no trials.
-pub(super) fn probe(number: u32, accepts: bool) -> Probe {
+pub(crate) fn probe(number: u32, accepts: bool) -> Probe {
     Probe {
         agreement: 7,
         hears_at: Some(at(OWN)),

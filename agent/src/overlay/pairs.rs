@@ -164,7 +164,7 @@ impl Pairs {
     fn settle(&mut self, now: Instant) -> bool {
         self.settled = Some(now);
         let mut tunnels = self.tunnels();
-        let missing = self.pairs.values().filter(|pair| !pair.met()).count();
+        let missing = self.pairs.values().any(|pair| !pair.met());
         self.meeting.set_missing(missing);
         let round = self.round(now);
         let mut changed = false;
@@ -222,37 +222,16 @@ impl Round {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
-
     use kontena_schema::key::PublicKey;
     use kontena_schema::limits::WIREGUARD_PORT;
-    use kontena_schema::mac::Mac;
 
-    use super::super::pair::Ends;
-    use super::super::probe::{Probe, Trials};
+    use super::super::pair::tests::{PEER, probe, wanted};
     use super::*;
-
-    const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-    const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-
-    fn pair(now: Instant) -> Pair {
-        let wanted = Wanted {
-            inner: Ipv4Addr::new(100, 127, 81, 2),
-            mac: Mac([2, 0, 0, 0, 0, 2]),
-            agreement: 7,
-            fast: Some(Ends {
-                peer: PEER,
-                own: OWN,
-            }),
-            places: vec![PEER],
-        };
-        Pair::new(wanted, now)
-    }
 
     /// The peer is there.
     fn status() -> PeerStatus {
         PeerStatus {
-            inner: Ipv4Addr::new(100, 127, 81, 2),
+            inner: wanted().inner,
             key: PublicKey([2; 32]),
             own: PublicKey([1; 32]),
             endpoint: None,
@@ -279,19 +258,10 @@ mod tests {
             let round = Round { now, peers, every };
             assert!(round.settle((&ways, &mut meeting), pair, Some(status())));
         };
-        settle(&mut pair(begun), begun);
+        settle(&mut Pair::new(wanted(), begun), begun);
         let now = begun + pause;
-        let mut pair = pair(begun);
-        let agrees = Probe {
-            agreement: 7,
-            hears_at: Some(SocketAddrV4::new(OWN, WIREGUARD_PORT)),
-            accepts: false,
-            number: 1,
-            run: 2,
-            heard: None,
-            trials: Trials::Unknown,
-        };
-        pair.hear(agrees, now);
+        let mut pair = Pair::new(wanted(), begun);
+        pair.hear(probe(1, false), now);
         settle(&mut pair, now);
         pair.state().clear
     }
