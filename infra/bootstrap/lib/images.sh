@@ -31,6 +31,9 @@ BINARIES=(kontena-api kontena-agent weavewait kontena)
 # Each project its own: the demo stays as it is when the tests' stack is made of newer ones, and the other way round.
 binaries_dir() { say "$ROOT/.kontena/bin-$PROJECT"; }
 
+# Where cargo puts finished programs.
+built_dir() { say "$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release"; }
+
 # The build cache is shared between clones, but cargo tells their members apart by their files' times alone, and would
 # take what it made of the other. Locks the cache (fd 8) and throws that away.
 cache_claim() {
@@ -48,7 +51,7 @@ cache_claim() {
 # away at once, and no other make builds meanwhile.
 binaries_build() {
   local args=() binary built
-  built=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
+  built=$(built_dir)
   for binary in "${BINARIES[@]}"; do args+=(--bin "$binary"); done
   mkdir -p "$(binaries_dir)"
   cache_claim
