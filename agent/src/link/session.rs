@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use kontena_schema::agent::{
@@ -20,6 +20,11 @@ use super::socket::{self, Socket};
 use crate::config::Secret;
 use crate::facts::HostFacts;
 use crate::report::{HostState, Sent};
+
+/// How long a Master that seems to be silent is listened to once more. Where this agent had
+/// no turn on the processors for long, it is this end that did not listen: what came
+/// meanwhile is there as soon as it looks.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// What is open besides the socket.
 struct Session {
@@ -98,7 +103,10 @@ impl Link {
 
     async fn step(&mut self, session: &mut Session) -> Result<(), End> {
         let until = match self.machine.due(Instant::now()) {
-            Due::Dead => return Err(End::Silent),
+            Due::Dead => {
+                let frame = timeout(LAST_LOOK, session.socket.next()).await;
+                return self.frame(session, frame.map_err(|_| End::Silent)?).await;
+            }
             Due::Ping => return session.write(Message::Ping(Vec::new().into())).await,
             Due::Nothing(until) => until,
         };

@@ -11,6 +11,7 @@ use kontena_schema::agent::{
     Shared, ToAgent, Welcome, close,
 };
 use kontena_schema::ids::{NodeId, PingId, Revision};
+use kontena_schema::limits::HELLO_WITHIN;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -457,4 +458,28 @@ async fn a_master_of_the_version_before_hears_nothing_of_pings() {
         Revision(8),
         "and nothing before it"
     );
+}
+
+/// As on a host whose processors are busy with something else.
+#[tokio::test]
+async fn an_agent_that_had_no_turn_for_long_does_not_take_the_master_for_silent() {
+    let mut beds = Vec::new();
+    // Many, for what is looked at first is left to chance.
+    for _ in 0..48 {
+        beds.push(bed(directory(), Some("node")).await);
+    }
+    let mut peers = Vec::new();
+    for bed in &beds {
+        let mut peer = bed.accept().await;
+        peer.hello().await;
+        peers.push(peer);
+    }
+    for peer in &mut peers {
+        peer.send(&ToAgent::Welcome(Box::new(welcome(1)))).await;
+    }
+    // Nothing of the agents runs meanwhile: they are on this thread.
+    std::thread::sleep(HELLO_WITHIN + Duration::from_secs(1));
+    for peer in &mut peers {
+        assert_eq!(peer.report().await.applied, Revision(7));
+    }
 }
