@@ -1,7 +1,5 @@
 //! Reports of agents: what became of the decisions.
 
-use std::collections::BTreeMap;
-
 use kontena_schema::agent::{
     CommandReport, InstanceState, Measures, PeerReport, PlacementReport, Report,
 };
@@ -27,10 +25,18 @@ struct Reported {
 
 /// Takes a report of a session. One of an older session changes nothing.
 pub async fn agent_report(app: &App, key: SessionKey, report: &Report) -> Result<(), ControlError> {
-    if report.placements.is_empty() && report.commands.is_empty() && report.peers.is_empty() {
-        // It says only how far the agent is, which no row needs.
-        return Ok(());
+    // How far the agent is, is needed by no row.
+    if !report.placements.is_empty() || !report.commands.is_empty() {
+        instances(app, key, report).await?;
     }
+    if !report.peers.is_empty() {
+        peers(app, key, &report.peers).await?;
+    }
+    Ok(())
+}
+
+/// Takes what became of placements and commands.
+async fn instances(app: &App, key: SessionKey, report: &Report) -> Result<(), ControlError> {
     let changed = app
         .db
         .tx("agent_report", move |tx| {
@@ -42,9 +48,6 @@ pub async fn agent_report(app: &App, key: SessionKey, report: &Report) -> Result
                 }
                 for command in &report.commands {
                     command_report(&grid, key.node, command).await?;
-                }
-                if !report.peers.is_empty() {
-                    peers(&grid, key.node, &report.peers).await?;
                 }
                 Ok::<_, ControlError>(grid.changed(()))
             })
@@ -166,24 +169,25 @@ async fn command_report(
     Ok(())
 }
 
-/// Merges changed paths into those that the node reported before.
-async fn peers(
-    grid: &LockedGrid<'_, '_>,
-    node: NodeId,
-    changed: &[PeerReport],
-) -> Result<(), ControlError> {
-    let known: Vec<PeerReport> = grid.tx.one(&query::NODE_PEERS, &[&node]).await?;
-    let merged: BTreeMap<NodeId, &PeerReport> = known
-        .iter()
-        .chain(changed)
-        .map(|peer| (peer.node, peer))
-        .collect();
-    let merged = serde_json::to_value(merged.into_values().collect::<Vec<_>>())
-        .expect("paths are plain JSON");
-    grid.tx
-        .execute(&query::NODE_REPORT_PEERS, &[&node, &merged])
-        .await?;
-    Ok(())
+/// Merges changed paths into those that the node reported before. In a grid that comes up
+/// every node tells of every other one again and again, and no decision follows: so they do
+/// not queue for the grid's lock.
+async fn peers(app: &App, key: SessionKey, changed: &[PeerReport]) -> Result<(), ControlError> {
+    let changed = serde_json::to_value(changed).expect("paths are plain JSON");
+    let changed = &changed;
+    app.db
+        .tx("node_report_peers", move |tx| {
+            Box::pin(async move {
+                // Who opens a session has this lock, too: no newer one comes in between.
+                tx.execute(&query::NODE_LOCK, &[&key.node]).await?;
+                let params: [Param; 3] = [&key.node, &key.epoch, changed];
+                match tx.execute(&query::NODE_REPORT_PEERS, &params).await? {
+                    0 => Err(ControlError::StaleSession),
+                    _ => Ok(()),
+                }
+            })
+        })
+        .await
 }
 
 #[cfg(test)]

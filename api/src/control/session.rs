@@ -100,6 +100,8 @@ async fn open(
         return Err(ControlError::AgentTooOld { grid });
     }
     let (node, joined) = node_of(&grid, token, hello).await?;
+    // What the session before tells of its peers is written without the grid's lock.
+    tx.execute(&query::NODE_LOCK, &[&node.id]).await?;
     let connection = i64::from(hello.connection);
     let run: [Param; 3] = [&node.id, &hello.instance, &connection];
     let standing: Option<Standing> = tx.optional(&query::SESSION_STANDING, &run).await?;

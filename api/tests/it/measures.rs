@@ -1,7 +1,11 @@
 //! What agents measure.
 
-use kontena_schema::agent::{FromAgent, Measures, PathMeasure};
+use std::net::Ipv4Addr;
+
+use kontena_schema::agent::{FromAgent, Measures, PathMeasure, PeerReport, Report};
 use kontena_schema::http::nodes::NodePeers;
+use kontena_schema::ids::{NodeId, Revision};
+use kontena_schema::path::Path;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -67,4 +71,66 @@ async fn what_an_agent_measures_is_shown_and_stirs_nobody() {
         .call(Method::GET, "/v1/nodes/demo/nobody/peers", None)
         .await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{body}");
+}
+
+fn paths(peers: &[(NodeId, Path)]) -> FromAgent {
+    let peer = |&(node, path): &(NodeId, Path)| PeerReport {
+        node,
+        path,
+        unreachable: None,
+        sealed_because: None,
+        next_key: None,
+    };
+    FromAgent::Report(Box::new(Report {
+        applied: Revision::ZERO,
+        placements: vec![],
+        commands: vec![],
+        peers: peers.iter().map(peer).collect(),
+    }))
+}
+
+#[tokio::test]
+async fn paths_are_merged_and_do_not_wait_for_what_changes_the_grid() {
+    let master = Master::start().await;
+    let token = master.grid("demo").await;
+    let elsewhere = master.grid("elsewhere").await;
+    let replica = &master.replicas[0];
+    let (mut a, _) = TestAgent::join(replica, &token, "a").await;
+    let (b, _) = TestAgent::join(replica, &token, "b").await;
+    let (c, _) = TestAgent::join(replica, &token, "c").await;
+    let (d, _) = TestAgent::join(replica, &elsewhere, "d").await;
+    let [b, c, d] = [b, c, d].map(|agent| agent.welcome.node);
+
+    let mut sql = master.sql().await;
+    let busy = sql.transaction().await.unwrap();
+    busy.query_one("select from grids where name = 'demo' for update", &[])
+        .await
+        .unwrap();
+    let to = Ipv4Addr::new(198, 51, 100, 2);
+    let (sealed, fast) = (Path::Sealed { to }, Path::Fast { to });
+    let shown = async |expected: [Option<Path>; 2]| {
+        poll("the paths are shown", async || {
+            let peers = master.get("/v1/nodes/demo/host-a/peers").await;
+            let peers: NodePeers = serde_json::from_value(peers).unwrap();
+            let paths: Vec<_> = peers.peers.iter().map(|peer| peer.path).collect();
+            (paths == expected).then_some(())
+        })
+        .await;
+    };
+    a.send(&paths(&[(b, sealed), (d, fast), (NodeId(999), fast)]))
+        .await;
+    shown([Some(sealed), None]).await;
+    a.send(&paths(&[(c, fast)])).await;
+    shown([Some(sealed), Some(fast)]).await;
+    a.send(&paths(&[(b, fast)])).await;
+    shown([Some(fast), Some(fast)]).await;
+    let kept: i32 = busy
+        .query_one(
+            "select jsonb_array_length(peers) from nodes where name = 'host-a'",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(kept, 2, "only peers are kept, each once");
 }
