@@ -430,18 +430,28 @@ impl Pair {
         Some((to, trial))
     }
 
-    /// The next probe, if the peer must know something new or it is time for one.
-    pub(crate) fn probe(&mut self, run: u32, every: Duration, now: Instant) -> Option<Probe> {
-        let hears_at = match self.tunnel.heard_at.filter(|_| self.tunnel.alive) {
+    /// Where the peer is heard.
+    fn hears_at(&self) -> Option<SocketAddrV4> {
+        match self.tunnel.heard_at.filter(|_| self.tunnel.alive) {
             Some(SocketAddr::V4(at)) => Some(at),
             _ => None,
-        };
-        let says = Said {
+        }
+    }
+
+    /// What the peer must know at once.
+    fn says(&self) -> Said {
+        Said {
             agreement: self.wanted.agreement,
-            hears_at,
+            // Where all is sealed, nothing follows from it.
+            hears_at: self.hears_at().filter(|_| self.wanted.fast.is_some()),
             accepts: self.accepts(),
             tries: self.tries(),
-        };
+        }
+    }
+
+    /// The next probe, if the peer must know something new or it is time for one.
+    pub(crate) fn probe(&mut self, run: u32, every: Duration, now: Instant) -> Option<Probe> {
+        let (hears_at, says) = (self.hears_at(), self.says());
         let last = self.sent_at.back().map(|(_, at)| *at);
         let due = |pause| last.is_none_or(|at| now.saturating_duration_since(at) >= pause);
         let asked = self.trials.asked && due(ANSWER_EVERY);
@@ -466,12 +476,7 @@ impl Pair {
     /// That probe was sent.
     pub(crate) fn sent(&mut self, probe: &Probe, now: Instant) {
         self.sent = probe.number;
-        self.said = Some(Said {
-            agreement: probe.agreement,
-            hears_at: probe.hears_at,
-            accepts: probe.accepts,
-            tries: self.tries(),
-        });
+        self.said = Some(self.says());
         self.trials.asked = false;
         if self.sent_at.len() == REMEMBERED {
             self.sent_at.pop_front();

@@ -295,3 +295,18 @@ fn people_are_told_of_trials_that_are_lost_for_long() {
     }
     assert_eq!(told_at, (8..30).collect::<Vec<_>>());
 }
+
+#[test]
+fn only_a_pair_that_may_be_clear_tells_at_once_where_the_peer_is_heard() {
+    for (fast, told) in [(wanted().fast, true), (None, false)] {
+        let now = Instant::now();
+        let mut pair = Pair::new(Wanted { fast, ..wanted() }, now);
+        let first = pair.probe(1, EVERY, now).unwrap();
+        assert_eq!(first.hears_at, None);
+        pair.sent(&first, now);
+        pair.look(tunnel(PEER), now);
+        assert_eq!(pair.probe(1, EVERY, now).is_some(), told);
+        let next = pair.probe(1, EVERY, now + EVERY).unwrap();
+        assert_eq!(next.hears_at, Some(at(PEER)));
+    }
+}
