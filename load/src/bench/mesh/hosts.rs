@@ -15,14 +15,6 @@ use nix::unistd::Pid;
 use super::usage::Usage;
 use crate::bench::BenchError;
 
-/// A host shares its processors with nobody: so the hosts get shares of the same size, each a group of
-/// the scheduler's, and all together go after the Master, what pings, and what stands for the network. The
-/// kernel groups by session where it does (sched(7), "The autogroup feature").
-const GIVE_WAY: &str = r#"
-if [ -e /proc/self/autogroup ]; then echo 19 > /proc/self/autogroup; fi
-exec nice -n 19 "$0"
-"#;
-
 /// In memory: hosts have a disk each, and here they would share one.
 const STATE: &str = "/dev/shm";
 /// Agents stop at once, but all of them at a time.
@@ -81,8 +73,7 @@ impl Hosts {
             let address = wide::address(number).to_string();
             let state = self.state.join(number.to_string());
             fs::create_dir_all(&state)?;
-            let mut command = place.command("setsid");
-            command.args(["sh", "-c", GIVE_WAY]).arg(program);
+            let mut command = place.command(&program.display().to_string());
             let settings = [
                 ("KONTENA_URI", uri),
                 ("KONTENA_TOKEN", token),
