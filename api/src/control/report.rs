@@ -170,8 +170,8 @@ async fn command_report(
 }
 
 /// Merges changed paths into those that the node reported before. In a grid that comes up
-/// every node tells of every other one again and again, and no decision follows: so they do
-/// not queue for the grid's lock.
+/// every node tells of every other one again and again; who decides by it (`key.rs`) looks
+/// under the grid's lock, and for that these need not queue.
 async fn peers(app: &App, key: SessionKey, changed: &[PeerReport]) -> Result<(), ControlError> {
     let changed = serde_json::to_value(changed).expect("paths are plain JSON");
     let changed = &changed;
