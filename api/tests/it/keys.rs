@@ -1,6 +1,6 @@
 //! The public keys of nodes: told, passed on, changed.
 
-use kontena_schema::agent::{Changes, FromAgent, NodeEntry, PeerReport, Report, close};
+use kontena_schema::agent::{Changes, FromAgent, NodeEntry, PeerReport, close};
 use kontena_schema::ids::{KeyTurn, NodeId, Revision};
 use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_schema::path::Path;
@@ -53,13 +53,7 @@ async fn ready(agent: &mut TestAgent, peer: NodeId, next: u8) {
         sealed_because: None,
         next_key: Some(PublicKey([next; 32])),
     };
-    let report = Report {
-        applied: Revision::ZERO,
-        placements: vec![],
-        commands: vec![],
-        peers: vec![peer],
-    };
-    agent.send(&FromAgent::Report(Box::new(report))).await;
+    agent.report_peers(vec![peer]).await;
 }
 
 #[tokio::test]

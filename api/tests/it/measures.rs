@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use kontena_schema::agent::{FromAgent, Measures, PathMeasure, PeerReport, Report};
+use kontena_schema::agent::{FromAgent, Measures, PathMeasure, PeerReport};
 use kontena_schema::http::nodes::NodePeers;
-use kontena_schema::ids::{NodeId, Revision};
+use kontena_schema::ids::NodeId;
 use kontena_schema::path::Path;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -73,7 +73,7 @@ async fn what_an_agent_measures_is_shown_and_stirs_nobody() {
     assert_eq!(status, StatusCode::NOT_FOUND, "{body}");
 }
 
-fn paths(peers: &[(NodeId, Path)]) -> FromAgent {
+fn paths(peers: &[(NodeId, Path)]) -> Vec<PeerReport> {
     let peer = |&(node, path): &(NodeId, Path)| PeerReport {
         node,
         path,
@@ -81,12 +81,7 @@ fn paths(peers: &[(NodeId, Path)]) -> FromAgent {
         sealed_because: None,
         next_key: None,
     };
-    FromAgent::Report(Box::new(Report {
-        applied: Revision::ZERO,
-        placements: vec![],
-        commands: vec![],
-        peers: peers.iter().map(peer).collect(),
-    }))
+    peers.iter().map(peer).collect()
 }
 
 #[tokio::test]
@@ -117,12 +112,12 @@ async fn paths_are_merged_and_do_not_wait_for_what_changes_the_grid() {
         })
         .await;
     };
-    a.send(&paths(&[(b, sealed), (d, fast), (NodeId(999), fast)]))
+    a.report_peers(paths(&[(b, sealed), (d, fast), (NodeId(999), fast)]))
         .await;
     shown([Some(sealed), None]).await;
-    a.send(&paths(&[(c, fast)])).await;
+    a.report_peers(paths(&[(c, fast)])).await;
     shown([Some(sealed), Some(fast)]).await;
-    a.send(&paths(&[(b, fast)])).await;
+    a.report_peers(paths(&[(b, fast)])).await;
     shown([Some(fast), Some(fast)]).await;
     let kept: i32 = busy
         .query_one(

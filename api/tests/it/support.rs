@@ -8,8 +8,8 @@ use kontena_api::config::{DatabaseConfig, ServeConfig, Timers};
 use kontena_api::db;
 use kontena_api::serve::Replica;
 use kontena_schema::agent::{
-    Changes, Facts, FromAgent, Health, Hello, InstanceState, PROTOCOL, PlacementReport, Position,
-    Report, ToAgent, Welcome,
+    Changes, Facts, FromAgent, Health, Hello, InstanceState, PROTOCOL, PeerReport, PlacementReport,
+    Position, Report, ToAgent, Welcome,
 };
 use kontena_schema::ids::{PlacementId, Revision};
 use reqwest::{Method, StatusCode};
@@ -429,12 +429,21 @@ impl TestAgent {
 
     /// Reports the state of placements.
     pub async fn report(&mut self, placements: Vec<PlacementReport>) {
+        self.tell(placements, vec![]).await;
+    }
+
+    /// Reports paths to peers.
+    pub async fn report_peers(&mut self, peers: Vec<PeerReport>) {
+        self.tell(vec![], peers).await;
+    }
+
+    async fn tell(&mut self, placements: Vec<PlacementReport>, peers: Vec<PeerReport>) {
         let applied = self.at.as_ref().map_or(Revision::ZERO, |at| at.revision);
         let report = Report {
             applied,
             placements,
             commands: vec![],
-            peers: vec![],
+            peers,
         };
         self.send(&FromAgent::Report(Box::new(report))).await;
     }
