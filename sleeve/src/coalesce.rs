@@ -7,7 +7,8 @@
 
 use crate::checksum::{fold, pseudo, sum};
 use crate::headers::{
-    ACK, ETHERNET, IPV4, PROTOCOL_TCP, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, is_fragment, seal_ipv4,
+    ACK, ETHERNET, IPV4, IPV4_ETHERTYPE, PROTOCOL_TCP, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS,
+    ethertype, is_fragment, seal_ipv4,
 };
 use crate::virtio::{Gso, Header, Kind};
 
@@ -53,7 +54,7 @@ impl Segment {
     fn of(frame: &[u8]) -> Option<Self> {
         let ip = frame.get(ETHERNET..)?;
         // IPv4 without options, no fragment, TCP.
-        let plain = frame[12..ETHERNET] == [8, 0]
+        let plain = ethertype(frame)? == IPV4_ETHERTYPE
             && *ip.first()? == 0x45
             && !is_fragment(ip)?
             && *ip.get(9)? == PROTOCOL_TCP;

@@ -32,6 +32,9 @@ drops! {
     malformed_out,
     /// From the bridge: no peer has the target's MAC.
     unknown_target,
+    /// From the bridge: ARP, or IPv6's neighbour solicitation. Who has an address is
+    /// answered on the host, or not at all.
+    arp_out,
     /// The underlay did not take it.
     not_sent,
     /// From the underlay: no message of WireGuard, or not from a peer.

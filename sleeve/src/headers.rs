@@ -1,5 +1,5 @@
-//! Where things are in the headers that are read and written here: Ethernet, IPv4
-//! (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
+//! Where things are in the headers that are read and written here: Ethernet, ARP
+//! (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
 
 use crate::checksum::internet_checksum;
 
@@ -21,6 +21,33 @@ pub(crate) const CWR: u8 = 0x80;
 pub(crate) const TCP_FLAGS: usize = 13;
 /// Where TCP has its checksum.
 pub(crate) const TCP_CHECKSUM: usize = 16;
+
+/// What is in a frame (IANA, IEEE 802 Numbers).
+pub(crate) const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
+pub(crate) const ARP_ETHERTYPE: [u8; 2] = [0x08, 0x06];
+pub(crate) const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
+
+/// The type of what is in a frame. None if it is cut short.
+pub(crate) fn ethertype(frame: &[u8]) -> Option<[u8; 2]> {
+    frame.get(ETHERNET - 2..ETHERNET)?.try_into().ok()
+}
+
+/// Whether a frame is ARP, or what IPv6 has in its place to ask for an address: a
+/// neighbour solicitation (RFC 4861). Those are what a VXLAN device of the kernel with
+/// `proxy` does not send either.
+pub(crate) fn asks_for_neighbour(frame: &[u8]) -> bool {
+    const NEXT_HEADER: usize = ETHERNET + 6;
+    const ICMPV6: u8 = 58;
+    const SOLICITATION: [u8; 2] = [135, 0];
+    match ethertype(frame) {
+        Some(ARP_ETHERTYPE) => true,
+        Some(IPV6_ETHERTYPE) => {
+            let message = frame.get(ETHERNET + IPV6..).unwrap_or_default();
+            frame.get(NEXT_HEADER) == Some(&ICMPV6) && message.starts_with(&SOLICITATION)
+        }
+        _ => false,
+    }
+}
 
 /// Whether an IPv4 packet is a piece of a longer one. None if it is cut short.
 pub(crate) fn is_fragment(ip: &[u8]) -> Option<bool> {

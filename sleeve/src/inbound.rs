@@ -11,7 +11,7 @@ use kontena_schema::mac::Mac;
 
 use crate::coalesce::Coalescer;
 use crate::counters::count;
-use crate::headers::ETHERNET;
+use crate::headers::{ARP_ETHERTYPE, ETHERNET, ethertype};
 use crate::message::{self, Message};
 use crate::peer::Tunnel;
 use crate::sleeve::{Shared, retry_later};
@@ -281,10 +281,8 @@ impl Sender {
     fn of(frame: &[u8]) -> Option<Self> {
         // RFC 826, after the Ethernet header.
         const ARP_SENDER: usize = ETHERNET + 8;
-        const ARP: [u8; 2] = [0x08, 0x06];
         let octets = |at: usize| frame.get(at..at + 6)?.try_into().ok().map(Mac);
-        let kind = frame.get(ETHERNET - 2..ETHERNET)?;
-        let arp = if kind == ARP {
+        let arp = if ethertype(frame)? == ARP_ETHERTYPE {
             let address: [u8; 4] = frame
                 .get(ARP_SENDER + 6..ARP_SENDER + 10)?
                 .try_into()

@@ -6,7 +6,7 @@ use boringtun::noise::TunnResult;
 use kontena_schema::mac::Mac;
 
 use crate::counters::count;
-use crate::headers::ETHERNET;
+use crate::headers::{ETHERNET, asks_for_neighbour};
 use crate::message::SEAL;
 use crate::peer::Tunnel;
 use crate::segment::segments;
@@ -83,6 +83,9 @@ impl Work<'_> {
         let Some(target) = frame.first_chunk::<6>().map(|octets| Mac(*octets)) else {
             return count(&drops.malformed_out);
         };
+        if asks_for_neighbour(frame) {
+            return count(&drops.arp_out);
+        }
         let routes = view.targets(target);
         if routes.is_empty() {
             return count(&drops.unknown_target);

@@ -6,13 +6,11 @@
 
 use crate::checksum::{pseudo, sum, transport_checksum};
 use crate::headers::{
-    CWR, ETHERNET, FIN, IPV4, IPV6, PROTOCOL_TCP, PROTOCOL_UDP, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS,
-    UDP, is_fragment, seal_ipv4,
+    CWR, ETHERNET, FIN, IPV4, IPV4_ETHERTYPE, IPV6, IPV6_ETHERTYPE, PROTOCOL_TCP, PROTOCOL_UDP,
+    PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, UDP, ethertype, is_fragment, seal_ipv4,
 };
 use crate::virtio::{Gso, Header, Kind};
 
-const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
-const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
 /// Where UDP has its checksum.
 const UDP_CHECKSUM: usize = 6;
 /// More than the kernel makes of the longest frame at TCP's smallest segments (48
@@ -68,7 +66,7 @@ struct Layout {
 
 impl Layout {
     fn of(frame: &[u8], kind: Kind) -> Option<Self> {
-        let ethertype = frame.get(12..ETHERNET)?;
+        let ethertype = ethertype(frame)?;
         let ip = frame.get(ETHERNET..)?;
         let v4 = ethertype == IPV4_ETHERTYPE;
         let (ip_bytes, protocol, addresses) = if v4 {

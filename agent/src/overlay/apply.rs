@@ -247,9 +247,11 @@ impl<'a> Hands<'a> {
         // No `local` and no lower device: routing decides where a packet
         // leaves, and so does it for targets inside another tunnel. A checksum around
         // what has its own is work for nothing (RFC 7348 section 5: it should be zero).
+        // No ARP leaves it (`proxy`): who does not know an address would ask all peers.
         let tunnel = LinkVxlan::new(&Link::Tunnel.name(), vni)
             .port(VXLAN_PORT)
             .learning(false)
+            .proxy(true)
             .udp_csum(false)
             .mtu(mtu)
             .build();

@@ -364,6 +364,7 @@ fn tunnel_identity(link: &LinkMessage) -> TunnelIdentity {
         vni: 0,
         udp_port: 0,
         learning: true,
+        proxy: false,
         bound: false,
     };
     let Some(InfoData::Vxlan(infos)) = data(link) else {
@@ -374,6 +375,7 @@ fn tunnel_identity(link: &LinkMessage) -> TunnelIdentity {
             InfoVxlan::Id(vni) => identity.vni = *vni,
             InfoVxlan::Port(port) => identity.udp_port = *port,
             InfoVxlan::Learning(on) => identity.learning = *on,
+            InfoVxlan::Proxy(on) => identity.proxy = *on,
             InfoVxlan::Local(_)
             | InfoVxlan::Local6(_)
             | InfoVxlan::Group(_)

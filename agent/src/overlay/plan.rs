@@ -241,6 +241,7 @@ fn tunnel_identity(intent: &OverlayIntent) -> TunnelIdentity {
         vni: intent.vni,
         udp_port: VXLAN_PORT,
         learning: false,
+        proxy: true,
         bound: false,
     }
 }

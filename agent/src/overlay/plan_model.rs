@@ -105,6 +105,7 @@ fn create_tunnel(model: &mut Observed, (vni, mtu): (u32, u32)) {
         vni,
         udp_port: VXLAN_PORT,
         learning: false,
+        proxy: true,
         bound: false,
     };
     model.tunnel = Some(Tunnel {

@@ -57,6 +57,11 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     if damage & 16 != 0 {
         model.guard = GuardState::Broken;
     }
+    // An older version made it.
+    if damage & 128 != 0 {
+        let tunnel = model.tunnel.as_mut().expect("made above");
+        tunnel.identity.proxy = false;
+    }
     if damage & 64 != 0
         && let Some(link) = &mut model.inside.link
     {

@@ -223,6 +223,9 @@ pub(crate) struct TunnelIdentity {
     pub(crate) vni: u32,
     pub(crate) udp_port: u16,
     pub(crate) learning: bool,
+    /// Whether it answers ARP for its neighbours, of which it has none, and sends no
+    /// ARP: the bridge answers for all that the directory has.
+    pub(crate) proxy: bool,
     /// Whether it is tied to a local address, a group or a lower device.
     pub(crate) bound: bool,
 }

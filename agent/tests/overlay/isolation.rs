@@ -11,8 +11,8 @@ use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::path::Path;
 
 use crate::lab::{
-    Host, MASTER, Place, Switch, count, counted, dropped, eventually, grid, intent, pass, settle,
-    trusting, underlay, world,
+    Host, MASTER, Place, Switch, count, counted, dropped, eventually, grid, in_clear, intent, pass,
+    settle, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
@@ -26,13 +26,10 @@ const MARKER: &str = "ether type 0x88b5";
 /// A frame from a MAC that no directory knows, to everybody, as a stranger
 /// would put it on the tunnel's port.
 fn forged(vni: u32) -> Vec<u8> {
-    let mut packet = vec![0x08, 0, 0, 0];
-    packet.extend(&(vni << 8).to_be_bytes());
-    packet.extend([0xff; 6]);
-    packet.extend([0x02, 0, 0, 0, 0, 0x66]);
-    packet.extend([0x88, 0xb5]);
-    packet.extend(b"a marker that nobody must see, padded to a frame's least size");
-    packet
+    let marker = b"a marker that nobody must see, padded to a frame's least size";
+    let stranger = [0x02, 0, 0, 0, 0, 0x66];
+    let frame = [&[0xff; 6], &stranger, &[0x88, 0xb5][..], marker].concat();
+    in_clear(vni, &frame)
 }
 
 #[test]

@@ -279,6 +279,11 @@ pub fn dropped(host: &Host, counter: &str) -> u64 {
     packets(&host.place.run(&list))
 }
 
+/// A frame in clear, as it is between two hosts (RFC 7348).
+pub fn in_clear(vni: u32, frame: &[u8]) -> Vec<u8> {
+    [&[8, 0, 0, 0], &(vni << 8).to_be_bytes()[..], frame].concat()
+}
+
 /// What the directory has of a host with these keys.
 pub fn public_keys(current: &PrivateKey, next: Option<&PrivateKey>) -> Option<PublicKeys> {
     Some(PublicKeys {

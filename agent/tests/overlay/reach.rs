@@ -3,7 +3,11 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-use crate::lab::{BOUND, Host, Place, settle, trusting, world};
+use kontena_schema::agent::GridSettings;
+
+use crate::lab::{
+    BOUND, Host, Place, Start, count, counted, grid, settle, trusting, world, world_of,
+};
 
 /// Sends text over TCP and back; tells the address that the server saw.
 fn tcp(client: &Place, server: &Place, address: Ipv4Addr) -> SocketAddr {
@@ -155,6 +159,36 @@ fn overlay_answers_arp_for_remote_addresses_on_the_local_bridge() {
         known.contains(&format!("{} lladdr {mac}", b.containers[0].address)),
         "{known}"
     );
+}
+
+/// Whoever looks for an address that the directory does not have asks on its own host.
+fn nobody_else_is_asked(all: [Start; 2], grid: &GridSettings) {
+    const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 81, 9, 9);
+    let (_switch, mut hosts) = world_of(&all, grid);
+    hosts[0].add_container(11);
+    settle(grid, &hosts.iter().collect::<Vec<_>>());
+    let [a, b] = &hosts[..] else { unreachable!() };
+    everyone_reaches_everyone(&hosts);
+    let [from, beside] = &a.containers[..] else {
+        unreachable!()
+    };
+    let asked = format!("arp daddr ip {NOBODY}");
+    let elsewhere = &b.containers[0];
+    count(&beside.place, "ethwe", &asked);
+    count(&elsewhere.place, "ethwe", &asked);
+    for place in [&from.place, &a.place] {
+        assert!(place.ping(NOBODY).is_err());
+        place.must_reach(b.node.address);
+    }
+    assert!(counted(&beside.place) >= 2, "they asked");
+    assert_eq!(counted(&elsewhere.place), 0);
+}
+
+#[test]
+fn overlay_asks_no_other_host_who_has_an_address() {
+    nobody_else_is_asked([Host::start; 2], &trusting());
+    nobody_else_is_asked([Host::start; 2], &grid(7, &[]));
+    nobody_else_is_asked([Host::start_with_wireguard; 2], &grid(7, &[]));
 }
 
 #[test]

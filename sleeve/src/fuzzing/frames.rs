@@ -14,6 +14,13 @@ pub(crate) const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
 pub(crate) const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
 pub(crate) const SOURCE: [u8; 4] = [10, 81, 1, 1];
 pub(crate) const TARGET: [u8; 4] = [10, 81, 1, 2];
+/// A request of ARP, from the first host's container about the second's.
+pub(crate) const ARP: [u8; 42] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 1, 1, 8, 6, // Ethernet
+    0, 1, 8, 0, 6, 4, 0, 1, // Ethernet and IPv4, a request
+    2, 0, 0, 0, 1, 1, 10, 81, 1, 1, // who has what
+    0, 0, 0, 0, 0, 0, 10, 81, 1, 2, // and whom it asks for
+];
 const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
 const IP_CHECKSUM: usize = ETHERNET + 10;
 const TRANSPORT: usize = ETHERNET + IPV4;
@@ -58,6 +65,12 @@ pub(crate) fn tcp_v6(sequence: u32, payload: &[u8]) -> Vec<u8> {
 
 fn udp(payload: &[u8]) -> Vec<u8> {
     [&[0x10, 0, 0x20, 0, 0, 0, 0, 0], payload].concat()
+}
+
+/// IPv6's question for who has an address: a neighbour solicitation (RFC 4861).
+pub(crate) fn solicitation() -> Vec<u8> {
+    const ICMPV6: u8 = 58;
+    ip_v6(ICMPV6, &[&[135, 0][..], &[0; 22]].concat())
 }
 
 fn ip_v4(protocol: u8, id: u16, transport: &[u8]) -> Vec<u8> {

@@ -4,7 +4,7 @@ use kontena_fuzz::{Input, Target};
 
 use super::cutting::stream;
 use super::ends::{ENVELOPE, Ends, INNER, is_admitted, with_ends};
-use super::frames::plain;
+use super::frames::{ARP, plain};
 use crate::inbound::Work;
 use crate::message::{self, Message};
 use crate::vxlan::Envelope;
@@ -20,14 +20,6 @@ pub(super) const INBOUND: Target = Target {
 
 /// Most packets of one input: a burst.
 const PACKETS: usize = 64;
-/// A request of ARP, from the first host's container about the second's.
-const ARP: [u8; 42] = [
-    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 1, 1, 8, 6, // Ethernet
-    0, 1, 8, 0, 6, 4, 0, 1, // Ethernet and IPv4, a request
-    2, 0, 0, 0, 1, 1, 10, 81, 1, 1, // who has what
-    0, 0, 0, 0, 0, 0, 10, 81, 1, 2, // and whom it asks for
-];
-
 /// A packet, and what is in it, if its seal is whole and of this session.
 struct Packet {
     sealed: Vec<u8>,

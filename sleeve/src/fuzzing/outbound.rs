@@ -5,13 +5,13 @@ use kontena_fuzz::{Input, Target};
 
 use super::cutting::stream;
 use super::ends::{Ends, SECOND, is_admitted, with_ends};
-use super::frames::{cut_all, gso, plain, read, tcp_v4, tcp_v6, udp_v4};
+use super::frames::{ARP, cut_all, gso, plain, read, solicitation, tcp_v4, tcp_v6, udp_v4};
 use crate::headers::{ACK, PSH};
 use crate::virtio::{Header, Kind};
 use crate::{inbound, outbound};
 
 /// The other bridge gets what the frames of this one are cut to, as it is and in its
-/// order, if it is for somebody there; the rest is nowhere.
+/// order, if it is for somebody there and asks for nobody; the rest is nowhere.
 pub(super) const OUTBOUND: Target = Target {
     name: "outbound",
     check: |bytes| with_ends(|ends| outbound(ends, bytes)),
@@ -29,6 +29,7 @@ fn outbound(ends: &Ends, bytes: &[u8]) {
         let mut wanted = Vec::new();
         if let Some((header, frame)) = Header::parse(&read)
             && is_for_second(frame)
+            && !is_question(frame)
         {
             let pieces = cut_all(header, frame).unwrap_or_default();
             wanted.extend(pieces.into_iter().filter(|piece| is_admitted(piece)));
@@ -43,6 +44,12 @@ fn outbound(ends: &Ends, bytes: &[u8]) {
 fn is_for_second(frame: &[u8]) -> bool {
     let target = frame.first_chunk::<6>();
     target.is_some_and(|mac| mac[0] & 1 != 0 || *mac == SECOND.0)
+}
+
+/// ARP, or ICMPv6 of type 135 and code 0 right after IPv6's header.
+fn is_question(frame: &[u8]) -> bool {
+    let octets = |at: usize, wanted: &[u8]| frame.get(at..at + wanted.len()) == Some(wanted);
+    octets(12, &[8, 6]) || octets(12, &[0x86, 0xdd]) && octets(20, &[58]) && octets(54, &[135, 0])
 }
 
 /// What is on loopback is there at once.
@@ -94,7 +101,11 @@ fn frames(input: &mut Input<'_>) -> Vec<Vec<u8>> {
 
 fn seeds() -> Vec<Vec<u8>> {
     let whole = read(gso(Kind::TcpV4, 100), &tcp_v4(1, 1, ACK, &[7; 250]));
-    let length = (whole.len() as u16).to_be_bytes();
+    let raw = |read: &[u8]| {
+        let length = (read.len() as u16).to_be_bytes();
+        [&[0, length[0], length[1], 0, 0][..], read].concat()
+    };
+    let plain = |frame: &[u8]| raw(&read(Header::default(), frame));
     vec![
         // A long frame of each kind.
         vec![1, 0x30, 0, 5, 0, 2, 0x30, 0, 5, 0, 3, 0x30, 0, 5, 0],
@@ -107,6 +118,10 @@ fn seeds() -> Vec<Vec<u8>> {
             1, 0, 99, 1, 0, 5, 0, 0, 0, 0, 10, 1, 5, 0, 0, 0, 0, 10, 2, 5, 0, 0, 0, 0, 21, 9,
         ]
         .to_vec(),
-        [&[0, length[0], length[1], 0, 0][..], &whole].concat(),
+        raw(&whole),
+        // Questions, to all and to one.
+        plain(&ARP),
+        plain(&[&SECOND.0, &ARP[6..]].concat()),
+        plain(&solicitation()),
     ]
 }

@@ -9,6 +9,8 @@ use kontena_sleeve::{Holder, Message, Peer, PrivateKey, Settings, Sleeve, Table}
 pub const PORT: u16 = 6783;
 pub const VNI: u32 = 7;
 const MTU: u32 = 1370;
+/// The highest number of a host.
+const HOSTS: u8 = 9;
 
 /// A host with one container.
 pub struct Host {
@@ -23,17 +25,24 @@ impl Host {
         let (host, place) = Keeper::start();
         let (inside, container) = Keeper::start();
         place.inside(no_ipv6);
+        container.inside(no_ipv6);
         switch.plug(&place, number);
         place.run("ip link add kontena type bridge mcast_snooping 0");
         place.run("ip link set kontena up");
-        let (task, mac) = (container.task(), mac(number));
+        let (task, own) = (container.task(), mac(number));
         place.run(&format!(
-            "ip link add veth mtu {MTU} type veth peer name ethwe netns {task} mtu {MTU} address {mac}"
+            "ip link add veth mtu {MTU} type veth peer name ethwe netns {task} mtu {MTU} address {own}"
         ));
         place.run("ip link set veth master kontena up");
         container.run("ip link set ethwe up");
-        let address = address(number);
-        container.run(&format!("ip addr add {address}/17 dev ethwe"));
+        let own = address(number);
+        container.run(&format!("ip addr add {own}/17 dev ethwe"));
+        // No ARP comes through a sleeve: here the containers know each other, and with
+        // an agent the bridge answers them.
+        for other in (1..=HOSTS).filter(|other| *other != number) {
+            let (address, mac) = (address(other), mac(other));
+            container.run(&format!("ip neigh add {address} lladdr {mac} dev ethwe"));
+        }
         Self {
             number,
             place,
@@ -67,8 +76,8 @@ impl Host {
     }
 }
 
-/// The host itself says nothing on its bridge, as the agent has it: what is counted
-/// is of containers.
+/// Nobody says anything by himself, as the agent has it on the bridge and Docker in a
+/// container: what is counted is of the test.
 fn no_ipv6() {
     for of in ["all", "default"] {
         let path = format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6");

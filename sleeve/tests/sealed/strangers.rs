@@ -4,8 +4,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kontena_lab::{Switch, eventually, send, underlay};
-use kontena_schema::mac::Mac;
+use kontena_lab::{Switch, count, counted, eventually, send, underlay};
 use kontena_sleeve::Drops;
 
 use crate::host::{Host, PORT, address, inner, mac, table, world};
@@ -105,39 +104,52 @@ fn a_frame_that_is_not_of_the_peer_that_sealed_it_is_dropped() {
 }
 
 #[test]
-fn arp_that_contradicts_the_table_is_dropped() {
-    let (_switch, hosts, sleeves) = world(3);
-    let [a, b, _] = &hosts[..] else {
-        unreachable!()
-    };
+fn nobody_else_hears_who_is_looked_for() {
+    let (_switch, hosts, sleeves) = world(2);
+    let [a, b] = &hosts[..] else { unreachable!() };
     a.container.must_reach(address(2));
-    b.container.must_reach(address(1));
-    // The second container says that it has the third's address.
-    let arp = |mac: Mac, ip: Ipv4Addr| {
-        let ethernet = [&[0xff; 6][..], &mac_of(2), &[8, 6]].concat();
-        let says = [0, 1, 8, 0, 6, 4, 0, 1];
-        let ip = ip.octets();
-        [&ethernet[..], &says, &mac.0, &ip, &[0; 6], &ip, &[0; 18]].concat()
+    count(&b.container, "ethwe", "ether type { arp, ip6 }");
+    let arp = |to: [u8; 6], operation: u8, about: Ipv4Addr| {
+        let ethernet = [&to[..], &mac(1).0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, operation]].concat();
+        let [own, about] = [address(1), about].map(|ip| ip.octets());
+        [&ethernet[..], &mac(1).0, &own, &[0; 6], &about, &[0; 18]].concat()
     };
-    for (mac, ip) in [
-        (mac(2), address(3)),
-        (mac(3), address(3)),
-        (mac(9), address(2)),
-    ] {
-        let before = sleeves[0].drops().wrong_arp;
-        send(&b.container, "ethwe", &arp(mac, ip));
-        until(
-            "the message is counted",
-            || sleeves[0].drops(),
-            |drops| drops.wrong_arp - before,
-        );
+    let ipv6 = |next_header: u8, kind: u8| {
+        let ethernet = [&[0x33, 0x33, 0, 0, 0, 1][..], &mac(1).0, &[0x86, 0xdd]].concat();
+        let ip = [&[0x60, 0, 0, 0, 0, 24, next_header, 255][..], &[0; 32]].concat();
+        [&ethernet[..], &ip, &[kind], &[0; 23]].concat()
+    };
+    let nobody = Ipv4Addr::new(10, 81, 1, 99);
+    let (everybody, peer) = ([0xff; 6], mac(2).0);
+    let questions = [
+        arp(everybody, 1, nobody),
+        arp(everybody, 1, address(2)),
+        arp(everybody, 1, address(1)),
+        arp(everybody, 2, address(1)),
+        arp(peer, 1, address(2)),
+        arp(peer, 2, address(2)),
+        ipv6(58, 135),
+    ];
+    for (sent, question) in (1..).zip(&questions) {
+        send(&a.container, "ethwe", question);
+        eventually("it is counted", || match sleeves[0].drops().arp_out {
+            count if count == sent => Ok(()),
+            count => Err(format!("{count} of {sent}")),
+        });
     }
-    let known = a.container.run("ip neigh show dev ethwe");
-    assert!(!known.contains(&address(3).to_string()), "{known}");
-}
+    // By itself a container asks three times, and gives up.
+    assert!(a.container.ping(nobody).is_err());
+    assert!(sleeves[0].drops().arp_out > questions.len() as u64);
 
-fn mac_of(number: u8) -> [u8; 6] {
-    mac(number).0
+    // What else is for all arrives, and so does the rest of IPv6.
+    assert_eq!(counted(&b.container), 0);
+    for other in [ipv6(58, 128), ipv6(17, 135)] {
+        send(&a.container, "ethwe", &other);
+    }
+    eventually("the rest arrives", || match counted(&b.container) {
+        2 => Ok(()),
+        count => Err(count.to_string()),
+    });
 }
 
 #[test]

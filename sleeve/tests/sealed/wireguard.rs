@@ -3,10 +3,12 @@
 //! kernel has.
 
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::process::{Child, Stdio};
 
-use kontena_lab::{Switch, eventually};
+use kontena_lab::{Switch, count, counted, eventually, send};
 use kontena_schema::key::PublicKey;
+use kontena_schema::mac::Mac;
 
 use crate::host::{Host, PORT, VNI, address, inner, key, mac, table};
 
@@ -95,4 +97,44 @@ fn a_sleeve_and_wireguard_with_a_kernel_vxlan_inside_talk_both_ways() {
         (0, 0),
         "{drops:?}"
     );
+}
+
+#[test]
+fn arp_that_contradicts_the_table_is_dropped() {
+    let switch = Switch::start();
+    let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
+    let [a, b] = &hosts[..] else { unreachable!() };
+    let sleeve = a.sleeve();
+    // A sleeve would not send any.
+    let _other = wireguard(b);
+    sleeve.set_table(&table(1, 1..=3));
+    a.container.must_reach(address(2));
+    count(&a.container, "ethwe", "ether type arp");
+    // The second container says that it has the third's address.
+    let arp = |told: Mac, ip: Ipv4Addr| {
+        let ethernet = [&[0xff; 6][..], &mac(2).0, &[8, 6]].concat();
+        let says = [0, 1, 8, 0, 6, 4, 0, 1];
+        let ip = ip.octets();
+        [&ethernet[..], &says, &told.0, &ip, &[0; 6], &ip, &[0; 18]].concat()
+    };
+    let lies = [
+        (mac(2), address(3)),
+        (mac(3), address(3)),
+        (mac(9), address(2)),
+    ];
+    for (sent, (told, ip)) in (1..).zip(lies) {
+        send(&b.container, "ethwe", &arp(told, ip));
+        eventually("the message is counted", || {
+            match sleeve.drops().wrong_arp {
+                count if count == sent => Ok(()),
+                count => Err(format!("{count} of {sent}")),
+            }
+        });
+    }
+    assert_eq!(counted(&a.container), 0);
+    send(&b.container, "ethwe", &arp(mac(2), address(2)));
+    eventually("the truth arrives", || match counted(&a.container) {
+        1 => Ok(()),
+        count => Err(count.to_string()),
+    });
 }
