@@ -19,6 +19,9 @@ const REFUSED_RETRY_MAX: Duration = Duration::from_secs(30);
 /// called three times a second.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
+/// How many frames an agent that waited too long for the welcome takes to find it.
+const LOOKS: u8 = 4;
+
 /// Which token to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Credential {
@@ -64,6 +67,10 @@ pub enum Next {
 pub enum Due {
     /// Send a ping.
     Ping,
+    /// Nothing was heard for too long: take what is there by now, and if nothing is, give
+    /// the connection up. Where this agent had no turn on the processors for long, it is
+    /// this end that did not listen.
+    Look,
     /// Give the connection up.
     Dead,
     /// Nothing before then.
@@ -87,6 +94,7 @@ enum Phase {
     },
     Opening {
         since: Instant,
+        looks: u8,
     },
     Live {
         since: Instant,
@@ -118,7 +126,10 @@ impl Machine {
             Phase::Waiting { until } if now < until => Next::Wait(until),
             Phase::Stopped => Next::Stop,
             Phase::Waiting { .. } | Phase::Opening { .. } | Phase::Live { .. } => {
-                self.phase = Phase::Opening { since: now };
+                self.phase = Phase::Opening {
+                    since: now,
+                    looks: 0,
+                };
                 Next::Connect(self.credential)
             }
         }
@@ -147,10 +158,20 @@ impl Machine {
     /// What to do on an open connection.
     pub fn due(&mut self, now: Instant) -> Due {
         match &mut self.phase {
-            Phase::Opening { since } => wait_or(*since + HELLO_WITHIN, now, Due::Dead),
+            Phase::Opening { since, looks } => {
+                let until = *since + HELLO_WITHIN;
+                if now < until {
+                    return Due::Nothing(until);
+                }
+                if *looks == LOOKS {
+                    return Due::Dead;
+                }
+                *looks += 1;
+                Due::Look
+            }
             Phase::Live { heard, pinged, .. } => {
                 if now >= *heard + DEAD_AFTER {
-                    return Due::Dead;
+                    return Due::Look;
                 }
                 if now >= *pinged + PING_EVERY {
                     *pinged = now;
@@ -199,14 +220,6 @@ impl Machine {
                 between(RETRY_MAX / 2, RETRY_MAX, roll)
             }
         }
-    }
-}
-
-fn wait_or(until: Instant, now: Instant, due: Due) -> Due {
-    if now >= until {
-        due
-    } else {
-        Due::Nothing(until)
     }
 }
 
@@ -287,6 +300,11 @@ mod tests {
         let mut machine = Machine::new(start, false);
         machine.next(start);
         assert_eq!(machine.due(start), Due::Nothing(start + HELLO_WITHIN));
+        // It is looked at what is there, but not without end.
+        for _ in 0..LOOKS {
+            assert_eq!(machine.due(start + HELLO_WITHIN), Due::Look);
+            machine.heard(start + HELLO_WITHIN);
+        }
         assert_eq!(machine.due(start + HELLO_WITHIN), Due::Dead);
 
         machine.welcomed(start, false);
@@ -298,7 +316,10 @@ mod tests {
         );
         machine.heard(start + PING_EVERY);
         assert_eq!(machine.due(start + DEAD_AFTER), Due::Ping);
-        assert_eq!(machine.due(start + PING_EVERY + DEAD_AFTER), Due::Dead);
+        let late = start + PING_EVERY + DEAD_AFTER;
+        assert_eq!(machine.due(late), Due::Look);
+        machine.heard(late);
+        assert_eq!(machine.due(late), Due::Ping);
     }
 
     #[test]

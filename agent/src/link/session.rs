@@ -21,9 +21,8 @@ use crate::config::Secret;
 use crate::facts::HostFacts;
 use crate::report::{HostState, Sent};
 
-/// How long a Master that seems to be silent is listened to once more. Where this agent had
-/// no turn on the processors for long, it is this end that did not listen: what came
-/// meanwhile is there as soon as it looks.
+/// How long a Master that seems to be silent is listened to once more: what came meanwhile
+/// is there as soon as this end looks.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// What is open besides the socket.
@@ -43,7 +42,7 @@ impl Link {
         let (facts, host) = self.known().await;
         let deadline = match self.machine.due(Instant::now()) {
             Due::Nothing(until) => until,
-            Due::Ping | Due::Dead => return Err(End::Silent),
+            Due::Ping | Due::Look | Due::Dead => return Err(End::Silent),
         };
         let socket = timeout_at(deadline.into(), socket::connect(&self.config, token)).await;
         let socket = socket.map_err(|_| End::Silent)??;
@@ -103,7 +102,8 @@ impl Link {
 
     async fn step(&mut self, session: &mut Session) -> Result<(), End> {
         let until = match self.machine.due(Instant::now()) {
-            Due::Dead => {
+            Due::Dead => return Err(End::Silent),
+            Due::Look => {
                 let frame = timeout(LAST_LOOK, session.socket.next()).await;
                 return self.frame(session, frame.map_err(|_| End::Silent)?).await;
             }
