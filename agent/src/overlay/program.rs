@@ -84,3 +84,32 @@ pub(crate) fn refused(program: &'static str, answer: &Answer) -> Cause {
         message: answer.stderr.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[tokio::test]
+    async fn programs_of_one_agent_do_not_run_at_once() {
+        let place = TempDir::new();
+        let there = place.path().join("there");
+        // Only one can make it, and it is there while its program runs.
+        let script = format!("mkdir {0} && sleep 0.05 && rmdir {0}", there.display());
+        let args = ["-c", &script];
+        let one = || run_ok("sh", &args, &[]);
+        let all = tokio::join!(one(), one(), one(), one());
+        for done in [all.0, all.1, all.2, all.3] {
+            done.expect("nobody else runs");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_refuses_says_why() {
+        let script = "echo that is no table >&2; exit 1";
+        let refused = run_ok("sh", &["-c", script], &[]).await.unwrap_err();
+        assert_eq!(refused.to_string(), "sh: that is no table");
+        let missing = run("kontena-is-no-program", &[], &[]).await;
+        assert!(missing.is_err());
+    }
+}
