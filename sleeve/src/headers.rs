@@ -32,10 +32,10 @@ pub(crate) fn ethertype(frame: &[u8]) -> Option<[u8; 2]> {
     frame.get(ETHERNET - 2..ETHERNET)?.try_into().ok()
 }
 
-/// Whether a frame is ARP, or what IPv6 has in its place to ask for an address: a
-/// neighbour solicitation (RFC 4861). Those are what a VXLAN device of the kernel with
-/// `proxy` does not send either.
-pub(crate) fn asks_for_neighbour(frame: &[u8]) -> bool {
+/// Whether a frame is ARP of any kind, or what IPv6 has in its place to ask for an address,
+/// a neighbour solicitation (RFC 4861): what a VXLAN device of the kernel with `proxy` does
+/// not send either.
+pub(crate) fn stays_on_its_host(frame: &[u8]) -> bool {
     const NEXT_HEADER: usize = ETHERNET + 6;
     const ICMPV6: u8 = 58;
     const SOLICITATION: [u8; 2] = [135, 0];

@@ -6,7 +6,7 @@ use boringtun::noise::TunnResult;
 use kontena_schema::mac::Mac;
 
 use crate::counters::count;
-use crate::headers::{ETHERNET, asks_for_neighbour};
+use crate::headers::{ETHERNET, stays_on_its_host};
 use crate::message::SEAL;
 use crate::peer::Tunnel;
 use crate::segment::segments;
@@ -83,7 +83,7 @@ impl Work<'_> {
         let Some(target) = frame.first_chunk::<6>().map(|octets| Mac(*octets)) else {
             return count(&drops.malformed_out);
         };
-        if asks_for_neighbour(frame) {
+        if stays_on_its_host(frame) {
             return count(&drops.arp_out);
         }
         let routes = view.targets(target);

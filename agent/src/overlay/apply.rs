@@ -365,6 +365,7 @@ async fn configure(to: &Attachment, address: Ipv4Network, mtu: u32) -> Result<()
     {
         inside.remove_address(index, other).await?;
     }
+    no_ipv6_address(&inside, index).await?;
     set_link(&inside, index, mtu).await?;
     let (group, prefix) = MULTICAST;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -394,8 +395,8 @@ async fn set_link(netlink: &Netlink, index: u32, mtu: u32) -> Result<(), Cause> 
         .await?)
 }
 
-/// Links of the host get no IPv6 address of their own: they would chatter over
-/// the tunnel. Where the kernel has no IPv6 there is nothing to do.
+/// Our links get no IPv6 address of their own, in containers neither: they would chatter
+/// over the tunnel. Where the kernel has no IPv6 there is nothing to do.
 async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);

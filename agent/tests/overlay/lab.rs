@@ -3,7 +3,7 @@
 //! A host runs the overlay under test; a container is a process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,7 @@ use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, Measures, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
 use kontena_schema::key::PublicKeys;
+use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use kontena_schema::path::{Path, Site, path};
 use kontena_sleeve::PrivateKey;
@@ -282,6 +283,17 @@ pub fn dropped(host: &Host, counter: &str) -> u64 {
 /// A frame in clear, as it is between two hosts (RFC 7348).
 pub fn in_clear(vni: u32, frame: &[u8]) -> Vec<u8> {
     [&[8, 0, 0, 0], &(vni << 8).to_be_bytes()[..], frame].concat()
+}
+
+/// Sends frames to tunnels of others (by the last octet of the host's underlay address) in
+/// the place of this host's own tunnel, which would not send all of them.
+pub fn forger(host: &Host, vni: u32) -> impl Fn(u8, &[u8]) {
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let socket = host.place.inside(bind).unwrap();
+    move |to, frame| {
+        let at = (underlay(to), VXLAN_PORT);
+        socket.send_to(&in_clear(vni, frame), at).unwrap();
+    }
 }
 
 /// What the directory has of a host with these keys.

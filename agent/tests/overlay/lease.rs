@@ -1,15 +1,14 @@
 //! What becomes of a container whose lease ended while its host was cut off from
 //! the Master, but not from its peers.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::Ipv4Addr;
 
 use kontena_schema::ids::LeaseNumber;
-use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 
 use crate::lab::{
-    BOUND, Container, Host, Place, count, counted, dropped, eventually, in_clear, intent, send,
-    settle, trusting, underlay, world,
+    BOUND, Container, Host, Place, count, counted, dropped, eventually, forger, intent, send,
+    settle, trusting, world,
 };
 
 /// What is sent to the contested address, and no multicast.
@@ -70,12 +69,39 @@ fn arp(from: Mac, to: Mac, kind: u8, of: (Mac, Ipv4Addr), about: Ipv4Addr) -> Ve
     frame
 }
 
+/// Tells everybody in every way of ARP that it still has its address, from the container
+/// and in the place of its host, which sends none; hosts drop each frame.
+fn insists(lost: &Container, own: &Host, hosts: [&Host; 2], others: [&Container; 3]) {
+    let stranger = Ipv4Addr::new(10, 81, 99, 9);
+    let told = (mac(lost), CONTESTED);
+    let forge = forger(own, trusting().vni);
+    let drops = || hosts.map(|host| dropped(host, "dropped_sender"));
+    let (before, mut sent) = (drops(), 0);
+    let others = others.map(mac);
+    for to in [EVERYBODY].into_iter().chain(others) {
+        for kind in [REQUEST, REPLY] {
+            for about in [stranger, CONTESTED, hosts[0].containers[0].address] {
+                let frame = arp(mac(lost), to, kind, told, about);
+                send(&lost.place, "ethwe", &frame);
+                hosts
+                    .iter()
+                    .for_each(|host| forge(host.node.number.get(), &frame));
+                sent += 1;
+            }
+        }
+    }
+    eventually("all of it is dropped", || match drops() {
+        now if now == before.map(|count| count + sent) => Ok(()),
+        now => Err(format!("{now:?} after {before:?}")),
+    });
+}
+
 #[test]
 fn overlay_lets_nobody_answer_a_container_that_lost_its_lease() {
     let (_switch, mut hosts, lost) = cut_off();
     give_to(&mut hosts[1]);
     settle_connected(&hosts, 2);
-    let [a, b, _] = &hosts[..] else {
+    let [a, b, cut_off] = &hosts[..] else {
         unreachable!()
     };
     let [other, heir] = &b.containers[..] else {
@@ -103,19 +129,7 @@ fn overlay_lets_nobody_answer_a_container_that_lost_its_lease() {
         }
     });
     lost.place.run("ip neigh flush dev ethwe");
-    let stranger = Ipv4Addr::new(10, 81, 99, 9);
-    let told = (mac(&lost), CONTESTED);
-    for to in [EVERYBODY, mac(witness), mac(other), mac(heir)] {
-        for kind in [REQUEST, REPLY] {
-            for about in [stranger, CONTESTED, witness.address] {
-                send(
-                    &lost.place,
-                    "ethwe",
-                    &arp(mac(&lost), to, kind, told, about),
-                );
-            }
-        }
-    }
+    insists(&lost, cut_off, [a, b], [witness, other, heir]);
     assert!(lost.place.ping(witness.address).is_err());
     for receiver in receivers {
         assert_eq!(counted(&receiver.place), 0, "a frame came in");
@@ -241,12 +255,10 @@ fn overlay_drops_arp_that_contradicts_the_directory() {
             a.node.address,
         ),
     ];
-    // By itself no host sends any.
-    let socket = b.place.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let forge = forger(b, trusting().vni);
     let tell = |(to, kind, told, about): (Mac, u8, Ipv4Addr, Ipv4Addr)| {
         let frame = arp(mac(liar), to, kind, (mac(liar), told), about);
-        let packet = in_clear(trusting().vni, &frame);
-        socket.send_to(&packet, (underlay(1), VXLAN_PORT)).unwrap();
+        forge(1, &frame);
     };
     let start = dropped(a, "dropped_arp");
     for (count, lie) in lies.into_iter().enumerate() {

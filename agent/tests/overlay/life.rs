@@ -4,7 +4,11 @@ use std::process::Stdio;
 
 use kontena_schema::ids::LeaseNumber;
 
-use crate::lab::{Container, Host, Switch, grid, intent, pass, settle, trusting, world};
+use crate::lab::{
+    Container, Host, Start, Switch, dropped, eventually, forger, grid, intent, pass, settle,
+    trusting, world, world_of,
+};
+use crate::reach::everyone_reaches_everyone;
 
 /// Everything on a host that an overlay could leave behind.
 pub fn traces(host: &Host) -> String {
@@ -159,6 +163,38 @@ fn overlay_is_rebuilt_for_another_grid() {
         .place
         .must_reach(hosts[1].containers[0].address);
     assert_eq!(settle(&other, &all), 0);
+}
+
+#[test]
+fn overlay_makes_the_tunnel_of_an_older_version_anew() {
+    let starts: [Start; 2] = [Host::start, Host::start_with_wireguard];
+    for start in starts {
+        let (_switch, hosts) = world_of(&[start, start], &trusting());
+        let [a, b] = &hosts[..] else { unreachable!() };
+        let tunnel = || a.place.run("ip -d -o link show kontena-vx");
+        a.stop_agent();
+        a.place.run("ip link del kontena-vx");
+        a.place.run(
+            "ip link add kontena-vx mtu 1370 type vxlan id 7 dstport 6784 nolearning noudpcsum",
+        );
+        a.place.run("ip link set kontena-vx master kontena up");
+        assert!(!tunnel().contains(" proxy "));
+        a.start_agent();
+        settle(&trusting(), &[a, b]);
+        assert!(tunnel().contains(" proxy "), "{}", tunnel());
+        everyone_reaches_everyone(&hosts);
+        // It is guarded as the old one was.
+        let before = dropped(a, "dropped_sender");
+        let stranger = [2, 0, 0, 0, 0, 0x66];
+        let frame = [&[0xff; 6], &stranger, &[0x88, 0xb5][..], &[0; 46]].concat();
+        forger(b, trusting().vni)(1, &frame);
+        eventually("the drop is counted", || {
+            match dropped(a, "dropped_sender") - before {
+                1 => Ok(()),
+                count => Err(count.to_string()),
+            }
+        });
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::virtio::{Header, Kind};
 use crate::{inbound, outbound};
 
 /// The other bridge gets what the frames of this one are cut to, as it is and in its
-/// order, if it is for somebody there and asks for nobody; the rest is nowhere.
+/// order, if it is for somebody there and may leave its host; the rest is nowhere.
 pub(super) const OUTBOUND: Target = Target {
     name: "outbound",
     check: |bytes| with_ends(|ends| outbound(ends, bytes)),
@@ -29,7 +29,7 @@ fn outbound(ends: &Ends, bytes: &[u8]) {
         let mut wanted = Vec::new();
         if let Some((header, frame)) = Header::parse(&read)
             && is_for_second(frame)
-            && !is_question(frame)
+            && !is_local(frame)
         {
             let pieces = cut_all(header, frame).unwrap_or_default();
             wanted.extend(pieces.into_iter().filter(|piece| is_admitted(piece)));
@@ -46,8 +46,8 @@ fn is_for_second(frame: &[u8]) -> bool {
     target.is_some_and(|mac| mac[0] & 1 != 0 || *mac == SECOND.0)
 }
 
-/// ARP, or ICMPv6 of type 135 and code 0 right after IPv6's header.
-fn is_question(frame: &[u8]) -> bool {
+/// What no host sends to another: ARP, or ICMPv6 of type 135 and code 0 right after IPv6's header.
+fn is_local(frame: &[u8]) -> bool {
     let octets = |at: usize, wanted: &[u8]| frame.get(at..at + wanted.len()) == Some(wanted);
     octets(12, &[8, 6]) || octets(12, &[0x86, 0xdd]) && octets(20, &[58]) && octets(54, &[135, 0])
 }
@@ -105,7 +105,7 @@ fn seeds() -> Vec<Vec<u8>> {
         let length = (read.len() as u16).to_be_bytes();
         [&[0, length[0], length[1], 0, 0][..], read].concat()
     };
-    let plain = |frame: &[u8]| raw(&read(Header::default(), frame));
+    let whole_frame = |frame: &[u8]| raw(&read(Header::default(), frame));
     vec![
         // A long frame of each kind.
         vec![1, 0x30, 0, 5, 0, 2, 0x30, 0, 5, 0, 3, 0x30, 0, 5, 0],
@@ -120,8 +120,8 @@ fn seeds() -> Vec<Vec<u8>> {
         .to_vec(),
         raw(&whole),
         // Questions, to all and to one.
-        plain(&ARP),
-        plain(&[&SECOND.0, &ARP[6..]].concat()),
-        plain(&solicitation()),
+        whole_frame(&ARP),
+        whole_frame(&[&SECOND.0, &ARP[6..]].concat()),
+        whole_frame(&solicitation()),
     ]
 }

@@ -137,7 +137,7 @@ fn nobody_else_hears_who_is_looked_for() {
             count => Err(format!("{count} of {sent}")),
         });
     }
-    // By itself a container asks three times, and gives up.
+    // By itself a container asks, too.
     assert!(a.container.ping(nobody).is_err());
     assert!(sleeves[0].drops().arp_out > questions.len() as u64);
 

@@ -91,7 +91,7 @@ async fn host_end(host: &Host, container: &Container) -> String {
 }
 
 /// A container that lost its address goes on as before, and tells everybody that
-/// it has it; prints what answers.
+/// it has it, which comes no further than its host; prints what answers.
 async fn insist(world: &World, guest: &Container) -> String {
     let (own, address) = (mac(guest), guest.ip_address.unwrap());
     let nodes = world.grid().client.node_list("lost").await.unwrap().nodes;
