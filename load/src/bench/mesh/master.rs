@@ -26,10 +26,12 @@ use super::frames::Frames;
 use super::hosts::Hosts;
 use crate::agent::Agent;
 use crate::bench::BenchError;
-use crate::client::{Connection, Target};
+use crate::client::{ClientError, Connection, Target};
 
 /// How often the Master is asked for what agents report: the answer is large.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long one that has no database at the moment is asked again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Bytes that are passed on at once.
 const PIECE: usize = 16 << 10;
@@ -117,9 +119,19 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
+    /// The grid's nodes. On a machine that the agents fill, a replica may have to say for a
+    /// while that it cannot answer.
     async fn nodes(&mut self) -> Result<Nodes, BenchError> {
         let path = format!("/v1/grids/{}/nodes", self.name);
-        Ok(self.control.call("GET", &path, None::<&()>).await?)
+        let until = Instant::now() + ANSWER_WITHIN;
+        loop {
+            match self.control.call("GET", &path, None::<&()>).await {
+                Err(ClientError::Refused { status: 503, .. }) if Instant::now() < until => {
+                    sleep(LOOK_EVERY).await;
+                }
+                answer => return Ok(answer?),
+            }
+        }
     }
 
     /// How many nodes it has; fails unless their numbers are 1 to that.
