@@ -23,13 +23,16 @@ const FORGED: &str = "udp dport 6784 @th,176,48 0x020000000066";
 /// A type of frame for local experiments (IEEE 802).
 const MARKER: &str = "ether type 0x88b5";
 
-/// A frame from a MAC that no directory knows, to everybody, as a stranger
-/// would put it on the tunnel's port.
-fn forged(vni: u32) -> Vec<u8> {
+/// A frame from a MAC that no directory knows, to everybody.
+pub fn strange() -> Vec<u8> {
     let marker = b"a marker that nobody must see, padded to a frame's least size";
     let stranger = [0x02, 0, 0, 0, 0, 0x66];
-    let frame = [&[0xff; 6], &stranger, &[0x88, 0xb5][..], marker].concat();
-    in_clear(vni, &frame)
+    [&[0xff; 6], &stranger, &[0x88, 0xb5][..], marker].concat()
+}
+
+/// The same, as a stranger would put it on the tunnel's port.
+fn forged(vni: u32) -> Vec<u8> {
+    in_clear(vni, &strange())
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use kontena_schema::ids::LeaseNumber;
 
+use crate::isolation::strange;
 use crate::lab::{
     Container, Host, Start, Switch, dropped, eventually, forger, grid, intent, pass, settle,
     trusting, world, world_of,
@@ -185,9 +186,7 @@ fn overlay_makes_the_tunnel_of_an_older_version_anew() {
         everyone_reaches_everyone(&hosts);
         // It is guarded as the old one was.
         let before = dropped(a, "dropped_sender");
-        let stranger = [2, 0, 0, 0, 0, 0x66];
-        let frame = [&[0xff; 6], &stranger, &[0x88, 0xb5][..], &[0; 46]].concat();
-        forger(b, trusting().vni)(1, &frame);
+        forger(b, trusting().vni)(1, &strange());
         eventually("the drop is counted", || {
             match dropped(a, "dropped_sender") - before {
                 1 => Ok(()),

@@ -20,6 +20,7 @@ pub(super) const INBOUND: Target = Target {
 
 /// Most packets of one input: a burst.
 const PACKETS: usize = 64;
+
 /// A packet, and what is in it, if its seal is whole and of this session.
 struct Packet {
     sealed: Vec<u8>,

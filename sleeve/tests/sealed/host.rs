@@ -29,14 +29,14 @@ impl Host {
         switch.plug(&place, number);
         place.run("ip link add kontena type bridge mcast_snooping 0");
         place.run("ip link set kontena up");
-        let (task, own) = (container.task(), mac(number));
+        let (task, own_mac) = (container.task(), mac(number));
         place.run(&format!(
-            "ip link add veth mtu {MTU} type veth peer name ethwe netns {task} mtu {MTU} address {own}"
+            "ip link add veth mtu {MTU} type veth peer name ethwe netns {task} mtu {MTU} address {own_mac}"
         ));
         place.run("ip link set veth master kontena up");
         container.run("ip link set ethwe up");
-        let own = address(number);
-        container.run(&format!("ip addr add {own}/17 dev ethwe"));
+        let own_address = address(number);
+        container.run(&format!("ip addr add {own_address}/17 dev ethwe"));
         // No ARP comes through a sleeve: here the containers know each other, and with
         // an agent the bridge answers them.
         for other in (1..=HOSTS).filter(|other| *other != number) {
