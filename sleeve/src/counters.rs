@@ -44,8 +44,8 @@ drops! {
     wrong_envelope,
     /// From the underlay: the table does not name that peer for the source MAC.
     wrong_sender,
-    /// From the underlay: ARP that contradicts the table.
-    wrong_arp,
+    /// From the underlay: ARP. No host sends it to another.
+    arp_in,
     /// The bridge did not take it.
     not_delivered,
 }

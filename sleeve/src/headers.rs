@@ -1,6 +1,8 @@
 //! Where things are in the headers that are read and written here: Ethernet, ARP
 //! (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
 
+use kontena_schema::mac::Mac;
+
 use crate::checksum::internet_checksum;
 
 /// Bytes of headers without options.
@@ -26,6 +28,11 @@ pub(crate) const TCP_CHECKSUM: usize = 16;
 pub(crate) const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
 pub(crate) const ARP_ETHERTYPE: [u8; 2] = [0x08, 0x06];
 pub(crate) const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
+
+/// Who a frame says that it is from. None if it is cut short.
+pub(crate) fn source(frame: &[u8]) -> Option<Mac> {
+    frame.get(6..12)?.try_into().ok().map(Mac)
+}
 
 /// The type of what is in a frame. None if it is cut short.
 pub(crate) fn ethertype(frame: &[u8]) -> Option<[u8; 2]> {

@@ -1,17 +1,16 @@
 //! From the underlay to the bridge.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use kontena_schema::key::PublicKey;
-use kontena_schema::mac::Mac;
 
 use crate::coalesce::Coalescer;
 use crate::counters::count;
-use crate::headers::{ARP_ETHERTYPE, ETHERNET, ethertype};
+use crate::headers::{ARP_ETHERTYPE, ethertype, source};
 use crate::message::{self, Message};
 use crate::peer::Tunnel;
 use crate::sleeve::{Shared, retry_later};
@@ -35,7 +34,6 @@ const COOKIE: u8 = 3;
 const DATA: u8 = 4;
 /// Room for the longest answer of WireGuard to one packet.
 const ANSWER: usize = 2048;
-const SOURCE: usize = 6;
 /// The most that a cookie's reply has (WireGuard whitepaper section 5.4.7).
 const COOKIE_REPLY: usize = 64;
 
@@ -252,47 +250,17 @@ impl Work<'_> {
                 return (shared.inbox)(Message { from, contents });
             }
         };
-        let Some(sender) = Sender::of(&opened[frame..end]) else {
+        let contents = &opened[frame..end];
+        let (Some(sender), Some(kind)) = (source(contents), ethertype(contents)) else {
             return count(&shared.counters.wrong_envelope);
         };
-        let behind = |mac| view.holder(mac).filter(|of| of.behind == tunnel.inner);
-        if behind(sender.mac).is_none() {
+        if view.behind(sender) != Some(tunnel.inner) {
             return count(&shared.counters.wrong_sender);
         }
-        // Of an ARP message, what it says of its sender is what caches take.
-        if let Some((mac, address)) = sender.arp
-            && behind(mac).is_none_or(|of| of.address != address)
-        {
-            return count(&shared.counters.wrong_arp);
+        if kind == ARP_ETHERTYPE {
+            return count(&shared.counters.arp_in);
         }
         coalescer.push(opened, (frame, end), |pieces| shared.deliver(pieces));
-    }
-}
-
-/// Who a frame says that it is from.
-struct Sender {
-    mac: Mac,
-    /// For ARP: who it says has which address.
-    arp: Option<(Mac, Ipv4Addr)>,
-}
-
-impl Sender {
-    /// None for what is no frame, or ARP cut short.
-    fn of(frame: &[u8]) -> Option<Self> {
-        // RFC 826, after the Ethernet header.
-        const ARP_SENDER: usize = ETHERNET + 8;
-        let octets = |at: usize| frame.get(at..at + 6)?.try_into().ok().map(Mac);
-        let arp = if ethertype(frame)? == ARP_ETHERTYPE {
-            let address: [u8; 4] = frame
-                .get(ARP_SENDER + 6..ARP_SENDER + 10)?
-                .try_into()
-                .ok()?;
-            Some((octets(ARP_SENDER)?, address.into()))
-        } else {
-            None
-        };
-        let mac = octets(SOURCE)?;
-        Some(Self { mac, arp })
     }
 }
 

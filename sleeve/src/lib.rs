@@ -51,5 +51,5 @@ pub use key::PrivateKey;
 pub use message::Message;
 pub use peer::{PeerStatus, SILENT_AFTER};
 pub use sleeve::{Settings, Sleeve, SleeveError};
-pub use table::{Holder, Peer, Table};
+pub use table::{Peer, Table};
 pub use vxlan::{VXLAN_HEADER, vxlan_header};

@@ -20,15 +20,6 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
 }
 
-/// Who has a MAC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// The tunnel address of the peer that it is behind.
-    pub behind: Ipv4Addr,
-    /// Its overlay address.
-    pub address: Ipv4Addr,
-}
-
 /// Everything that can be changed while the sleeve works.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -37,9 +28,9 @@ pub struct Table {
     pub own: Vec<PrivateKey>,
     /// The peers, by their addresses inside the tunnel.
     pub peers: BTreeMap<Ipv4Addr, Peer>,
-    /// Who has which MAC. It decides where a frame goes, from whom it may come, and
-    /// what ARP may say.
-    pub holders: BTreeMap<Mac, Holder>,
+    /// The tunnel address of the peer that each MAC is behind. It decides where a frame
+    /// goes, and from whom it may come.
+    pub behind: BTreeMap<Mac, Ipv4Addr>,
     /// The tunnel addresses of the peers that get a copy of what is for all. Those
     /// with a fast path get it there.
     pub floods: BTreeSet<Ipv4Addr>,

@@ -12,7 +12,7 @@ use kontena_schema::mac::Mac;
 
 use crate::key::PrivateKey;
 use crate::peer::Tunnel;
-use crate::table::{Holder, Peer, Table};
+use crate::table::{Peer, Table};
 
 /// Handshakes a second beyond which a sender must prove its address: a whole grid
 /// that begins at once is below it. Each is counted twice.
@@ -27,7 +27,7 @@ pub(crate) struct View {
     pub(crate) identities: Vec<Identity>,
     by_index: HashMap<u32, Arc<Tunnel>>,
     by_keys: HashMap<Keys, Arc<Tunnel>>,
-    holders: HashMap<Mac, Holder>,
+    behind: HashMap<Mac, Ipv4Addr>,
     routes: HashMap<Ipv4Addr, Route>,
     floods: Vec<Route>,
 }
@@ -99,7 +99,7 @@ impl View {
             }
             view.routes.insert(inner, route);
         }
-        view.holders = table.holders.iter().map(|(&mac, &of)| (mac, of)).collect();
+        view.behind = table.behind.iter().map(|(&mac, &of)| (mac, of)).collect();
         (view, greeted)
     }
 
@@ -170,9 +170,9 @@ impl View {
         self.routes.get(&inner)
     }
 
-    /// Who has a MAC.
-    pub(crate) fn holder(&self, mac: Mac) -> Option<Holder> {
-        self.holders.get(&mac).copied()
+    /// The peer that a MAC is behind.
+    pub(crate) fn behind(&self, mac: Mac) -> Option<Ipv4Addr> {
+        self.behind.get(&mac).copied()
     }
 
     /// The ways that a frame for this MAC takes.
@@ -181,8 +181,7 @@ impl View {
         if mac.0[0] & FOR_MANY != 0 {
             return &self.floods;
         }
-        let holder = self.holders.get(&mac);
-        let route = holder.and_then(|holder| self.routes.get(&holder.behind));
+        let route = self.behind(mac).and_then(|peer| self.routes.get(&peer));
         route.map_or(&[], std::slice::from_ref)
     }
 }

@@ -70,7 +70,7 @@ impl<'a> Hands<'a> {
             Step::AllowPeers(peers) => filter::allow(peers).await,
             Step::ForbidPeers(peers) => filter::forbid(peers).await,
             Step::RemoveFilter => filter::remove().await,
-            Step::InstallGuard(holders) => guard::install(holders).await,
+            Step::InstallGuard(senders) => guard::install(senders).await,
             Step::ChangeGuard { old, new } => guard::change(old, new).await,
             Step::RemoveGuard => guard::remove().await,
             Step::AllowForwarding(place) => forwarding::allow(*place).await,

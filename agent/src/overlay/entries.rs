@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use kontena_schema::ids::NodeId;
 use kontena_schema::limits::WIREGUARD_PORT;
 use kontena_schema::mac::Mac;
-use kontena_sleeve::{Holder, Peer, Table};
+use kontena_sleeve::{Peer, Table};
 
 use super::intent::{OverlayIntent, PeerIntent, Reach};
 use super::state::{Port, Sealing};
@@ -24,7 +24,7 @@ pub(crate) struct Entries {
     /// Where the bridge sends frames for a MAC.
     pub(crate) ports: BTreeMap<Mac, Port>,
     /// Whose frames come in through the tunnel.
-    pub(crate) holders: BTreeMap<Ipv4Addr, Mac>,
+    pub(crate) senders: BTreeSet<Mac>,
     /// Who has an overlay address: all of the above, and the containers of this host.
     pub(crate) neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// Who is at the other ends of the sleeve.
@@ -39,7 +39,7 @@ impl Entries {
             floods: BTreeSet::new(),
             targets: BTreeMap::new(),
             ports: BTreeMap::new(),
-            holders: BTreeMap::new(),
+            senders: BTreeSet::new(),
             neighbours: local.collect(),
             table: Table {
                 own: intent.keys.clone(),
@@ -91,10 +91,9 @@ impl Entries {
         }
         for (address, mac) in [own].into_iter().chain(others) {
             self.neighbours.insert(address, mac);
-            let behind = peer.inner;
-            self.table.holders.insert(mac, Holder { behind, address });
+            self.table.behind.insert(mac, peer.inner);
             if accepted.or(under).is_some() {
-                self.holders.insert(address, mac);
+                self.senders.insert(mac);
             }
             self.ports
                 .insert(mac, target.map_or(Port::Tap, |_| Port::Tunnel));

@@ -1,12 +1,13 @@
 //! The guard of the tunnel: out of it come only frames of those whom the
-//! directory has.
+//! directory has, and no ARP.
 //!
 //! A host that is cut off from the Master, but not from its peers, does not know
 //! that its containers lost their leases. They go on sending, with addresses that
 //! belong to others by now. What gives them away is the MAC of the old lease: so
-//! a frame comes in only if its sender's MAC is in the directory, and ARP only if
-//! the directory says the same of the address and the MAC that it tells. Nobody
-//! here can answer what never came in, and no container's memory is led astray.
+//! a frame comes in only if its sender's MAC is in the directory. Who has an address
+//! is said by the directory alone, so ARP of others is not listened to
+//! (`infra/adr/0008-arp.md`). Nobody here can answer what never came in, and no
+//! container's memory is led astray.
 //!
 //! It is a table of the packet filter with one chain on the tunnel's device,
 //! which is hooked in before the device comes up. It stays when the agent dies.
@@ -15,8 +16,7 @@
 //! Absent on purpose: a look at the source address of IP packets. A container
 //! may route for others.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
 
 use kontena_schema::mac::Mac;
 use serde_json::{Value, json};
@@ -30,8 +30,6 @@ const TABLE: Table = Table { family: "netdev" };
 const CHAIN: &str = "ingress";
 /// The MACs that may send.
 const SENDERS: &str = "senders";
-/// The MACs with the addresses that they hold.
-const HOLDERS: &str = "holders";
 const DROPPED_SENDER: &str = "dropped_sender";
 const DROPPED_ARP: &str = "dropped_arp";
 /// As the filter's, for no other reason; nobody else is at this device.
@@ -39,11 +37,11 @@ const PRIORITY: i64 = -300;
 
 /// Reads our table.
 pub(crate) async fn observe() -> Result<GuardState, Cause> {
-    TABLE.observe(&frame(), holders).await
+    TABLE.observe(&frame(), senders).await
 }
 
-/// Writes our whole table, for these holders of addresses. The tunnel must exist.
-pub(crate) async fn install(holders: &BTreeMap<Ipv4Addr, Mac>) -> Result<(), Cause> {
+/// Writes our whole table, for these senders. The tunnel must exist.
+pub(crate) async fn install(senders: &BTreeSet<Mac>) -> Result<(), Cause> {
     // Listings of older versions do not show the device, so it is no part of the
     // frame that is compared.
     let mut frame = frame();
@@ -52,14 +50,11 @@ pub(crate) async fn install(holders: &BTreeMap<Ipv4Addr, Mac>) -> Result<(), Cau
             chain["dev"] = json!(TUNNEL);
         }
     }
-    TABLE.install(&frame, elements(holders)).await
+    TABLE.install(&frame, elements(senders)).await
 }
 
 /// Lets frames of others in, in one transaction.
-pub(crate) async fn change(
-    old: &BTreeMap<Ipv4Addr, Mac>,
-    new: &BTreeMap<Ipv4Addr, Mac>,
-) -> Result<(), Cause> {
+pub(crate) async fn change(old: &BTreeSet<Mac>, new: &BTreeSet<Mac>) -> Result<(), Cause> {
     TABLE.change(elements(old), elements(new)).await
 }
 
@@ -68,40 +63,20 @@ pub(crate) async fn remove() -> Result<(), Cause> {
     TABLE.remove().await
 }
 
-fn elements(holders: &BTreeMap<Ipv4Addr, Mac>) -> Vec<Value> {
-    let macs: BTreeSet<_> = holders.values().collect();
-    let macs = macs.into_iter().map(|mac| json!(mac));
-    let pairs = holders.iter().map(|(ip, mac)| json!({"concat": [mac, ip]}));
-    let both = [
-        TABLE.elements(SENDERS, macs),
-        TABLE.elements(HOLDERS, pairs),
-    ];
-    both.into_iter().flatten().collect()
+fn elements(senders: &BTreeSet<Mac>) -> Vec<Value> {
+    let macs = senders.iter().map(|mac| json!(mac));
+    TABLE.elements(SENDERS, macs).into_iter().collect()
 }
 
-/// Who holds which address. The two sets must agree, and no address may have two
-/// holders.
-fn holders(elements: &Elements) -> Option<BTreeMap<Ipv4Addr, Mac>> {
-    let pair = |element: &Value| {
-        let [mac, ip] = element["concat"].as_array()?.as_slice() else {
-            return None;
-        };
-        Some((ip.as_str()?.parse().ok()?, mac.as_str()?.parse().ok()?))
-    };
-    let pairs: Vec<(Ipv4Addr, Mac)> = elements.of(HOLDERS, pair)?;
-    let senders: BTreeSet<Mac> = elements.of(SENDERS, |mac| mac.as_str()?.parse().ok())?;
-    let holders: BTreeMap<_, _> = pairs.iter().copied().collect();
-    let agree = holders.len() == pairs.len() && senders == holders.values().copied().collect();
-    agree.then_some(holders)
+/// Who may send.
+fn senders(elements: &Elements) -> Option<BTreeSet<Mac>> {
+    let macs: Vec<Mac> = elements.of(SENDERS, |mac| mac.as_str()?.parse().ok())?;
+    Some(macs.into_iter().collect())
 }
 
-/// Everything in the table but the holders.
+/// Everything in the table but the senders.
 fn frame() -> Vec<Value> {
-    let sets = [
-        (SENDERS, json!("ether_addr")),
-        (HOLDERS, json!(["ether_addr", "ipv4_addr"])),
-    ];
-    let sets = sets.map(|(name, kind)| TABLE.object("set", json!({"name": name, "type": kind})));
+    let set = TABLE.object("set", json!({"name": SENDERS, "type": "ether_addr"}));
     let counters = [DROPPED_SENDER, DROPPED_ARP]
         .map(|counter| TABLE.object("counter", json!({"name": counter})));
     // Without its rules it lets nothing in.
@@ -110,69 +85,64 @@ fn frame() -> Vec<Value> {
     });
     let chain = TABLE.object("chain", chain);
     let rules = rules().map(|expr| TABLE.object("rule", json!({"chain": CHAIN, "expr": expr})));
-    sets.into_iter()
+    [set]
+        .into_iter()
         .chain(counters)
         .chain([chain])
         .chain(rules)
         .collect()
 }
 
-fn rules() -> [Vec<Value>; 4] {
-    let accept = json!({"accept": null});
+fn rules() -> [Vec<Value>; 3] {
     let stranger = differs(&field("ether", "saddr"), &json!(format!("@{SENDERS}")));
-    let no_arp = differs(&field("ether", "type"), &json!("arp"));
-    // Of an ARP message, what it says of its sender is what caches take.
-    let told = json!({"concat": [field("arp", "saddr ether"), field("arp", "saddr ip")]});
-    let true_arp = equals(&told, &json!(format!("@{HOLDERS}")));
+    let arp = equals(&field("ether", "type"), &json!("arp"));
     [
         [vec![stranger], count_and_drop(DROPPED_SENDER).to_vec()].concat(),
-        vec![no_arp, accept.clone()],
-        vec![true_arp, accept],
-        count_and_drop(DROPPED_ARP).to_vec(),
+        [vec![arp], count_and_drop(DROPPED_ARP).to_vec()].concat(),
+        vec![json!({"accept": null})],
     ]
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use kontena_schema::ids::LeaseNumber;
 
     use super::super::nft::listing;
     use super::*;
 
-    fn some_holders() -> BTreeMap<Ipv4Addr, Mac> {
+    fn some_senders() -> BTreeSet<Mac> {
         let node = Ipv4Addr::new(10, 81, 0, 2);
         let container = Ipv4Addr::new(10, 81, 1, 2);
-        BTreeMap::from([
-            (node, Mac::of_node(node)),
-            (container, Mac::of_lease(container, LeaseNumber(7))),
-        ])
+        BTreeSet::from([Mac::of_node(node), Mac::of_lease(container, LeaseNumber(7))])
     }
 
-    fn listed(holders: &BTreeMap<Ipv4Addr, Mac>) -> Vec<Value> {
-        listing::of(TABLE, &frame(), elements(holders))
+    fn listed(senders: &BTreeSet<Mac>) -> Vec<Value> {
+        listing::of(TABLE, &frame(), elements(senders))
     }
 
     fn state(objects: &[Value]) -> GuardState {
-        listing::state(TABLE, objects, &frame(), super::holders)
+        listing::state(TABLE, objects, &frame(), super::senders)
     }
 
     #[test]
     fn our_own_table_is_sound_whatever_it_counted_and_shows_of_the_device() {
-        for holders in [BTreeMap::new(), some_holders()] {
-            let mut objects = listed(&holders);
+        for senders in [BTreeSet::new(), some_senders()] {
+            let mut objects = listed(&senders);
             listing::count(&mut objects);
             for object in &mut objects {
                 if let Some(chain) = object.get_mut("chain") {
                     chain["dev"] = json!(TUNNEL);
                 }
             }
-            assert_eq!(state(&objects), GuardState::Sound(holders));
+            assert_eq!(state(&objects), GuardState::Sound(senders));
         }
     }
 
     #[test]
     fn a_table_that_lacks_anything_is_broken() {
-        let whole = listed(&some_holders());
+        let whole = listed(&some_senders());
         for missing in 1..whole.len() {
             let mut objects = whole.clone();
             let removed = objects.remove(missing);
@@ -181,23 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn sets_that_do_not_agree_are_broken() {
-        let set = |objects: &mut Vec<Value>, name: &str| {
-            let at = objects.iter().position(|o| o["set"]["name"] == name);
-            at.unwrap()
-        };
-        let extra = Mac([2, 0, 0, 0, 0, 9]);
-        for (name, element) in [
-            (SENDERS, json!(extra)),
-            (HOLDERS, json!({"concat": [extra, "10.81.1.9"]})),
-            (HOLDERS, json!({"concat": [extra, "10.81.1.2"]})),
-            (HOLDERS, json!("10.81.1.9")),
-        ] {
-            let mut objects = listed(&some_holders());
-            let at = set(&mut objects, name);
-            let held = objects[at]["set"]["elem"].as_array_mut().unwrap();
-            held.push(element.clone());
-            assert_eq!(state(&objects), GuardState::Broken, "{element}");
-        }
+    fn a_sender_that_is_no_mac_is_broken() {
+        let mut objects = listed(&some_senders());
+        let set = objects.iter_mut().find(|o| o["set"]["name"] == SENDERS);
+        let held = set.unwrap()["set"]["elem"].as_array_mut().unwrap();
+        held.push(json!("10.81.1.9"));
+        assert_eq!(state(&objects), GuardState::Broken);
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     set_bridge(intent, observed.bridge.as_ref(), &mut steps);
     hear_trials(intent, observed.trials, &mut steps);
     create_tunnel(intent, tunnel, &mut steps);
-    guard_tunnel(&entries.holders, tunnel, &observed.guard, &mut steps);
+    guard_tunnel(&entries.senders, tunnel, &observed.guard, &mut steps);
     let port = tunnel_port(intent);
     if tunnel.is_none_or(|t| t.port != port) {
         steps.push(Step::SetTunnel(port));
@@ -257,20 +257,15 @@ fn create_tunnel(intent: &OverlayIntent, tunnel: Option<&Tunnel>, steps: &mut Ve
 
 /// A guard belongs to its device: a new one needs it anew.
 fn guard_tunnel(
-    holders: &BTreeMap<Ipv4Addr, Mac>,
+    senders: &BTreeSet<Mac>,
     tunnel: Option<&Tunnel>,
     guard: &GuardState,
     steps: &mut Vec<Step>,
 ) {
     let (Some(_), GuardState::Sound(present)) = (tunnel, guard) else {
-        return steps.push(Step::InstallGuard(holders.clone()));
+        return steps.push(Step::InstallGuard(senders.clone()));
     };
-    let without = |a: &BTreeMap<Ipv4Addr, Mac>, b: &BTreeMap<Ipv4Addr, Mac>| {
-        let only = a.iter().filter(|(ip, mac)| b.get(ip) != Some(mac));
-        only.map(|(&ip, &mac)| (ip, mac))
-            .collect::<BTreeMap<_, _>>()
-    };
-    let (old, new) = (without(present, holders), without(holders, present));
+    let (old, new) = (present - senders, senders - present);
     if !old.is_empty() || !new.is_empty() {
         steps.push(Step::ChangeGuard { old, new });
     }

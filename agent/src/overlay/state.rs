@@ -71,9 +71,8 @@ pub struct Fence {
     pub bridges: BTreeSet<String>,
 }
 
-/// The guard of the tunnel's device: frames of these holders of addresses come
-/// in, and no others.
-pub(crate) type GuardState = TableState<BTreeMap<Ipv4Addr, Mac>>;
+/// The guard of the tunnel's device: frames from these MACs come in, and no others.
+pub(crate) type GuardState = TableState<BTreeSet<Mac>>;
 
 /// Where rules of iptables that concern us are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -32,11 +32,11 @@ pub(crate) enum Step {
     RemoveFilter,
     /// Write our whole table at the tunnel's device, in one transaction. The
     /// device must exist.
-    InstallGuard(BTreeMap<Ipv4Addr, Mac>),
+    InstallGuard(BTreeSet<Mac>),
     /// Let frames of others come out of the tunnel, in one transaction.
     ChangeGuard {
-        old: BTreeMap<Ipv4Addr, Mac>,
-        new: BTreeMap<Ipv4Addr, Mac>,
+        old: BTreeSet<Mac>,
+        new: BTreeSet<Mac>,
     },
     RemoveGuard,
     AllowForwarding(ForwardPlace),
@@ -303,7 +303,7 @@ impl fmt::Display for Step {
             Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
             Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
             Step::RemoveFilter => write!(f, "remove the packet filter"),
-            Step::InstallGuard(of) => write!(f, "guard {TUNNEL} for {} holders", of.len()),
+            Step::InstallGuard(of) => write!(f, "guard {TUNNEL} for {} senders", of.len()),
             Step::ChangeGuard { old, new } => {
                 write!(
                     f,

@@ -15,12 +15,12 @@ use kontena_schema::mac::Mac;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
-use super::frames::{self, SOURCE, TARGET, parted, plain};
+use super::frames::{self, parted, plain};
 use crate::inbound;
 use crate::key::PrivateKey;
 use crate::message::{Message, SEAL};
 use crate::sleeve::{Settings, Shared};
-use crate::table::{Holder, Peer, Table};
+use crate::table::{Peer, Table};
 use crate::tap::Tap;
 use crate::udp::Socket;
 use crate::view::View;
@@ -39,11 +39,8 @@ pub(super) const ENVELOPE: Envelope = Envelope {
     vni: VNI,
 };
 /// Who is behind the first, and behind the second.
-const FIRST: [([u8; 6], [u8; 4]); 2] = [
-    ([2, 0, 0, 0, 1, 1], SOURCE),
-    ([2, 0, 0, 0, 1, 3], [10, 81, 1, 3]),
-];
-pub(super) const SECOND: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 1, 2], TARGET);
+const FIRST: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 3]];
+pub(super) const SECOND: [u8; 6] = [2, 0, 0, 0, 1, 2];
 /// How many inputs two hosts get before they are made anew: a session costs more than
 /// what an input does with it, and none may become old.
 const INPUTS: u32 = 512;
@@ -88,7 +85,7 @@ impl Ends {
             let table = Table {
                 own: vec![keys[at].clone()],
                 peers: BTreeMap::from([(INNER[1 - at], peer)]),
-                holders: holders(),
+                behind: behind(),
                 floods: BTreeSet::from([INNER[1 - at]]),
             };
             (end.view, _) = View::next(&View::default(), &table, &mut 0);
@@ -137,31 +134,22 @@ impl Ends {
     }
 }
 
-fn holders() -> BTreeMap<Mac, Holder> {
-    let behind = |inner: Ipv4Addr| {
-        move |(mac, address): ([u8; 6], [u8; 4])| {
-            let address = address.into();
-            let behind = inner;
-            (Mac(mac), Holder { behind, address })
-        }
-    };
-    let first = FIRST.into_iter().map(behind(INNER[0]));
-    first.chain([SECOND].map(behind(INNER[1]))).collect()
+fn behind() -> BTreeMap<Mac, Ipv4Addr> {
+    let first = FIRST.map(|mac| (Mac(mac), INNER[0]));
+    first.into_iter().chain([(Mac(SECOND), INNER[1])]).collect()
 }
 
-/// Whether the second takes this frame from the first: it names the truth as who sends
-/// it, and in ARP as who has what.
+/// A frame from the first's container to the second's, of a type for experiments (IEEE 802).
+pub(super) fn short() -> Vec<u8> {
+    [&SECOND[..], &FIRST[0], &[0x88, 0xb5], &[0; 28]].concat()
+}
+
+/// Whether the second takes this frame from the first: it is from one behind the first, and
+/// no ARP.
 pub(super) fn is_admitted(frame: &[u8]) -> bool {
-    let Some(kind) = frame.get(12..14) else {
-        return false;
-    };
-    let is_first = |mac: &[u8]| FIRST.iter().any(|(known, _)| known == mac);
-    let arp_is_true = || {
-        let said = frame.get(22..32)?;
-        let known = |(mac, address): ([u8; 6], [u8; 4])| [&mac[..], &address].concat() == said;
-        Some(FIRST.into_iter().any(known))
-    };
-    is_first(&frame[6..12]) && (kind != [8, 6] || arp_is_true() == Some(true))
+    let is_first = |mac: &[u8]| FIRST.iter().any(|known| known == mac);
+    let kind = frame.get(12..14);
+    kind.is_some_and(|kind| is_first(&frame[6..12]) && kind != [8, 6])
 }
 
 impl End {

@@ -3,8 +3,8 @@
 use kontena_fuzz::{Input, Target};
 
 use super::cutting::stream;
-use super::ends::{ENVELOPE, Ends, INNER, is_admitted, with_ends};
-use super::frames::{ARP, plain};
+use super::ends::{ENVELOPE, Ends, INNER, is_admitted, short, with_ends};
+use super::frames::plain;
 use crate::inbound::Work;
 use crate::message::{self, Message};
 use crate::vxlan::Envelope;
@@ -111,7 +111,7 @@ fn packets(ends: &Ends, input: &mut Input<'_>) -> Vec<Packet> {
                 let packet = message::packet(INNER[0], INNER[1], input.take(length.into()));
                 packets.push(seal(ends, &packet.expect("it is short")));
             }
-            4 => packets.push(seal(ends, &enveloped(&ARP))),
+            4 => packets.push(seal(ends, &enveloped(&short()))),
             5 => packets.extend(last_changed(ends, &packets, input)),
             6 => packets.extend(last_damaged(&packets, input)),
             _ => {
@@ -161,8 +161,10 @@ fn seeds() -> Vec<Vec<u8>> {
     vec![
         // A stream that is glued, and after it a message.
         vec![7, 4, 1, 1, 1, 1, 3, 2, 9, 9],
-        // ARP, true and not: another's address, another's MAC.
-        vec![4, 5, 67, 3, 4, 5, 63, 3, 4, 5, 47, 3, 4, 5, 47, 2],
+        // From another behind the peer, and from one behind the other host.
+        vec![4, 5, 47, 3, 4, 5, 47, 2],
+        // ARP.
+        vec![4, 5, 48, 8, 5, 49, 6],
         // Another network, another sender's address, another receiver's.
         vec![7, 1, 1, 5, 34, 1, 7, 1, 1, 5, 15, 3, 7, 1, 1, 5, 19, 3],
         // A sign of life, and what is no packet of IP.

@@ -43,7 +43,7 @@ fn outbound(ends: &Ends, bytes: &[u8]) {
 
 fn is_for_second(frame: &[u8]) -> bool {
     let target = frame.first_chunk::<6>();
-    target.is_some_and(|mac| mac[0] & 1 != 0 || *mac == SECOND.0)
+    target.is_some_and(|mac| mac[0] & 1 != 0 || *mac == SECOND)
 }
 
 /// What no host sends to another: ARP, or ICMPv6 of type 135 and code 0 right after IPv6's header.
@@ -121,7 +121,7 @@ fn seeds() -> Vec<Vec<u8>> {
         raw(&whole),
         // Questions, to all and to one.
         whole_frame(&ARP),
-        whole_frame(&[&SECOND.0, &ARP[6..]].concat()),
+        whole_frame(&[&SECOND, &ARP[6..]].concat()),
         whole_frame(&solicitation()),
     ]
 }

@@ -4,10 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use kontena_lab::{Keeper, Place, Switch, underlay};
 use kontena_schema::mac::Mac;
-use kontena_sleeve::{Holder, Message, Peer, PrivateKey, Settings, Sleeve, Table};
+use kontena_sleeve::{Message, Peer, PrivateKey, Settings, Sleeve, Table};
 
 pub const PORT: u16 = 6783;
 pub const VNI: u32 = 7;
+/// The Ethertype of local experiments (IEEE 802): no filter of IP looks at it.
+pub const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 const MTU: u32 = 1370;
 /// The highest number of a host.
 const HOSTS: u8 = 9;
@@ -114,11 +116,7 @@ pub fn table(own: u8, all: impl IntoIterator<Item = u8>) -> Table {
             endpoint: Some(endpoint(number)),
         };
         table.peers.insert(inner(number), peer);
-        let holder = Holder {
-            behind: inner(number),
-            address: address(number),
-        };
-        table.holders.insert(mac(number), holder);
+        table.behind.insert(mac(number), inner(number));
         table.floods.insert(inner(number));
     }
     table

@@ -210,7 +210,7 @@ fn another_table_changes_whom_frames_go_to() {
     a.container.must_reach(address(2));
     // A MAC that is behind another peer now.
     let mut moved = table(1, 1..=3);
-    moved.holders.get_mut(&mac(3)).unwrap().behind = inner(2);
+    moved.behind.insert(mac(3), inner(2));
     sleeves[0].set_table(&moved);
     assert!(a.container.ping(address(3)).is_err());
 }

@@ -7,10 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kontena_lab::{Switch, count, counted, eventually, send, underlay};
 use kontena_sleeve::Drops;
 
-use crate::host::{Host, PORT, address, inner, mac, table, world};
-
-/// The Ethertype of local experiments (IEEE 802): no filter of IP looks at it.
-const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+use crate::host::{EXPERIMENT, Host, PORT, address, inner, mac, table, world};
 
 fn until(what: &str, drops: impl Fn() -> Drops, counter: impl Fn(&Drops) -> u64) {
     eventually(what, || {
@@ -178,7 +175,7 @@ fn a_peer_may_not_speak_for_another_s_tunnel_address() {
     let mut wrong = table(2, 1..=2);
     let peer = wrong.peers.remove(&inner(1)).unwrap();
     wrong.peers.insert(inner(5), peer);
-    wrong.holders.get_mut(&mac(1)).unwrap().behind = inner(5);
+    wrong.behind.insert(mac(1), inner(5));
     wrong.floods.insert(inner(5));
     sleeves[1].set_table(&wrong);
     assert!(hosts[1].container.ping(address(1)).is_err());

@@ -10,7 +10,7 @@ use kontena_lab::{Switch, count, counted, eventually, send};
 use kontena_schema::key::PublicKey;
 use kontena_schema::mac::Mac;
 
-use crate::host::{Host, PORT, VNI, address, inner, key, mac, table};
+use crate::host::{EXPERIMENT, Host, PORT, VNI, address, inner, key, mac, table};
 
 /// `wireguard-go`, which makes its device when it starts.
 struct WireGuard(Child);
@@ -100,7 +100,7 @@ fn a_sleeve_and_wireguard_with_a_kernel_vxlan_inside_talk_both_ways() {
 }
 
 #[test]
-fn arp_that_contradicts_the_table_is_dropped() {
+fn arp_of_a_peer_is_dropped_whatever_it_says() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
     let [a, b] = &hosts[..] else { unreachable!() };
@@ -109,31 +109,36 @@ fn arp_that_contradicts_the_table_is_dropped() {
     let _other = wireguard(b);
     sleeve.set_table(&table(1, 1..=3));
     a.container.must_reach(address(2));
-    count(&a.container, "ethwe", "ether type arp");
-    // The second container says that it has the third's address.
-    let arp = |told: Mac, ip: Ipv4Addr| {
-        let ethernet = [&[0xff; 6][..], &mac(2).0, &[8, 6]].concat();
-        let says = [0, 1, 8, 0, 6, 4, 0, 1];
-        let ip = ip.octets();
-        [&ethernet[..], &says, &told.0, &ip, &[0; 6], &ip, &[0; 18]].concat()
+    count(&a.container, "ethwe", "ether type { arp, 0x88b5 }");
+    let arp = |to: [u8; 6], operation: u8, told: (Mac, Ipv4Addr)| {
+        let ethernet = [&to[..], &mac(2).0, &[8, 6]].concat();
+        let says = [0, 1, 8, 0, 6, 4, 0, operation];
+        let (told, ip) = (told.0.0, told.1.octets());
+        [&ethernet[..], &says, &told, &ip, &[0; 6], &ip, &[0; 18]].concat()
     };
-    let lies = [
-        (mac(2), address(3)),
-        (mac(3), address(3)),
-        (mac(9), address(2)),
+    let everybody = [0xff; 6];
+    let messages = [
+        // The second container says that it has the third's address, that the third has
+        // its own, and what is true.
+        arp(everybody, 1, (mac(2), address(3))),
+        arp(everybody, 1, (mac(3), address(3))),
+        arp(everybody, 1, (mac(2), address(2))),
+        arp(mac(1).0, 2, (mac(2), address(3))),
+        arp(mac(1).0, 2, (mac(2), address(2))),
+        // It only says that it is ARP.
+        [&everybody[..], &mac(2).0, &[8, 6], &[0xff; 46]].concat(),
     ];
-    for (sent, (told, ip)) in (1..).zip(lies) {
-        send(&b.container, "ethwe", &arp(told, ip));
-        eventually("the message is counted", || {
-            match sleeve.drops().wrong_arp {
-                count if count == sent => Ok(()),
-                count => Err(format!("{count} of {sent}")),
-            }
+    for (sent, message) in (1..).zip(&messages) {
+        send(&b.container, "ethwe", message);
+        eventually("the message is counted", || match sleeve.drops().arp_in {
+            count if count == sent => Ok(()),
+            count => Err(format!("{count} of {sent}")),
         });
     }
     assert_eq!(counted(&a.container), 0);
-    send(&b.container, "ethwe", &arp(mac(2), address(2)));
-    eventually("the truth arrives", || match counted(&a.container) {
+    let other = [&everybody[..], &mac(2).0, &EXPERIMENT, &[0; 46]].concat();
+    send(&b.container, "ethwe", &other);
+    eventually("what is no ARP arrives", || match counted(&a.container) {
         1 => Ok(()),
         count => Err(count.to_string()),
     });
