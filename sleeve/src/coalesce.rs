@@ -126,6 +126,11 @@ impl Coalescer {
         });
     }
 
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
     fn follows(&self, buffer: &[u8], stream: &Stream, segment: &Segment, at: usize) -> bool {
         let (first, _) = self.pieces[0];
         let (a, b) = (&buffer[first..], &buffer[at..]);

@@ -12,6 +12,7 @@ use crate::coalesce::Coalescer;
 use crate::counters::count;
 use crate::headers::{ARP_ETHERTYPE, ethertype, source};
 use crate::message::{self, Message};
+use crate::outbound;
 use crate::peer::Tunnel;
 use crate::sleeve::{Shared, retry_later};
 use crate::view::{Keys, View};
@@ -41,8 +42,7 @@ const COOKIE_REPLY: usize = 64;
 pub(crate) fn run(shared: &Shared) {
     let mut work = Work::new(shared);
     while shared.wait_readable(&shared.socket) {
-        work.receive(&shared.view());
-        work.flush();
+        work.turn(&shared.view());
     }
 }
 
@@ -70,15 +70,31 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Receives what there is, up to a bound.
-    pub(crate) fn receive(&mut self, view: &View) {
+    /// Gives the bridge what arrived. A frame that came alone may be a question whose answer
+    /// is there at once.
+    pub(crate) fn turn(&mut self, view: &View) {
+        let packets = self.receive(view);
+        let alone = packets == 1 && !self.coalescer.is_empty();
+        self.flush();
+        if alone {
+            outbound::carry_answer(self.shared, view);
+        }
+    }
+
+    /// Receives what there is, up to a bound; how many packets there were.
+    pub(crate) fn receive(&mut self, view: &View) -> usize {
         let mut received = std::mem::take(&mut self.received);
+        let mut count = 0;
         for _ in 0..BURSTS {
             if self.end >= OPENED {
                 break;
             }
             match self.shared.socket.receive(&mut received) {
-                Ok((length, size, from)) => self.open(view, received[..length].chunks(size), from),
+                Ok((length, size, from)) => {
+                    let packets = received[..length].chunks(size);
+                    count += packets.len();
+                    self.open(view, packets, from);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // What an earlier packet met is told here; it was counted there.
                 Err(_) => {
@@ -88,6 +104,7 @@ impl<'a> Work<'a> {
             }
         }
         self.received = received;
+        count
     }
 }
 
@@ -278,6 +295,53 @@ fn outlived(packet: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzzing::ends::{ENVELOPE, End, short, short_answer, with_ends};
+
+    /// What the bridge of one gets of what the other sent it.
+    fn carried(to: &End) -> Vec<Vec<u8>> {
+        assert!(to.receives(1000), "nothing arrived");
+        Work::new(&to.shared).turn(&to.view);
+        to.delivered()
+    }
+
+    #[test]
+    fn an_answer_that_is_there_leaves_with_the_question_unless_more_arrived() {
+        let frame = short();
+        let head = ENVELOPE.head(&frame, frame.len()).unwrap();
+        let question = [&head[..], &frame].concat();
+        for questions in [1, 2] {
+            with_ends(|ends| {
+                let (asking, asked) = (ends.first(), ends.second());
+                asked.offer(&short_answer());
+                for _ in 0..questions {
+                    let sealed = ends.sealed(&question);
+                    asking.shared.send(&sealed, asked.address());
+                }
+                assert_eq!(carried(asked), vec![frame.clone(); questions]);
+                if questions == 1 {
+                    assert_eq!(carried(asking), [short_answer()]);
+                } else {
+                    assert!(!asking.receives(0), "it is not this thread's business");
+                    outbound::carry_answer(&asked.shared, &asked.view);
+                    assert_eq!(carried(asking), [short_answer()]);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_thread_that_carries_frames_is_left_alone() {
+        with_ends(|ends| {
+            let (asking, asked) = (ends.first(), ends.second());
+            let turn = asked.shared.outgoing.lock();
+            asked.offer(&short_answer());
+            outbound::carry_answer(&asked.shared, &asked.view);
+            assert!(!asking.receives(0));
+            drop(turn);
+            outbound::carry_answer(&asked.shared, &asked.view);
+            assert_eq!(carried(asking), [short_answer()]);
+        });
+    }
 
     #[test]
     fn counters_that_no_session_reaches_are_refused() {

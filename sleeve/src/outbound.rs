@@ -1,6 +1,7 @@
 //! From the bridge to the underlay.
 
 use std::io;
+use std::sync::{MutexGuard, PoisonError};
 
 use boringtun::noise::TunnResult;
 use kontena_schema::mac::Mac;
@@ -25,25 +26,26 @@ const FRAMES: usize = 64;
 
 /// Carries frames until the sleeve stops.
 pub(crate) fn run(shared: &Shared) {
-    let mut frame = vec![0; FRAME];
-    let mut work = Work::new(shared);
     while shared.wait_readable(&shared.tap) {
-        let view = shared.view();
-        for _ in 0..FRAMES {
-            match shared.tap.read(&mut frame) {
-                Ok(length) => work.carry(&view, &mut frame[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if gone(&error) => {
-                    tracing::error!(%error, "the sleeve's device is gone");
-                    return;
-                }
-                Err(_) => {
-                    retry_later();
-                    break;
-                }
+        let carried = Work::begin(shared).carry_waiting(&shared.view(), FRAMES);
+        match carried {
+            Ok(()) => {}
+            Err(error) if gone(&error) => {
+                tracing::error!(%error, "the sleeve's device is gone");
+                return;
             }
+            Err(_) => retry_later(),
         }
-        work.flush();
+    }
+}
+
+/// Carries the answer to what the bridge was given a moment ago, if it is there already.
+/// The thread above is told of it, too, but sleeps: to wake it on another processor takes
+/// longer than to carry a frame.
+pub(crate) fn carry_answer(shared: &Shared, view: &View) {
+    if let Ok(kept) = shared.outgoing.try_lock() {
+        // An error is met again by the thread above, and told there.
+        let _ = Work { shared, kept }.carry_waiting(view, 1);
     }
 }
 
@@ -52,19 +54,21 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
 }
 
-/// The way of frames to the underlay, and what it keeps between two of them.
-pub(crate) struct Work<'a> {
-    shared: &'a Shared,
+/// What is kept between two frames. Whoever has it carries frames, and nobody else does
+/// meanwhile: they stay in their order.
+pub(crate) struct Kept {
+    /// What was read from the device.
+    frame: Vec<u8>,
     /// The packet that is to be sealed.
     packet: Vec<u8>,
     sealed: Vec<u8>,
     burst: Burst,
 }
 
-impl<'a> Work<'a> {
-    pub(crate) fn new(shared: &'a Shared) -> Self {
+impl Kept {
+    pub(crate) fn new() -> Self {
         Self {
-            shared,
+            frame: vec![0; FRAME],
             packet: Vec::with_capacity(SEALED),
             sealed: vec![0; SEALED],
             burst: Burst::new(),
@@ -72,7 +76,40 @@ impl<'a> Work<'a> {
     }
 }
 
+/// The way of frames to the underlay.
+pub(crate) struct Work<'a> {
+    shared: &'a Shared,
+    kept: MutexGuard<'a, Kept>,
+}
+
+impl<'a> Work<'a> {
+    pub(crate) fn begin(shared: &'a Shared) -> Self {
+        let kept = shared.outgoing.lock();
+        let kept = kept.unwrap_or_else(PoisonError::into_inner);
+        Self { shared, kept }
+    }
+}
+
 impl Work<'_> {
+    /// Carries what waits in the device, up to so many frames.
+    fn carry_waiting(&mut self, view: &View, most: usize) -> io::Result<()> {
+        let mut frame = std::mem::take(&mut self.kept.frame);
+        let mut carried = Ok(());
+        for _ in 0..most {
+            match self.shared.tap.read(&mut frame) {
+                Ok(length) => self.carry(view, &mut frame[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    carried = Err(error);
+                    break;
+                }
+            }
+        }
+        self.kept.frame = frame;
+        self.flush();
+        carried
+    }
+
     /// Takes what was read from the device.
     pub(crate) fn carry(&mut self, view: &View, read: &mut [u8]) {
         let drops = &self.shared.counters;
@@ -112,23 +149,29 @@ impl Work<'_> {
         let Some(outer) = outer.filter(|_| vxlan::BYTES + bytes + SEAL <= SEALED) else {
             return count(&shared.counters.malformed_out);
         };
-        self.packet.clear();
-        self.packet.extend_from_slice(&outer);
-        self.packet.extend_from_slice(head);
-        self.packet.extend_from_slice(payload);
+        let Kept {
+            packet,
+            sealed,
+            burst,
+            ..
+        } = &mut *self.kept;
+        packet.clear();
+        packet.extend_from_slice(&outer);
+        packet.extend_from_slice(head);
+        packet.extend_from_slice(payload);
         let mut state = tunnel.lock();
         if !shared.admits(tunnel, &mut state) {
             return shared.not_sent(1);
         }
         // Without a session it keeps the packet and begins a handshake.
-        let sealed = state.tunn.encapsulate(&self.packet, &mut self.sealed);
+        let sealed = state.tunn.encapsulate(packet, sealed);
         let TunnResult::WriteToNetwork(sealed) = sealed else {
             return;
         };
         let endpoint = state.endpoint;
         drop(state);
         let lost = match endpoint {
-            Some(endpoint) => self.burst.add(&shared.socket, endpoint, sealed),
+            Some(endpoint) => burst.add(&shared.socket, endpoint, sealed),
             None => 1,
         };
         shared.not_sent(lost);
@@ -136,7 +179,7 @@ impl Work<'_> {
 
     /// Sends what waits for more of its kind.
     pub(crate) fn flush(&mut self) {
-        let lost = self.burst.flush(&self.shared.socket);
+        let lost = self.kept.burst.flush(&self.shared.socket);
         self.shared.not_sent(lost);
     }
 }

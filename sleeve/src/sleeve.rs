@@ -92,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) socket: Socket,
     pub(crate) counters: Counters,
     pub(crate) inbox: Box<dyn Fn(Message) + Send + Sync>,
+    pub(crate) outgoing: Mutex<outbound::Kept>,
     view: RwLock<Arc<View>>,
     /// Handshakes that began in this second, by who began them.
     greetings: Mutex<HashMap<IpAddr, u32>>,
@@ -242,6 +243,7 @@ impl Shared {
             socket,
             counters: Counters::default(),
             inbox: Box::new(inbox),
+            outgoing: Mutex::new(outbound::Kept::new()),
             view: RwLock::default(),
             greetings: Mutex::default(),
             unanswered: AtomicUsize::new(0),

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
@@ -24,23 +24,24 @@ use crate::table::{Peer, Table};
 use crate::tap::Tap;
 use crate::udp::Socket;
 use crate::view::View;
+use crate::virtio::Header;
 use crate::vxlan::Envelope;
 
 /// The tunnel addresses of the two.
-pub(super) const INNER: [Ipv4Addr; 2] = [
+pub(crate) const INNER: [Ipv4Addr; 2] = [
     Ipv4Addr::new(100, 127, 81, 1),
     Ipv4Addr::new(100, 127, 81, 2),
 ];
 const VNI: u32 = 4096;
 /// What is around a frame from the first to the second.
-pub(super) const ENVELOPE: Envelope = Envelope {
+pub(crate) const ENVELOPE: Envelope = Envelope {
     from: INNER[0],
     to: INNER[1],
     vni: VNI,
 };
 /// Who is behind the first, and behind the second.
 const FIRST: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 3]];
-pub(super) const SECOND: [u8; 6] = [2, 0, 0, 0, 1, 2];
+pub(crate) const SECOND: [u8; 6] = [2, 0, 0, 0, 1, 2];
 /// How many inputs two hosts get before they are made anew: a session costs more than
 /// what an input does with it, and none may become old.
 const INPUTS: u32 = 512;
@@ -50,18 +51,18 @@ const BRIDGE_BYTES: usize = 4 << 20;
 const PATIENCE_MS: u16 = 2000;
 
 /// Two hosts: the first sends, the second receives.
-pub(super) struct Ends([End; 2]);
+pub(crate) struct Ends([End; 2]);
 
-pub(super) struct End {
-    pub(super) shared: Shared,
-    pub(super) view: View,
+pub(crate) struct End {
+    pub(crate) shared: Shared,
+    pub(crate) view: View,
     bridge: File,
     heard: Arc<Mutex<Vec<Message>>>,
 }
 
 /// Lets an input be checked with two hosts. Those that were left in the middle of one are
 /// not used again.
-pub(super) fn with_ends(check: impl FnOnce(&Ends)) {
+pub(crate) fn with_ends(check: impl FnOnce(&Ends)) {
     thread_local! {
         static KEPT: RefCell<Option<(u32, Ends)>> = const { RefCell::new(None) };
     }
@@ -95,11 +96,11 @@ impl Ends {
         ends
     }
 
-    pub(super) fn first(&self) -> &End {
+    pub(crate) fn first(&self) -> &End {
         &self.0[0]
     }
 
-    pub(super) fn second(&self) -> &End {
+    pub(crate) fn second(&self) -> &End {
         &self.0[1]
     }
 
@@ -118,7 +119,7 @@ impl Ends {
     }
 
     /// What the first would send to the second.
-    pub(super) fn sealed(&self, packet: &[u8]) -> Vec<u8> {
+    pub(crate) fn sealed(&self, packet: &[u8]) -> Vec<u8> {
         let mut sealed = vec![0; packet.len() + SEAL];
         let tunnel = self
             .first()
@@ -140,13 +141,19 @@ fn behind() -> BTreeMap<Mac, Ipv4Addr> {
 }
 
 /// A frame from the first's container to the second's, of a type for experiments (IEEE 802).
-pub(super) fn short() -> Vec<u8> {
+pub(crate) fn short() -> Vec<u8> {
     [&SECOND[..], &FIRST[0], &[0x88, 0xb5], &[0; 28]].concat()
+}
+
+/// The second's answer to it.
+#[cfg(test)]
+pub(crate) fn short_answer() -> Vec<u8> {
+    [&FIRST[0], &SECOND[..], &[0x88, 0xb5], &[1; 28]].concat()
 }
 
 /// Whether the second takes this frame from the first: it is from one behind the first, and
 /// no ARP.
-pub(super) fn is_admitted(frame: &[u8]) -> bool {
+pub(crate) fn is_admitted(frame: &[u8]) -> bool {
     let is_first = |mac: &[u8]| FIRST.iter().any(|known| known == mac);
     let kind = frame.get(12..14);
     kind.is_some_and(|kind| is_first(&frame[6..12]) && kind != [8, 6])
@@ -182,19 +189,27 @@ impl End {
         }
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         let port = self.shared.socket.port().expect("it is bound");
         (Ipv4Addr::LOCALHOST, port).into()
     }
 
     /// Whether something comes in so many milliseconds.
-    pub(super) fn receives(&self, patience_ms: u16) -> bool {
+    pub(crate) fn receives(&self, patience_ms: u16) -> bool {
         let mut fds = [PollFd::new(self.shared.socket.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, patience_ms).is_ok_and(|ready| ready > 0)
     }
 
+    /// Gives the sleeve a frame, as it is.
+    pub(crate) fn offer(&self, frame: &[u8]) {
+        let header = Header::default().format(0);
+        (&self.bridge)
+            .write_all(&[&header[..], frame].concat())
+            .expect("there is room");
+    }
+
     /// The frames that the bridge got since the last time, each as it was sent.
-    pub(super) fn delivered(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn delivered(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0; 1 << 17];
         loop {
@@ -211,13 +226,13 @@ impl End {
     }
 
     /// What the agent got since the last time.
-    pub(super) fn heard(&self) -> Vec<Message> {
+    pub(crate) fn heard(&self) -> Vec<Message> {
         let mut heard = self.heard.lock().expect("nobody panics with it");
         std::mem::take(&mut heard)
     }
 
     /// How many packets and frames were dropped.
-    pub(super) fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         let drops = self.shared.counters.read();
         drops.named().map(|(_, count)| count).sum()
     }

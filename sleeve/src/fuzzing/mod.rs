@@ -5,7 +5,7 @@
 //! that is shipped: a feature would be one that another member could turn on.
 
 pub(crate) mod cutting;
-mod ends;
+pub(crate) mod ends;
 pub(crate) mod envelopes;
 pub(crate) mod frames;
 mod inbound;

@@ -24,7 +24,7 @@ const FRAMES: usize = 16;
 const PAYLOAD: u16 = 20_000;
 
 fn outbound(ends: &Ends, bytes: &[u8]) {
-    let mut work = outbound::Work::new(&ends.first().shared);
+    let mut work = outbound::Work::begin(&ends.first().shared);
     for mut read in frames(&mut Input::new(bytes)) {
         let mut wanted = Vec::new();
         if let Some((header, frame)) = Header::parse(&read)
