@@ -32,8 +32,8 @@ drops! {
     malformed_out,
     /// From the bridge: no peer has the target's MAC.
     unknown_target,
-    /// From the bridge: ARP, or IPv6's neighbour solicitation. Who has an address is
-    /// answered on the host, or not at all.
+    /// From the bridge: ARP, what has a VLAN tag and may be ARP, or IPv6's neighbour
+    /// solicitation. Who has an address is answered on the host, or not at all.
     arp_out,
     /// The underlay did not take it.
     not_sent,
@@ -44,7 +44,7 @@ drops! {
     wrong_envelope,
     /// From the underlay: the table does not name that peer for the source MAC.
     wrong_sender,
-    /// From the underlay: ARP. No host sends it to another.
+    /// From the underlay: ARP, or what has a VLAN tag. No host sends it to another.
     arp_in,
     /// The bridge did not take it.
     not_delivered,

@@ -1,5 +1,4 @@
-//! Where things are in the headers that are read and written here: Ethernet, ARP
-//! (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
+//! Where things are in the headers that are read and written here: Ethernet, IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
 
 use kontena_schema::mac::Mac;
 
@@ -26,7 +25,7 @@ pub(crate) const TCP_CHECKSUM: usize = 16;
 
 /// What is in a frame (IANA, IEEE 802 Numbers).
 pub(crate) const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
-pub(crate) const ARP_ETHERTYPE: [u8; 2] = [0x08, 0x06];
+const ARP_ETHERTYPE: [u8; 2] = [0x08, 0x06];
 pub(crate) const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
 
 /// Who a frame says that it is from. None if it is cut short.
@@ -39,6 +38,13 @@ pub(crate) fn ethertype(frame: &[u8]) -> Option<[u8; 2]> {
     frame.get(ETHERNET - 2..ETHERNET)?.try_into().ok()
 }
 
+/// Whether a frame is ARP (RFC 826), or has a VLAN tag (IEEE 802.1Q), which a kernel takes off
+/// and may find ARP.
+pub(crate) fn is_arp(ethertype: [u8; 2]) -> bool {
+    const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+    ethertype == ARP_ETHERTYPE || TAGS.contains(&ethertype)
+}
+
 /// Whether a frame is ARP of any kind, or what IPv6 has in its place to ask for an address,
 /// a neighbour solicitation (RFC 4861): what a VXLAN device of the kernel with `proxy` does
 /// not send either.
@@ -47,7 +53,7 @@ pub(crate) fn stays_on_its_host(frame: &[u8]) -> bool {
     const ICMPV6: u8 = 58;
     const SOLICITATION: [u8; 2] = [135, 0];
     match ethertype(frame) {
-        Some(ARP_ETHERTYPE) => true,
+        Some(ethertype) if is_arp(ethertype) => true,
         Some(IPV6_ETHERTYPE) => {
             let message = frame.get(ETHERNET + IPV6..).unwrap_or_default();
             frame.get(NEXT_HEADER) == Some(&ICMPV6) && message.starts_with(&SOLICITATION)

@@ -10,7 +10,7 @@ use kontena_schema::key::PublicKey;
 
 use crate::coalesce::Coalescer;
 use crate::counters::count;
-use crate::headers::{ARP_ETHERTYPE, ethertype, source};
+use crate::headers::{ethertype, is_arp, source};
 use crate::message::{self, Message};
 use crate::outbound;
 use crate::peer::Tunnel;
@@ -274,7 +274,7 @@ impl Work<'_> {
         if view.behind(sender) != Some(tunnel.inner) {
             return count(&shared.counters.wrong_sender);
         }
-        if kind == ARP_ETHERTYPE {
+        if is_arp(kind) {
             return count(&shared.counters.arp_in);
         }
         coalescer.push(opened, (frame, end), |pieces| shared.deliver(pieces));

@@ -25,7 +25,7 @@ pub(crate) struct Entries {
     pub(crate) ports: BTreeMap<Mac, Port>,
     /// Whose frames come in through the tunnel.
     pub(crate) senders: BTreeSet<Mac>,
-    /// Who has an overlay address: all of the above, and the containers of this host.
+    /// Who has an overlay address: peers, their containers, and the containers of this host.
     pub(crate) neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// Who is at the other ends of the sleeve.
     pub(crate) table: Table,

@@ -1,12 +1,13 @@
 //! The guard of the tunnel: out of it come only frames of those whom the
-//! directory has, and no ARP.
+//! directory has, and neither ARP nor what has a VLAN tag.
 //!
 //! A host that is cut off from the Master, but not from its peers, does not know
 //! that its containers lost their leases. They go on sending, with addresses that
 //! belong to others by now. What gives them away is the MAC of the old lease: so
 //! a frame comes in only if its sender's MAC is in the directory. Who has an address
 //! is said by the directory alone, so ARP of others is not listened to
-//! (`infra/adr/0008-arp.md`). Nobody here can answer what never came in, and no
+//! (`infra/adr/0008-arp.md`), nor to frames with a tag, which a kernel takes off and
+//! finds ARP. Nobody here can answer what never came in, and no
 //! container's memory is led astray.
 //!
 //! It is a table of the packet filter with one chain on the tunnel's device,
@@ -70,8 +71,7 @@ fn elements(senders: &BTreeSet<Mac>) -> Vec<Value> {
 
 /// Who may send.
 fn senders(elements: &Elements) -> Option<BTreeSet<Mac>> {
-    let macs: Vec<Mac> = elements.of(SENDERS, |mac| mac.as_str()?.parse().ok())?;
-    Some(macs.into_iter().collect())
+    elements.of(SENDERS, |mac| mac.as_str()?.parse().ok())
 }
 
 /// Everything in the table but the senders.
@@ -95,7 +95,8 @@ fn frame() -> Vec<Value> {
 
 fn rules() -> [Vec<Value>; 3] {
     let stranger = differs(&field("ether", "saddr"), &json!(format!("@{SENDERS}")));
-    let arp = equals(&field("ether", "type"), &json!("arp"));
+    let kinds = json!({"set": ["arp", "8021q", "8021ad"]});
+    let arp = equals(&field("ether", "type"), &kinds);
     [
         [vec![stranger], count_and_drop(DROPPED_SENDER).to_vec()].concat(),
         [vec![arp], count_and_drop(DROPPED_ARP).to_vec()].concat(),

@@ -268,6 +268,19 @@ fn overlay_takes_no_arp_of_others() {
             (dropped == sent).then_some(()).ok_or(dropped.to_string())
         });
     }
+    // In a tag of number 0, which kernels take off.
+    let (to, kind, of, about) = messages[1];
+    let frame = arp(mac(liar), to, kind, (mac(liar), of), about);
+    for tag in [[0x81, 0, 0, 0], [0x88, 0xa8, 0, 0]] {
+        let before = dropped(a, "dropped_arp");
+        forge(1, &[&frame[..12], &tag, &frame[12..]].concat());
+        eventually("the drop is counted", || {
+            let dropped = dropped(a, "dropped_arp");
+            (dropped == before + 1)
+                .then_some(())
+                .ok_or(dropped.to_string())
+        });
+    }
     assert_eq!(dropped(a, "dropped_sender"), 0);
     assert_eq!(counted(&listener.place), 0);
     let knows = cached(&listener.place, victim.address);

@@ -211,6 +211,7 @@ fn overlay_repairs_what_was_damaged_and_nothing_else() {
         "nft add rule netdev kontena ingress accept",
         "nft flush set netdev kontena senders",
         "nft add element netdev kontena senders { 02:00:00:00:00:77 }",
+        "nft add set netdev kontena holders { type ether_addr . ipv4_addr ; }",
         "ip link set kontena down",
         "ip link set kontena address 02:00:00:00:00:01",
         "ip link set kontena type bridge stp_state 1",

@@ -49,7 +49,7 @@ fn overlay_of_a_grid_that_trusts_nobody_is_sealed_and_whole() {
             "dropped_in",
             "sealed_wrong_envelope",
             "sealed_wrong_sender",
-            "sealed_wrong_arp",
+            "sealed_arp_in",
         ] {
             assert_eq!(drops[nothing], 0, "{nothing}");
         }

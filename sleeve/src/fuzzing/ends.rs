@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
@@ -24,11 +24,10 @@ use crate::table::{Peer, Table};
 use crate::tap::Tap;
 use crate::udp::Socket;
 use crate::view::View;
-use crate::virtio::Header;
 use crate::vxlan::Envelope;
 
 /// The tunnel addresses of the two.
-pub(crate) const INNER: [Ipv4Addr; 2] = [
+pub(super) const INNER: [Ipv4Addr; 2] = [
     Ipv4Addr::new(100, 127, 81, 1),
     Ipv4Addr::new(100, 127, 81, 2),
 ];
@@ -41,7 +40,7 @@ pub(crate) const ENVELOPE: Envelope = Envelope {
 };
 /// Who is behind the first, and behind the second.
 const FIRST: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 3]];
-pub(crate) const SECOND: [u8; 6] = [2, 0, 0, 0, 1, 2];
+pub(super) const SECOND: [u8; 6] = [2, 0, 0, 0, 1, 2];
 /// How many inputs two hosts get before they are made anew: a session costs more than
 /// what an input does with it, and none may become old.
 const INPUTS: u32 = 512;
@@ -151,12 +150,19 @@ pub(crate) fn short_answer() -> Vec<u8> {
     [&FIRST[0], &SECOND[..], &[0x88, 0xb5], &[1; 28]].concat()
 }
 
-/// Whether the second takes this frame from the first: it is from one behind the first, and
-/// no ARP.
-pub(crate) fn is_admitted(frame: &[u8]) -> bool {
+/// ARP, or a tag of IEEE 802.1Q or 802.1ad.
+pub(super) fn is_arp(kind: &[u8]) -> bool {
+    [[8, 6], [0x81, 0], [0x88, 0xa8]]
+        .iter()
+        .any(|of| of == kind)
+}
+
+/// Whether the second takes this frame from the first: it is from one behind the first, no
+/// ARP, and without a tag.
+pub(super) fn is_admitted(frame: &[u8]) -> bool {
     let is_first = |mac: &[u8]| FIRST.iter().any(|known| known == mac);
     let kind = frame.get(12..14);
-    kind.is_some_and(|kind| is_first(&frame[6..12]) && kind != [8, 6])
+    kind.is_some_and(|kind| is_first(&frame[6..12]) && !is_arp(kind))
 }
 
 impl End {
@@ -201,11 +207,11 @@ impl End {
     }
 
     /// Gives the sleeve a frame, as it is.
+    #[cfg(test)]
     pub(crate) fn offer(&self, frame: &[u8]) {
-        let header = Header::default().format(0);
-        (&self.bridge)
-            .write_all(&[&header[..], frame].concat())
-            .expect("there is room");
+        let header = crate::virtio::Header::default().format(0);
+        let whole = [&header[..], frame].concat();
+        nix::unistd::write(&self.bridge, &whole).expect("there is room");
     }
 
     /// The frames that the bridge got since the last time, each as it was sent.
@@ -226,13 +232,13 @@ impl End {
     }
 
     /// What the agent got since the last time.
-    pub(crate) fn heard(&self) -> Vec<Message> {
+    pub(super) fn heard(&self) -> Vec<Message> {
         let mut heard = self.heard.lock().expect("nobody panics with it");
         std::mem::take(&mut heard)
     }
 
     /// How many packets and frames were dropped.
-    pub(crate) fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         let drops = self.shared.counters.read();
         drops.named().map(|(_, count)| count).sum()
     }

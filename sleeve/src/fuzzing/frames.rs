@@ -12,8 +12,8 @@ use crate::virtio::{Gso, Header, Kind};
 pub(crate) const MACS: [u8; 12] = [2, 0, 0, 0, 1, 2, 2, 0, 0, 0, 1, 1];
 pub(crate) const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
 pub(crate) const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
-pub(crate) const SOURCE: [u8; 4] = [10, 81, 1, 1];
-pub(crate) const TARGET: [u8; 4] = [10, 81, 1, 2];
+const SOURCE: [u8; 4] = [10, 81, 1, 1];
+const TARGET: [u8; 4] = [10, 81, 1, 2];
 /// A request of ARP, from the first host's container about the second's.
 pub(crate) const ARP: [u8; 42] = [
     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 1, 1, 8, 6, // Ethernet

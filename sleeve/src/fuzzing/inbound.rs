@@ -163,8 +163,10 @@ fn seeds() -> Vec<Vec<u8>> {
         vec![7, 4, 1, 1, 1, 1, 3, 2, 9, 9],
         // From another behind the peer, and from one behind the other host.
         vec![4, 5, 47, 3, 4, 5, 47, 2],
-        // ARP.
-        vec![4, 5, 48, 8, 5, 49, 6],
+        // ARP, and tags.
+        vec![
+            4, 5, 48, 8, 5, 49, 6, 4, 5, 48, 0x81, 5, 49, 0, 4, 5, 49, 0xa8,
+        ],
         // Another network, another sender's address, another receiver's.
         vec![7, 1, 1, 5, 34, 1, 7, 1, 1, 5, 15, 3, 7, 1, 1, 5, 19, 3],
         // A sign of life, and what is no packet of IP.

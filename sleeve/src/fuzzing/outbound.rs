@@ -4,7 +4,7 @@
 use kontena_fuzz::{Input, Target};
 
 use super::cutting::stream;
-use super::ends::{Ends, SECOND, is_admitted, with_ends};
+use super::ends::{Ends, SECOND, is_admitted, is_arp, with_ends};
 use super::frames::{ARP, cut_all, gso, plain, read, solicitation, tcp_v4, tcp_v6, udp_v4};
 use crate::headers::{ACK, PSH};
 use crate::virtio::{Header, Kind};
@@ -46,10 +46,11 @@ fn is_for_second(frame: &[u8]) -> bool {
     target.is_some_and(|mac| mac[0] & 1 != 0 || *mac == SECOND)
 }
 
-/// What no host sends to another: ARP, or ICMPv6 of type 135 and code 0 right after IPv6's header.
+/// What no host sends to another: ARP, a tag, or ICMPv6 of type 135 and code 0 right after IPv6's header.
 fn is_local(frame: &[u8]) -> bool {
     let octets = |at: usize, wanted: &[u8]| frame.get(at..at + wanted.len()) == Some(wanted);
-    octets(12, &[8, 6]) || octets(12, &[0x86, 0xdd]) && octets(20, &[58]) && octets(54, &[135, 0])
+    let arp = frame.get(12..14).is_some_and(is_arp);
+    arp || octets(12, &[0x86, 0xdd]) && octets(20, &[58]) && octets(54, &[135, 0])
 }
 
 /// What is on loopback is there at once.
@@ -121,6 +122,7 @@ fn seeds() -> Vec<Vec<u8>> {
         raw(&whole),
         // Questions, to all and to one.
         whole_frame(&ARP),
+        whole_frame(&[&SECOND, &ARP[6..12], &[0x81, 0, 0, 0], &ARP[12..]].concat()),
         whole_frame(&[&SECOND, &ARP[6..]].concat()),
         whole_frame(&solicitation()),
     ]

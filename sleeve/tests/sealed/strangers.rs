@@ -125,6 +125,12 @@ fn nobody_else_hears_who_is_looked_for() {
         arp(everybody, 2, address(1)),
         arp(peer, 1, address(2)),
         arp(peer, 2, address(2)),
+        [
+            &arp(peer, 2, address(1))[..12],
+            &[0x81, 0, 0, 0],
+            &arp(peer, 2, address(1))[12..],
+        ]
+        .concat(),
         ipv6(58, 135),
     ];
     for (sent, question) in (1..).zip(&questions) {

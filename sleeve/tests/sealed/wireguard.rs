@@ -116,6 +116,8 @@ fn arp_of_a_peer_is_dropped_whatever_it_says() {
         let (told, ip) = (told.0.0, told.1.octets());
         [&ethernet[..], &says, &told, &ip, &[0; 6], &ip, &[0; 18]].concat()
     };
+    let tagged =
+        |kind: [u8; 2], frame: &[u8]| [&frame[..12], &kind, &[0, 0], &frame[12..]].concat();
     let everybody = [0xff; 6];
     let messages = [
         // The second container says that it has the third's address, that the third has
@@ -125,6 +127,9 @@ fn arp_of_a_peer_is_dropped_whatever_it_says() {
         arp(everybody, 1, (mac(2), address(2))),
         arp(mac(1).0, 2, (mac(2), address(3))),
         arp(mac(1).0, 2, (mac(2), address(2))),
+        // In tags, of number 0, which kernels take off.
+        tagged([0x81, 0x00], &arp(mac(1).0, 2, (mac(2), address(3)))),
+        tagged([0x88, 0xa8], &arp(mac(1).0, 2, (mac(2), address(3)))),
         // It only says that it is ARP.
         [&everybody[..], &mac(2).0, &[8, 6], &[0xff; 46]].concat(),
     ];
