@@ -312,21 +312,37 @@ mod tests {
         for questions in [1, 2] {
             with_ends(|ends| {
                 let (asking, asked) = (ends.first(), ends.second());
-                asked.offer(&short_answer());
+                (0..2).for_each(|_| asked.offer(&short_answer()));
                 for _ in 0..questions {
                     let sealed = ends.sealed(&question);
                     asking.shared.send(&sealed, asked.address());
                 }
                 assert_eq!(carried(asked), vec![frame.clone(); questions]);
-                if questions == 1 {
+                // It looks for one, not for all that waits.
+                let answers = usize::from(questions == 1);
+                for _ in 0..answers {
                     assert_eq!(carried(asking), [short_answer()]);
-                } else {
+                }
+                for _ in answers..2 {
                     assert!(!asking.receives(0), "it is not this thread's business");
                     outbound::carry_answer(&asked.shared, &asked.view);
                     assert_eq!(carried(asking), [short_answer()]);
                 }
             });
         }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_no_question() {
+        with_ends(|ends| {
+            let (asking, asked) = (ends.first(), ends.second());
+            asked.offer(&short_answer());
+            asking.shared.send(&ends.sealed(&[]), asked.address());
+            assert!(carried(asked).is_empty());
+            assert!(!asking.receives(0));
+            outbound::carry_answer(&asked.shared, &asked.view);
+            assert_eq!(carried(asking), [short_answer()]);
+        });
     }
 
     #[test]

@@ -14,13 +14,14 @@
 //! stream as one frame (virtio headers), and a burst of sealed packets of one size
 //! is one call too (UDP segmentation and receive offload).
 //!
-//! Two threads carry frames, one each way, and a third keeps the tunnels' time.
+//! Two threads carry frames, one each way, and a third keeps the tunnels' time. Who
+//! brought a lone frame carries its answer, if that is there at once.
 //! There is no queue of our own: who cannot send waits, and the kernel's queues
 //! before it drop what they cannot hold. While a handshake is under way, a tunnel
 //! holds up to 256 packets.
 //!
 //! Invariants: nothing leaves but sealed; a frame comes in only from the peer that
-//! the table names for its source MAC, whoever sealed it.
+//! the table names for its source MAC, whoever sealed it; no ARP comes in or leaves.
 
 mod checksum;
 mod coalesce;

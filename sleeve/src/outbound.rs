@@ -1,7 +1,7 @@
 //! From the bridge to the underlay.
 
 use std::io;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use boringtun::noise::TunnResult;
 use kontena_schema::mac::Mac;
@@ -21,6 +21,8 @@ use crate::vxlan::{self, Envelope};
 const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
 /// The longest sealed packet: the longest that UDP takes.
 const SEALED: usize = 65_536;
+/// How long is waited for an underlay that takes nothing.
+const PATIENCE_MS: u16 = 500;
 /// How many frames are read before what they became is sent.
 const FRAMES: usize = 64;
 
@@ -39,11 +41,13 @@ pub(crate) fn run(shared: &Shared) {
     }
 }
 
-/// Carries the answer to what the bridge was given a moment ago, if it is there already.
-/// The thread above is told of it, too, but sleeps: to wake it on another processor takes
-/// longer than to carry a frame.
+/// Carries the first frame that waits: most likely the answer to what the bridge was given
+/// a moment ago. The thread above is told of it, too, but sleeps: to wake it on another
+/// processor takes longer than to carry a frame. An underlay that takes nothing is not
+/// waited for, since who calls has packets to receive.
 pub(crate) fn carry_answer(shared: &Shared, view: &View) {
-    if let Ok(kept) = shared.outgoing.try_lock() {
+    if let Ok(mut kept) = shared.outgoing.try_lock() {
+        kept.burst.patience_ms = 0;
         // An error is met again by the thread above, and told there.
         let _ = Work { shared, kept }.carry_waiting(view, 1);
     }
@@ -85,7 +89,14 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(crate) fn begin(shared: &'a Shared) -> Self {
         let kept = shared.outgoing.lock();
-        let kept = kept.unwrap_or_else(PoisonError::into_inner);
+        let mut kept = kept.unwrap_or_else(|poisoned| {
+            // Of a thread that met a fault of ours in the middle of a frame.
+            shared.outgoing.clear_poison();
+            let mut kept = poisoned.into_inner();
+            *kept = Kept::new();
+            kept
+        });
+        kept.burst.patience_ms = PATIENCE_MS;
         Self { shared, kept }
     }
 }

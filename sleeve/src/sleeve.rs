@@ -92,6 +92,8 @@ pub(crate) struct Shared {
     pub(crate) socket: Socket,
     pub(crate) counters: Counters,
     pub(crate) inbox: Box<dyn Fn(Message) + Send + Sync>,
+    /// Who has it carries frames to the underlay. It is taken before a tunnel's lock, never
+    /// after.
     pub(crate) outgoing: Mutex<outbound::Kept>,
     view: RwLock<Arc<View>>,
     /// Handshakes that began in this second, by who began them.

@@ -20,9 +20,6 @@ const BYTES: usize = 65_507;
 /// Room for what arrives while a burst is worked on: 5 ms at 6 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// How long a sender waits for an underlay that takes nothing.
-const PATIENCE_MS: u16 = 500;
-
 /// The socket.
 pub(crate) struct Socket {
     socket: UdpSocket,
@@ -77,7 +74,10 @@ impl Socket {
         }
         let mut lost = 0;
         for (number, packet) in burst.bytes.chunks(burst.size).enumerate() {
-            match waiting(&self.socket, || self.send_now(packet, to)) {
+            let sent = waiting(&self.socket, burst.patience_ms, || {
+                self.send_now(packet, to)
+            });
+            match sent {
                 Ok(()) => {}
                 // Nor will it take the rest.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -98,7 +98,7 @@ impl Socket {
         let pieces = [IoSlice::new(&burst.bytes)];
         let target = SockaddrIn::from(to);
         let fd = self.socket.as_raw_fd();
-        waiting(&self.socket, || {
+        waiting(&self.socket, burst.patience_ms, || {
             sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&target))?;
             Ok(())
         })
@@ -131,12 +131,16 @@ impl AsFd for Socket {
 
 /// Who cannot send waits, though not for ever: that is what holds a fast sender
 /// back.
-fn waiting(socket: &UdpSocket, mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+fn waiting(
+    socket: &UdpSocket,
+    patience_ms: u16,
+    mut send: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
     loop {
         match send() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-                match poll(&mut fds, PATIENCE_MS) {
+                match poll(&mut fds, patience_ms) {
                     Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
@@ -155,6 +159,8 @@ pub(crate) struct Burst {
     size: usize,
     count: usize,
     to: Option<SocketAddr>,
+    /// How long is waited for an underlay that takes nothing.
+    pub(crate) patience_ms: u16,
     /// A shorter one was added: nothing can follow.
     closed: bool,
 }
@@ -166,6 +172,7 @@ impl Burst {
             size: 0,
             count: 0,
             to: None,
+            patience_ms: 0,
             closed: false,
         }
     }

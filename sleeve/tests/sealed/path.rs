@@ -128,6 +128,49 @@ fn small_datagrams_arrive_one_by_one_in_order() {
 }
 
 #[test]
+fn datagrams_stay_in_order_while_lone_ones_come_in() {
+    const SENT: u32 = 20_000;
+    let (_switch, hosts, _sleeves) = world(2);
+    let [a, b] = &hosts[..] else { unreachable!() };
+    a.container.must_reach(address(2));
+    let at = SocketAddr::from((address(2), 7003));
+    let receiver = b.container.inside(|| UdpSocket::bind(at).unwrap());
+    receiver.set_read_timeout(Some(BOUND)).unwrap();
+    let back = SocketAddr::from((address(1), 7003));
+    let sender = a.container.inside(|| UdpSocket::bind(back).unwrap());
+    let last = thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let (mut next, mut received) = (0, 0);
+            while next < SENT {
+                let mut datagram = [0; 4];
+                receiver.recv(&mut datagram).unwrap();
+                let number = u32::from_be_bytes(datagram);
+                // Some may be lost.
+                assert!(number >= next, "{number} after {next}");
+                next = number + 1;
+                received += 1;
+                receiver.send_to(&datagram, back).unwrap();
+            }
+            received
+        });
+        for number in 0..SENT {
+            sender.send_to(&number.to_be_bytes(), at).unwrap();
+            if number % 8 == 0 {
+                // Between two bursts what comes back comes alone.
+                thread::yield_now();
+            }
+        }
+        // The end must arrive.
+        while !receiver.is_finished() {
+            sender.send_to(&(SENT - 1).to_be_bytes(), at).unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+        receiver.join().unwrap()
+    });
+    assert!(last > SENT / 10, "only {last} arrived");
+}
+
+#[test]
 fn a_peer_that_moved_is_found_where_it_speaks_from() {
     let (_switch, hosts, sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
