@@ -211,17 +211,11 @@ fn frame(inner: InnerSubnet) -> Vec<Value> {
     ];
     let mut objects: Vec<Value> = sets.map(|set| TABLE.object("set", set)).into();
     objects.extend(fence_frame());
-    for Direction { hook, counter, .. } in DIRECTIONS {
-        objects.push(TABLE.object("counter", json!({"name": counter})));
-        let chain = json!({
-            "name": hook, "type": "filter", "hook": hook, "prio": PRIORITY, "policy": "accept",
-        });
-        objects.push(TABLE.object("chain", chain));
+    for direction in &DIRECTIONS {
+        let counter = json!({"name": direction.counter});
+        objects.push(TABLE.object("counter", counter));
+        objects.extend(chains(direction, inner));
     }
-    let rules = DIRECTIONS
-        .iter()
-        .flat_map(|direction| rules(direction, inner));
-    objects.extend(rules);
     objects
 }
 
@@ -238,7 +232,8 @@ fn fence_frame() -> [Value; 3] {
     );
     let to = json!({"concat": [field("ip", "daddr"), field("tcp", "dport")]});
     let to = equals(&to, &json!(format!("@{MASTERS}")));
-    let expr = [vec![from, to], count_and_drop(DROPPED_MASTER).to_vec()].concat();
+    // What most packets are not is asked first.
+    let expr = [vec![to, from], count_and_drop(DROPPED_MASTER).to_vec()].concat();
     [
         TABLE.object("counter", json!({"name": DROPPED_MASTER})),
         TABLE.object("chain", chain),
@@ -246,44 +241,70 @@ fn fence_frame() -> [Value; 3] {
     ]
 }
 
-fn rules(direction: &Direction, inner: InnerSubnet) -> Vec<Value> {
+/// The chains of a direction and what is in them. Every packet of a host and of its
+/// containers passes the first, so that one asks little: each expression of a rule costs
+/// time.
+fn chains(direction: &Direction, inner: InnerSubnet) -> Vec<Value> {
     let Direction { hook, counter, .. } = direction;
-    let to_tunnel = equals(&field("udp", "dport"), &json!(VXLAN_PORT));
-    let drop = count_and_drop(counter);
-    let mut rules = inside(direction, inner);
-    if direction.way_back {
-        let route = json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}});
-        let missing = equals(&route, &json!(false));
-        rules.push([vec![to_tunnel.clone(), missing], drop.to_vec()].concat());
+    let (inside, tunnel) = (format!("{hook}_inside"), format!("{hook}_tunnel"));
+    let jump = |chain: &str| vec![json!({"jump": {"target": chain}})];
+    let drop = count_and_drop(counter).to_vec();
+    let (mut objects, then_inside, then_tunnel) = match direction.peer {
+        Some(peer) => {
+            let of_inside = [inside_rules(peer, inner), vec![drop.clone()]].concat();
+            let of_tunnel = [tunnel_rules(direction, peer), vec![drop]].concat();
+            let objects = [branch(&inside, &of_inside), branch(&tunnel, &of_tunnel)].concat();
+            (objects, jump(&inside), jump(&tunnel))
+        }
+        None => (Vec::new(), drop.clone(), drop),
+    };
+    let chain = json!({
+        "name": hook, "type": "filter", "hook": hook, "prio": PRIORITY, "policy": "accept",
+    });
+    objects.push(TABLE.object("chain", chain));
+    for device in direction.devices {
+        let here = equals(&json!({"meta": {"key": device}}), &json!(DEVICE));
+        objects.push(rule(hook, &[&[here][..], &then_inside].concat()));
     }
-    if let Some(peer) = direction.peer {
-        let with_peer = equals(&field("ip", peer), &json!(format!("@{PEERS}")));
-        rules.push(vec![to_tunnel.clone(), with_peer, json!({"accept": null})]);
-    }
-    rules.push([vec![to_tunnel], drop.to_vec()].concat());
-    let rule = |expr: Vec<Value>| TABLE.object("rule", json!({"chain": hook, "expr": expr}));
-    rules.into_iter().map(rule).collect()
+    let for_tunnel = equals(&field("udp", "dport"), &json!(VXLAN_PORT));
+    objects.push(rule(hook, &[&[for_tunnel][..], &then_tunnel].concat()));
+    objects
+}
+
+/// A chain that only others jump to.
+fn branch(name: &str, rules: &[Vec<Value>]) -> Vec<Value> {
+    let chain = TABLE.object("chain", json!({"name": name}));
+    let rules = rules.iter().map(|expr| rule(name, expr));
+    [chain].into_iter().chain(rules).collect()
+}
+
+fn rule(chain: &str, expr: &[Value]) -> Value {
+    TABLE.object("rule", json!({"chain": chain, "expr": expr}))
 }
 
 /// What passes through WireGuard's device.
-fn inside(direction: &Direction, inner: InnerSubnet) -> Vec<Vec<Value>> {
+fn inside_rules(peer: &str, inner: InnerSubnet) -> Vec<Vec<Value>> {
+    let inner = inner.network();
+    let inner = json!({"prefix": {"addr": inner.ip(), "len": inner.prefix()}});
+    let with_peer = equals(&field("ip", peer), &inner);
+    let port = |which, port| equals(&field("udp", which), &json!(port));
+    let frame = vec![port("dport", VXLAN_PORT)];
+    let probe = vec![port("sport", PROBE_PORT), port("dport", PROBE_PORT)];
+    [frame, probe]
+        .map(|what| [vec![with_peer.clone()], what, vec![json!({"accept": null})]].concat())
+        .into()
+}
+
+/// Which packets of the tunnel pass.
+fn tunnel_rules(direction: &Direction, peer: &str) -> Vec<Vec<Value>> {
     let mut rules = Vec::new();
-    for device in direction.devices {
-        let here = equals(&json!({"meta": {"key": device}}), &json!(DEVICE));
-        if let Some(peer) = direction.peer {
-            let inner = inner.network();
-            let inner = json!({"prefix": {"addr": inner.ip(), "len": inner.prefix()}});
-            let with_peer = equals(&field("ip", peer), &inner);
-            let port = |which, port| equals(&field("udp", which), &json!(port));
-            let frame = vec![port("dport", VXLAN_PORT)];
-            let probe = vec![port("sport", PROBE_PORT), port("dport", PROBE_PORT)];
-            for what in [frame, probe] {
-                let both = vec![here.clone(), with_peer.clone()];
-                rules.push([both, what, vec![json!({"accept": null})]].concat());
-            }
-        }
-        rules.push([vec![here], count_and_drop(direction.counter).to_vec()].concat());
+    if direction.way_back {
+        let route = json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}});
+        let missing = vec![equals(&route, &json!(false))];
+        rules.push([missing, count_and_drop(direction.counter).to_vec()].concat());
     }
+    let with_peer = equals(&field("ip", peer), &json!(format!("@{PEERS}")));
+    rules.push(vec![with_peer, json!({"accept": null})]);
     rules
 }
 
