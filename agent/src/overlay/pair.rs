@@ -288,8 +288,8 @@ impl Pair {
     /// The share of the peer's last probes that did not come.
     pub(crate) fn loss(&self) -> Option<f32> {
         let heard = self.heard.as_ref()?;
-        let sent = heard.probe.number.min(WINDOW);
-        let came = heard.came.count_ones().min(sent);
+        let sent = heard.probe.number.clamp(1, WINDOW);
+        let came = (heard.came & (u64::MAX >> (WINDOW - sent))).count_ones();
         Some((sent - came) as f32 / sent as f32)
     }
 
@@ -312,7 +312,8 @@ impl Pair {
                 }
                 before.came.checked_shl(ahead).unwrap_or(0) | 1
             }
-            _ => 1,
+            // Of what was sent before this end listened, nothing is known.
+            _ => u64::MAX,
         };
         self.heard = Some(Heard {
             probe,

@@ -272,6 +272,8 @@ fn losses_are_counted_over_the_last_probes() {
     };
     pair.hear(again, now);
     assert_eq!(pair.loss(), Some(0.0));
+    let (late, _) = heard(probe(90, false));
+    assert_eq!(late.loss(), Some(0.0), "nobody listened before");
     pair.look(tunnel(PEER), now);
     assert_eq!(clear(&pair), Clear::Send);
 }
