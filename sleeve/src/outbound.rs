@@ -4,6 +4,7 @@ use std::io;
 use std::sync::MutexGuard;
 
 use boringtun::noise::TunnResult;
+use kontena_schema::limits::OVERLAY_MTU;
 use kontena_schema::mac::Mac;
 
 use crate::counters::count;
@@ -19,8 +20,11 @@ use crate::vxlan::{self, Envelope};
 
 /// The longest frame of the device, with its header.
 const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
-/// The longest sealed packet: the longest that UDP takes.
-const SEALED: usize = 65_536;
+/// The longest frame that leaves. A container can have the device cut what it sends into longer
+/// ones, which the underlay would have to cut again.
+pub(crate) const LONGEST: usize = ETHERNET + OVERLAY_MTU as usize;
+/// Room for the longest packet, and its seal.
+const SEALED: usize = vxlan::BYTES + LONGEST + SEAL;
 /// How long is waited for an underlay that takes nothing.
 const PATIENCE_MS: u16 = 500;
 /// How many frames are read before what they became is sent.
@@ -157,7 +161,7 @@ impl Work<'_> {
             vni: shared.settings.vni,
         };
         let outer = envelope.head(head, bytes);
-        let Some(outer) = outer.filter(|_| vxlan::BYTES + bytes + SEAL <= SEALED) else {
+        let Some(outer) = outer.filter(|_| bytes <= LONGEST) else {
             return count(&shared.counters.malformed_out);
         };
         let Kept {
