@@ -11,7 +11,8 @@
 //! may carry is the guard's business (`guard.rs`).
 //!
 //! A container is a stranger too. What it sends to a peer would leave with this
-//! host's address, so nothing for the tunnel is forwarded; what it sends to this
+//! host's address, so nothing for the tunnel is forwarded, and nothing of a container for
+//! the encrypted path; what it sends to this
 //! host with a peer's address comes in where no way leads to that peer. And it has no
 //! business with the Master, whose port is closed to it; what was tried is counted in
 //! `dropped_master`.
@@ -26,11 +27,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::address::InnerSubnet;
-use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT};
+use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT, WIREGUARD_PORT};
 use serde_json::{Value, json};
 
 use super::error::Cause;
-use super::nft::{Elements, Table, count_and_drop, equals, field};
+use super::nft::{Elements, Table, count_and_drop, differs, equals, field};
 use super::pair::SILENCE;
 use super::state::{Fence, Filter, FilterState};
 use super::wireguard::DEVICE;
@@ -268,7 +269,22 @@ fn chains(direction: &Direction, inner: InnerSubnet) -> Vec<Value> {
     }
     let for_tunnel = equals(&field("udp", "dport"), &json!(VXLAN_PORT));
     objects.push(rule(hook, &[&[for_tunnel][..], &then_tunnel].concat()));
+    if direction.peer.is_none() {
+        objects.push(rule(hook, &greeting(counter)));
+    }
     objects
+}
+
+/// What a container sends to the encrypted path of another host. It would come from this
+/// host's address, and each address may begin few handshakes. Between containers the port is
+/// like any other.
+fn greeting(counter: &str) -> Vec<Value> {
+    let device = |key| json!({"meta": {"key": key}});
+    let bridges = json!(format!("@{BRIDGES}"));
+    let sealed = equals(&field("udp", "dport"), &json!(WIREGUARD_PORT));
+    let from = equals(&device("iifname"), &bridges);
+    let leaves = differs(&device("oifname"), &bridges);
+    [&[sealed, from, leaves][..], &count_and_drop(counter)].concat()
 }
 
 /// A chain that only others jump to.
