@@ -44,8 +44,10 @@ pub(crate) enum Problem {
     Unknown(String),
     /// No echo was answered.
     NoWay(String),
-    /// Echoes of this length in bytes were not, while shorter ones were.
+    /// Echoes of this length in bytes were not, while all shorter ones were.
     TooLong(u32),
+    /// No echo of this length in bytes was answered, and not all shorter ones.
+    Losses(u32),
 }
 
 impl fmt::Display for Problem {
@@ -57,6 +59,11 @@ impl fmt::Display for Problem {
                 f,
                 "packets of {bytes} bytes do not pass: the MTU of a network between the two is \
                  too small"
+            ),
+            Self::Losses(bytes) => write!(
+                f,
+                "packets get lost, and of {bytes} bytes none passed: the way may be congested, or \
+                 the MTU of a network between the two too small"
             ),
         }
     }
@@ -169,7 +176,11 @@ fn problem(ping: &Ping, to: &NodePeer) -> Option<Problem> {
         return Some(Problem::Unknown(format!("{}: {why}", ping.state)));
     };
     if result.received > 0 {
-        return (!result.full_size_passes).then_some(Problem::TooLong(result.mtu));
+        let why = match result.received < result.sent {
+            true => Problem::Losses(result.mtu),
+            false => Problem::TooLong(result.mtu),
+        };
+        return (!result.full_size_passes).then_some(why);
     }
     let why = match (&to.unreachable, result.path) {
         (Some(why), _) => why.clone(),
@@ -198,7 +209,9 @@ fn verdict(ways: &[Way]) -> Result<(), Failure> {
         Some(match problem.as_ref()? {
             problem @ Problem::Offline(_) => problem.to_string(),
             problem @ Problem::NoWay(_) => format!("{from} does not reach {to}: {problem}"),
-            problem @ Problem::TooLong(_) => format!("from {from} to {to}: {problem}"),
+            problem @ (Problem::TooLong(_) | Problem::Losses(_)) => {
+                format!("from {from} to {to}: {problem}")
+            }
             problem @ Problem::Unknown(_) => {
                 format!("it is not known whether {from} reaches {to}: {problem}")
             }
@@ -283,6 +296,9 @@ mod tests {
         assert_eq!(problem(&pinged(1, true, FAST), &lives), None);
         let short = problem(&pinged(5, false, SEALED), &lives);
         assert_eq!(short, Some(Problem::TooLong(1370)));
+        // Where short ones get lost too, the length may not be why.
+        let lossy = problem(&pinged(4, false, SEALED), &lives);
+        assert_eq!(lossy, Some(Problem::Losses(1370)));
     }
 
     #[test]
