@@ -8,7 +8,7 @@
 //! is said by the directory alone, so ARP of others is not listened to
 //! (`infra/adr/0008-arp.md`), nor to frames with a tag, which a kernel takes off and
 //! finds ARP. Nobody here can answer what never came in, and no
-//! container's memory is led astray.
+//! container's memory is led astray by another host.
 //!
 //! It is a table of the packet filter with one chain on the tunnel's device,
 //! which is hooked in before the device comes up. It stays when the agent dies.
