@@ -91,13 +91,19 @@ impl Grid {
             .filter(|(_, p)| !p.removing)
             .map(|(&id, _)| id)
             .collect();
+        // Said once and with the rest: were it repeated, the repetition could come after that
+        // instance is told to go, and be true.
         let wrong = self.rng.choice(&others);
-        reports.extend(wrong.map(|&id| report(PlacementId(id), None, InstanceState::Removed)));
+        let wrong = wrong.map(|&id| report(PlacementId(id), None, InstanceState::Removed));
+        let first = reports.iter().cloned().chain(wrong).collect();
+        member.agent.send(first).await;
+        let mut repeats = self.rng.usize(0..=1);
         let end = Instant::now() + FEED_WITHIN;
         loop {
-            for _ in 0..self.rng.usize(1..=2) {
+            for _ in 0..repeats {
                 member.agent.send(reports.clone()).await;
             }
+            repeats = self.rng.usize(1..=2);
             let gone = |view: &View| {
                 let left = ids
                     .iter()
