@@ -1,4 +1,5 @@
-//! Where things are in the headers that are read and written here: Ethernet, IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
+//! Where things are in the headers that are read and written here: Ethernet, IPv4
+//! (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768).
 
 use kontena_schema::mac::Mac;
 

@@ -295,13 +295,20 @@ fn outlived(packet: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzzing::ends::{ENVELOPE, End, short, short_answer, with_ends};
+    use crate::fuzzing::ends::{ENVELOPE, End, Ends, short, short_answer, with_ends};
 
     /// What the bridge of one gets of what the other sent it.
     fn carried(to: &End) -> Vec<Vec<u8>> {
         assert!(to.receives(1000), "nothing arrived");
         Work::new(&to.shared).turn(&to.view);
         to.delivered()
+    }
+
+    /// The answer that waits at the second arrives at the first.
+    fn answer_is_carried(ends: &Ends) {
+        let (asking, asked) = (ends.first(), ends.second());
+        outbound::carry_answer(&asked.shared, &asked.view);
+        assert_eq!(carried(asking), [short_answer()]);
     }
 
     #[test]
@@ -325,8 +332,7 @@ mod tests {
                 }
                 for _ in answers..2 {
                     assert!(!asking.receives(0), "it is not this thread's business");
-                    outbound::carry_answer(&asked.shared, &asked.view);
-                    assert_eq!(carried(asking), [short_answer()]);
+                    answer_is_carried(ends);
                 }
             });
         }
@@ -340,8 +346,7 @@ mod tests {
             asking.shared.send(&ends.sealed(&[]), asked.address());
             assert!(carried(asked).is_empty());
             assert!(!asking.receives(0));
-            outbound::carry_answer(&asked.shared, &asked.view);
-            assert_eq!(carried(asking), [short_answer()]);
+            answer_is_carried(ends);
         });
     }
 
@@ -354,8 +359,7 @@ mod tests {
             outbound::carry_answer(&asked.shared, &asked.view);
             assert!(!asking.receives(0));
             drop(turn);
-            outbound::carry_answer(&asked.shared, &asked.view);
-            assert_eq!(carried(asking), [short_answer()]);
+            answer_is_carried(ends);
         });
     }
 

@@ -22,7 +22,7 @@ use crate::vxlan::{self, Envelope};
 const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
 /// The longest frame that leaves. A container can have the device cut what it sends into longer
 /// ones, which the underlay would have to cut again.
-pub(crate) const LONGEST: usize = ETHERNET + OVERLAY_MTU as usize;
+const LONGEST: usize = ETHERNET + OVERLAY_MTU as usize;
 /// Room for the longest packet, and its seal.
 const SEALED: usize = vxlan::BYTES + LONGEST + SEAL;
 /// How long is waited for an underlay that takes nothing.

@@ -12,10 +12,9 @@
 //!
 //! A container is a stranger too. What it sends to a peer would leave with this
 //! host's address, so nothing for the tunnel is forwarded, and nothing of a container for
-//! the encrypted path; what it sends to this
-//! host with a peer's address comes in where no way leads to that peer. And it has no
-//! business with the Master, whose port is closed to it; what was tried is counted in
-//! `dropped_master`.
+//! the encrypted path; what it sends to this host with a peer's address comes in where no
+//! way leads to that peer. And it has no business with the Master, whose port is closed to
+//! it; what was tried is counted in `dropped_master`.
 //!
 //! Where WireGuard is a device (`wireguard/`), packets of the tunnel and the agents'
 //! probes pass through it, between inner addresses, and nothing else does: neither what

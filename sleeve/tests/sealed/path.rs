@@ -163,6 +163,8 @@ fn datagrams_stay_in_order_while_lone_ones_come_in() {
         // The end must arrive.
         while !receiver.is_finished() {
             sender.send_to(&(SENT - 1).to_be_bytes(), at).unwrap();
+            // Between two tries, so that they do not fill the queues that one has to pass; the
+            // receiver has the bound.
             thread::sleep(Duration::from_millis(1));
         }
         receiver.join().unwrap()

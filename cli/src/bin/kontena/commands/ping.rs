@@ -176,9 +176,10 @@ fn problem(ping: &Ping, to: &NodePeer) -> Option<Problem> {
         return Some(Problem::Unknown(format!("{}: {why}", ping.state)));
     };
     if result.received > 0 {
-        let why = match result.received < result.sent {
-            true => Problem::Losses(result.mtu),
-            false => Problem::TooLong(result.mtu),
+        let why = if result.received < result.sent {
+            Problem::Losses(result.mtu)
+        } else {
+            Problem::TooLong(result.mtu)
         };
         return (!result.full_size_passes).then_some(why);
     }
