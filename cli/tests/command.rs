@@ -343,6 +343,9 @@ async fn trusted_subnets_are_listed_added_and_removed() {
         .run("grid trusted-subnet add 10.1.0.0/16 10.2.0.0/16")
         .await;
     assert_eq!(added, well(told));
+    let inside = place.run("grid trusted-subnet rm 10.2.7.0/24").await;
+    let stays = "10.2.7.0/24 stays trusted: it lies in 10.2.0.0/16\n";
+    assert_eq!(inside, well(&format!("{told}{stays}")));
     let removed = place
         .run("grid trusted-subnet rm 10.3.0.0/16 --dry-run")
         .await;
@@ -355,6 +358,7 @@ async fn trusted_subnets_are_listed_added_and_removed() {
     let bodies: Vec<_> = changes.iter().map(|(_, body)| body.clone()).collect();
     let asked = [
         json!({"add": ["10.1.0.0/16", "10.2.0.0/16"], "remove": [], "dry_run": false}),
+        json!({"add": [], "remove": ["10.2.7.0/24"], "dry_run": false}),
         json!({"add": [], "remove": ["10.3.0.0/16"], "dry_run": true}),
         json!({"add": [], "remove": ["10.3.0.0/16"], "dry_run": false}),
     ];

@@ -6,9 +6,9 @@ use ipnetwork::Ipv4Network;
 use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, InnerSubnet, Plan, PlanError};
 use kontena_schema::http::grids::{Grid, GridCreate, GridUpdate};
 use kontena_schema::ids::{GridId, NodeId};
-use kontena_schema::limits::TRUSTED_SUBNETS_MAX;
 use kontena_schema::{name, query};
 
+use super::subnets::{Own, each_once, judge, network, networks};
 use super::{Call, Changed, ControlError, LockedGrid, change, show};
 use crate::app::App;
 use crate::token::TokenRow;
@@ -35,16 +35,20 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
     let subnet = network(
         "subnet",
         request.subnet.as_deref().unwrap_or(DEFAULT_SUBNET),
+        DEFAULT_SUBNET,
         &mut faults,
     );
     let supernet = match (&request.supernet, &request.subnet) {
-        (Some(supernet), _) => network("supernet", supernet, &mut faults),
+        (Some(supernet), _) => network("supernet", supernet, DEFAULT_SUPERNET, &mut faults),
         // A subnet of one's own is its own supernet unless one is named.
         (None, Some(_)) => subnet,
-        (None, None) => network("supernet", DEFAULT_SUPERNET, &mut faults),
+        (None, None) => network("supernet", DEFAULT_SUPERNET, DEFAULT_SUPERNET, &mut faults),
     };
     let inner = match &request.inner_subnet {
-        Some(inner) => network("inner_subnet", inner, &mut faults),
+        Some(text) => {
+            let default = InnerSubnet::default().to_string();
+            network("inner_subnet", text, &default, &mut faults)
+        }
         None => Some(InnerSubnet::default().network()),
     };
     let plan = subnet.zip(supernet).zip(inner);
@@ -57,6 +61,14 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
         request.trusted_subnets.as_deref().unwrap_or_default(),
         &mut faults,
     );
+    if let Some(plan) = &plan {
+        let own = Own {
+            supernet: plan.supernet(),
+            inner: plan.inner_subnet(),
+            trusted: &[],
+        };
+        judge("trusted_subnets", &trusted_subnets, &own, &mut faults);
+    }
     let initial_size = request.initial_size.unwrap_or(1);
     if !(1..=7).contains(&initial_size) {
         faults.insert(
@@ -74,47 +86,12 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
     match plan {
         Some(plan) if faults.is_empty() => Ok(Checked {
             plan,
-            trusted_subnets: texts(&trusted_subnets),
+            trusted_subnets: texts(&each_once(trusted_subnets)),
             initial_size: i16::try_from(initial_size).expect("it is at most 7"),
             grace_ms: i32::try_from(grace_s * 1000).expect("a day of milliseconds fits"),
         }),
         _ => Err(ControlError::Invalid(faults)),
     }
-}
-
-fn network(field: &str, text: &str, faults: &mut BTreeMap<String, String>) -> Option<Ipv4Network> {
-    let network = text.parse().ok();
-    if network.is_none() {
-        let reason = format!("{text:?} is no IPv4 network such as 10.81.0.0/19");
-        faults.insert(field.to_owned(), reason);
-    }
-    network
-}
-
-/// A list of networks: parsed, without host bits, each once.
-pub(super) fn networks(
-    field: &str,
-    texts: &[String],
-    faults: &mut BTreeMap<String, String>,
-) -> Vec<Ipv4Network> {
-    let mut checked = Vec::new();
-    if texts.len() > TRUSTED_SUBNETS_MAX {
-        let reason = format!("at most {TRUSTED_SUBNETS_MAX} are possible");
-        faults.insert(field.to_owned(), reason);
-        return checked;
-    }
-    for (index, text) in texts.iter().enumerate() {
-        let field = format!("{field}.{index}");
-        let Some(subnet) = network(&field, text, faults) else {
-            continue;
-        };
-        if subnet.ip() != subnet.network() {
-            faults.insert(field, format!("{text:?} has host bits set"));
-        } else if !checked.contains(&subnet) {
-            checked.push(subnet);
-        }
-    }
-    checked
 }
 
 /// Creates a grid with its join token.
@@ -194,7 +171,12 @@ pub async fn grid_update(
         Box::pin(async move {
             let grid = LockedGrid::by_name(tx, name).await?;
             if let Some(subnets) = subnets {
-                set_trusted(&grid, subnets).await?;
+                let mut faults = BTreeMap::new();
+                judge("trusted_subnets", subnets, &grid.row.own(), &mut faults);
+                if !faults.is_empty() {
+                    return Err(ControlError::Invalid(faults));
+                }
+                set_trusted(&grid, &each_once(subnets.iter().copied())).await?;
             }
             let answer = tx.one(&query::GRID_LIST, &[&name]).await?;
             Ok(grid.changed(answer))

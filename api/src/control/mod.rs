@@ -26,6 +26,7 @@ pub mod schedule;
 pub mod service;
 pub mod session;
 pub mod stack;
+mod subnets;
 pub mod trust;
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -89,12 +90,25 @@ pub struct GridRow {
     pub name: String,
     /// What may be allocated.
     pub subnet: Ipv4Network,
+    /// The on-link prefix of overlay interfaces.
+    pub supernet: Ipv4Network,
     /// The addresses of nodes inside sealed paths.
     pub inner_subnet: InnerSubnet,
     /// Its revision before this transaction.
     pub revision: Revision,
     /// Where the overlay may run in clear.
     pub trusted_subnets: Vec<Ipv4Network>,
+}
+
+impl GridRow {
+    /// What a network must not be that is to be trusted, or is already.
+    fn own(&self) -> subnets::Own<'_> {
+        subnets::Own {
+            supernet: self.supernet,
+            inner: self.inner_subnet,
+            trusted: &self.trusted_subnets,
+        }
+    }
 }
 
 /// A locked grid inside a transaction.

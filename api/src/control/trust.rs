@@ -12,9 +12,10 @@ use kontena_schema::limits::TRUSTED_SUBNETS_MAX;
 use kontena_schema::path::{Path, Site, path};
 use kontena_schema::query;
 
-use super::grid::{grid_show, networks, set_trusted};
+use super::grid::{grid_show, set_trusted};
 use super::node::node_list;
-use super::{Call, ControlError, LockedGrid, change};
+use super::subnets::{each_once, judge, networks};
+use super::{Call, ControlError, GridRow, LockedGrid, change};
 use crate::app::App;
 
 /// Where the overlay of a grid may run in clear.
@@ -45,7 +46,7 @@ pub async fn trust_change(
         Box::pin(async move {
             let grid = LockedGrid::by_name(tx, name).await?;
             let old = &grid.row.trusted_subnets;
-            let new = changed(old, add, remove)?;
+            let new = changed(&grid.row, add, remove)?;
             let nodes: Vec<Node> = tx.all(&query::NODE_LIST, &[&name, &None::<String>]).await?;
             let answer = trust(&nodes, old, new);
             if !request.dry_run {
@@ -59,11 +60,13 @@ pub async fn trust_change(
 
 /// The list after a change.
 fn changed(
-    old: &[Ipv4Network],
+    grid: &GridRow,
     add: &[Ipv4Network],
     remove: &[Ipv4Network],
 ) -> Result<Vec<Ipv4Network>, ControlError> {
+    let old = &grid.trusted_subnets;
     let mut faults = BTreeMap::new();
+    judge("add", add, &grid.own(), &mut faults);
     for (index, subnet) in remove.iter().enumerate() {
         if !old.contains(subnet) {
             let reason = format!("{subnet} is not among the trusted subnets");
@@ -71,8 +74,7 @@ fn changed(
         }
     }
     let kept = old.iter().filter(|subnet| !remove.contains(subnet));
-    let added = add.iter().filter(|subnet| !old.contains(subnet));
-    let new: Vec<_> = kept.chain(added).copied().collect();
+    let new = each_once(kept.chain(add).copied());
     if new.len() > TRUSTED_SUBNETS_MAX {
         let reason = format!("a grid has at most {TRUSTED_SUBNETS_MAX} trusted subnets");
         faults.insert("add".to_owned(), reason);

@@ -54,6 +54,10 @@ async fn bad_grids_name_the_field_and_change_nothing() {
             json!({ "name": "a", "trusted_subnets": ["10.0.0.0/8", "10.0.0.1/8"] }),
             "trusted_subnets.1",
         ),
+        (
+            json!({ "name": "a", "trusted_subnets": ["10.0.0.0/8", "10.81.4.0/24"] }),
+            "trusted_subnets.1",
+        ),
     ] {
         let (status, answer) = master
             .call(Method::POST, "/v1/grids", Some(body.clone()))
@@ -148,6 +152,11 @@ async fn trusted_subnets_change_and_stamp_only_when_they_differ() {
         assert_eq!(grid["trusted_subnets"], json!(["10.0.0.0/8"]));
         assert_eq!(grid["revision"].as_i64(), Some(before + 1));
     }
+    let bad = json!({ "trusted_subnets": ["10.0.0.0/8", "127.0.0.0/8"] });
+    let (status, answer) = master.call(Method::PUT, "/v1/grids/demo", Some(bad)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(answer["error"]["trusted_subnets.1"].is_string(), "{answer}");
+    assert_eq!(master.get("/v1/grids/demo").await["revision"], before + 1);
 }
 
 #[tokio::test]
@@ -201,6 +210,9 @@ async fn a_change_of_trust_tells_which_pairs_move_and_a_dry_run_moves_none() {
     for (body, field) in [
         (json!({ "add": ["10.2.0.1/16"] }), "add.0"),
         (json!({ "add": ["10.3.0.0/16", "nowhere"] }), "add.1"),
+        (json!({ "add": ["0.0.0.0/0"] }), "add.0"),
+        (json!({ "add": ["10.2.0.0/16", "10.81.0.0/17"] }), "add.1"),
+        (json!({ "add": ["100.127.81.0/24"] }), "add.0"),
         (json!({ "remove": ["10.1.0.0/16"] }), "remove.0"),
         (
             json!({ "add": ["10.3.0.0/16"], "remove": ["10.3.0.0/16"] }),

@@ -1,6 +1,7 @@
 //! `kontena grid trusted-subnet`.
 
 use clap::Subcommand;
+use ipnetwork::Ipv4Network;
 use kontena_schema::http::grids::{Trust, TrustChange};
 
 use crate::failure::Failure;
@@ -51,6 +52,9 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     };
     let trust = client.trust_change(&grid, &body).await?;
     session.out.line(&told(&trust, body.dry_run));
+    for line in covered(&trust, &body) {
+        session.out.line(&line);
+    }
     session.out.changed(&trust);
     Ok(())
 }
@@ -66,4 +70,50 @@ fn told(trust: &Trust, dry_run: bool) -> String {
         "pairs of nodes {verb} fast: {}, sealed: {}; then in all fast: {}, sealed: {}",
         trust.to_fast, trust.to_sealed, trust.fast_pairs, trust.sealed_pairs
     )
+}
+
+/// What was asked for and changes less than it seems, a line each: networks that lie in
+/// another trusted one.
+fn covered(trust: &Trust, asked: &TrustChange) -> Vec<String> {
+    let around = |text: &String| {
+        let asked: Ipv4Network = text.parse().ok()?;
+        let mut others = trust.trusted_subnets.iter();
+        let around = others.find(|other| **other != asked && asked.is_subnet_of(**other))?;
+        Some((asked, *around))
+    };
+    let removed = asked.remove.iter().filter_map(around);
+    let removed =
+        removed.map(|(asked, around)| format!("{asked} stays trusted: it lies in {around}"));
+    let added = asked.add.iter().filter_map(around);
+    let added = added.map(|(asked, around)| format!("{asked} adds nothing: it lies in {around}"));
+    removed.chain(added).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_nothing_is_told() {
+        let subnets = ["10.0.0.0/8", "10.1.0.0/16", "192.168.1.0/24"];
+        let trust = Trust {
+            trusted_subnets: subnets.map(|text| text.parse().unwrap()).into(),
+            fast_pairs: 0,
+            sealed_pairs: 0,
+            unknown_pairs: 0,
+            to_fast: 0,
+            to_sealed: 0,
+        };
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let asked = TrustChange {
+            add: texts(&["10.1.0.0/16", "192.168.1.0/24"]),
+            remove: texts(&["10.2.0.0/16", "192.168.0.0/16"]),
+            dry_run: false,
+        };
+        let told = [
+            "10.2.0.0/16 stays trusted: it lies in 10.0.0.0/8",
+            "10.1.0.0/16 adds nothing: it lies in 10.0.0.0/8",
+        ];
+        assert_eq!(covered(&trust, &asked), told);
+    }
 }
