@@ -10,15 +10,17 @@ async fn the_ways_to_other_nodes_are_shown_as_they_were_measured() {
     let url = master.clone().serve().await;
     place.run(&format!("master login {url} --token t")).await;
     let want = "\
-NODE  PATH    ADDRESS       RTT      LOSS  HANDSHAKE  MTU   PROBLEM
-two   sealed  198.51.100.2  1.23 ms  25 %  7 s ago    1370  -
-away  sealed  198.51.100.2  1.23 ms  25 %  7 s ago    1370  -
-old   sealed  198.51.100.2  1.23 ms  25 %  7 s ago    1370  -
+NODE  PATH    ADDRESS       RTT      LOSS  HANDSHAKE  MTU   MEASURED  PROBLEM
+two   sealed  198.51.100.2  1.23 ms  25 %  2m ago     1370  2m ago    -
+away  sealed  198.51.100.2  1.23 ms  25 %  2m ago     1370  2m ago    -
+old   sealed  198.51.100.2  1.23 ms  25 %  2m ago     1370  2m ago    -
 ";
     assert_eq!(place.run("node peers one").await, well(want));
     assert_eq!(
         place.run("node rotate-key one").await.out,
-        "* asking node one for a new key .. done\n"
+        "* asking node one for a new key .. done\n\
+         it begins to use it once every connected node knows it, mostly within 30 s; \
+         `kontena node show one` has the key, and whom it waits for\n"
     );
     assert!(master.changed("POST /v1/nodes/demo/one/key"));
 }
@@ -31,8 +33,8 @@ async fn nodes_ping_each_other_and_a_broken_way_fails() {
     let want = "\
 * pinging between one and two .. done
 FROM  TO   PATH    ADDRESS       LOSS  MIN/AVG/MAX        MTU   HANDSHAKE  PROBLEM
-one   two  sealed  198.51.100.2  20 %  0.21/0.25/0.29 ms  1370  7 s ago    -
-two   one  sealed  198.51.100.2  0 %   0.21/0.25/0.29 ms  1370  7 s ago    -
+one   two  sealed  198.51.100.2  20 %  0.21/0.25/0.29 ms  1370  2m ago     -
+two   one  sealed  198.51.100.2  0 %   0.21/0.25/0.29 ms  1370  2m ago     -
 ";
     assert_eq!(place.run("node ping one two").await, well(want));
     assert_eq!(place.run("node ping two one -c 7").await.code, Some(0));
@@ -70,8 +72,8 @@ two   one  sealed  198.51.100.2  0 %   0.21/0.25/0.29 ms  1370  7 s ago    -
     let want = "\
 * pinging between one and two .. done
 FROM  TO   PATH    ADDRESS       LOSS   MIN/AVG/MAX        MTU   HANDSHAKE  PROBLEM
-one   two  sealed  198.51.100.2  20 %   0.21/0.25/0.29 ms  1370  7 s ago    -
-two   one  sealed  198.51.100.2  100 %  -                  -     7 s ago    no handshake
+one   two  sealed  198.51.100.2  20 %   0.21/0.25/0.29 ms  1370  2m ago     -
+two   one  sealed  198.51.100.2  100 %  -                  -     2m ago     no handshake
 ";
     assert_eq!((broken.out.as_str(), broken.code), (want, Some(1)));
     assert_eq!(
@@ -103,8 +105,8 @@ async fn a_node_that_cannot_ping_is_pinged_all_the_same() {
     let want = "\
 * pinging between away and one .. done
 FROM  TO    PATH    ADDRESS       LOSS  MIN/AVG/MAX        MTU   HANDSHAKE  PROBLEM
-away  one   sealed  198.51.100.2  -     -                  -     7 s ago    away is offline
-one   away  sealed  198.51.100.2  20 %  0.21/0.25/0.29 ms  1370  7 s ago    -
+away  one   sealed  198.51.100.2  -     -                  -     2m ago     away is offline
+one   away  sealed  198.51.100.2  20 %  0.21/0.25/0.29 ms  1370  2m ago     -
 ";
     assert_eq!((away.out.as_str(), away.code), (want, Some(1)));
     assert_eq!(away.err, " [error] away is offline\n");
@@ -113,9 +115,10 @@ one   away  sealed  198.51.100.2  20 %  0.21/0.25/0.29 ms  1370  7 s ago    -
     let why = "it is not known whether old reaches one: node old cannot ping; update it";
     assert_eq!((old.err, old.code), (format!(" [error] {why}\n"), Some(1)));
     assert!(old.out.contains("one   old  sealed"), "{}", old.out);
-    let unknown = place.run("node ping one nobody").await;
-    assert_eq!(
-        (unknown.err.contains("nobody"), unknown.code),
-        (true, Some(1))
-    );
+    // One that is not there is told in the Master's words, on whichever side.
+    for ask in ["ping one nobody", "ping nobody one", "peers nobody"] {
+        let unknown = place.run(&format!("node {ask}")).await;
+        let told = (unknown.err.contains("node nobody not found"), unknown.code);
+        assert_eq!(told, (true, Some(1)), "{ask}: {}", unknown.err);
+    }
 }

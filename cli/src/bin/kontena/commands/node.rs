@@ -73,7 +73,9 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
         }
         Command::Peers { node } => {
             let peers = client.node_peers(&grid, &node).await?;
-            session.out.list(&peers, tables::peers);
+            session.out.list(&peers, |peers| {
+                tables::peers(peers, OffsetDateTime::now_utc())
+            });
         }
         Command::Ping { from, to, count } => {
             ping::run(session, &client, &grid, (&from, &to), count).await?;
@@ -84,6 +86,10 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
                 .step(format!("asking node {node} for a new key"));
             client.node_key_turn(&grid, &node).await?;
             step.done();
+            session.out.line(&format!(
+                "it begins to use it once every connected node knows it, mostly within 30 s; \
+                 `kontena node show {node}` has the key, and whom it waits for"
+            ));
             session.out.empty();
         }
         Command::Rm { node, force } => {

@@ -8,10 +8,11 @@ use std::fmt;
 
 use kontena::{Client, Error};
 use kontena_schema::http::error::ErrorText;
-use kontena_schema::http::nodes::NodePeer;
+use kontena_schema::http::nodes::{NodePeer, NodePeers};
 use kontena_schema::http::pings::{Ping, PingCreate};
 use kontena_schema::path::Path;
 use serde::{Serialize, Serializer};
+use time::OffsetDateTime;
 
 use crate::failure::Failure;
 use crate::output::tables;
@@ -87,8 +88,9 @@ pub(crate) async fn run(
         return Err(Failure::Usage("a node has no way to itself".to_owned()));
     }
     // Both are asked first, so that a name that is wrong is told as such.
-    let there = peer(client, grid, a, b).await?;
-    let back = peer(client, grid, b, a).await?;
+    let of_a = client.node_peers(grid, a).await?;
+    let of_b = client.node_peers(grid, b).await?;
+    let (there, back) = (peer(of_a, b)?, peer(of_b, a)?);
     let step = session.out.step(format!("pinging between {a} and {b}"));
     let (first, second) = tokio::join!(
         way(client, grid, (a, back.connected), &there, count),
@@ -97,15 +99,17 @@ pub(crate) async fn run(
     let ways = vec![first?, second?];
     step.done();
     let pinged = Pinged { ways };
-    session.out.list(&pinged, tables::pinged);
+    session.out.list(&pinged, |pinged| {
+        tables::pinged(pinged, OffsetDateTime::now_utc())
+    });
     verdict(&pinged.ways)
 }
 
-/// How one node reaches the other, as it last measured.
-async fn peer(client: &Client, grid: &str, from: &str, to: &str) -> Result<NodePeer, Failure> {
-    let peers = client.node_peers(grid, from).await?.peers;
-    let found = peers.into_iter().find(|peer| peer.node == to);
-    found.ok_or_else(|| Failure::Usage(format!("there is no node {to}")))
+/// How a node reaches the other, as it last measured.
+fn peer(peers: NodePeers, to: &str) -> Result<NodePeer, Failure> {
+    let found = peers.peers.into_iter().find(|peer| peer.node == to);
+    // It was there a moment ago.
+    found.ok_or_else(|| Failure::Usage(format!("there is no node {to} any more")))
 }
 
 /// Pings one way, if its node can be asked.

@@ -7,7 +7,7 @@ use kontena_schema::agent::{PathMeasure, PingResult};
 use kontena_schema::http::addresses::{Addresses, History};
 use kontena_schema::http::containers::{Container, Containers};
 use kontena_schema::http::grids::{Grids, Trust};
-use kontena_schema::http::nodes::{Node, NodePeers, Nodes};
+use kontena_schema::http::nodes::{Node, NodePeer, NodePeers, Nodes};
 use kontena_schema::http::services::{Port, Service, Services};
 use kontena_schema::http::stacks::Stacks;
 use kontena_schema::path::Path;
@@ -116,8 +116,8 @@ pub(crate) fn nodes(nodes: &Nodes, now: OffsetDateTime) -> String {
     )
 }
 
-/// How a node reaches the others.
-pub(crate) fn peers(peers: &NodePeers) -> String {
+/// How a node reaches the others; `now` is what times are compared with.
+pub(crate) fn peers(peers: &NodePeers, now: OffsetDateTime) -> String {
     table(
         [
             "NODE",
@@ -127,6 +127,7 @@ pub(crate) fn peers(peers: &NodePeers) -> String {
             "LOSS",
             "HANDSHAKE",
             "MTU",
+            "MEASURED",
             "PROBLEM",
         ],
         peers.peers.iter().map(|peer| {
@@ -139,8 +140,9 @@ pub(crate) fn peers(peers: &NodePeers) -> String {
                 address,
                 of(|m| m.round_trip_us.map(|us| format!("{} ms", ms(us)))),
                 of(|m| m.loss.map(percent)),
-                of(handshake),
+                or_dash(handshake(peer, now)),
                 of(|m| Some(m.mtu.to_string())),
+                or_dash(since(peer.measured_at.as_deref(), now).map(ago)),
                 or_dash(peer.unreachable.as_ref().or(peer.sealed_because.as_ref())),
             ]
         }),
@@ -148,8 +150,8 @@ pub(crate) fn peers(peers: &NodePeers) -> String {
 }
 
 /// The two directions between two nodes: what their pings found, and what was measured
-/// before.
-pub(crate) fn pinged(pinged: &Pinged) -> String {
+/// before; `now` is what times are compared with.
+pub(crate) fn pinged(pinged: &Pinged, now: OffsetDateTime) -> String {
     table(
         [
             "FROM",
@@ -162,11 +164,11 @@ pub(crate) fn pinged(pinged: &Pinged) -> String {
             "HANDSHAKE",
             "PROBLEM",
         ],
-        pinged.ways.iter().map(pinged_way),
+        pinged.ways.iter().map(|way| pinged_way(way, now)),
     )
 }
 
-fn pinged_way(way: &Way) -> [String; 9] {
+fn pinged_way(way: &Way, now: OffsetDateTime) -> [String; 9] {
     let result = way.ping.as_ref().and_then(|ping| ping.result.as_ref());
     let [kind, address] = path(result.map(|result| result.path).or(way.to.path));
     let trips = result.and_then(|result| result.round_trips);
@@ -189,7 +191,7 @@ fn pinged_way(way: &Way) -> [String; 9] {
         or_dash(result.map(lost)),
         or_dash(trips),
         or_dash(mtu),
-        or_dash(way.to.measure.as_ref().and_then(handshake)),
+        or_dash(handshake(&way.to, now)),
         or_dash(way.problem.as_ref()),
     ]
 }
@@ -212,8 +214,12 @@ fn percent(share: f32) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-fn handshake(measure: &PathMeasure) -> Option<String> {
-    measure.last_handshake_s.map(|s| format!("{s} s ago"))
+/// How long ago it was by now, which is more than when it was measured.
+fn handshake(peer: &NodePeer, now: OffsetDateTime) -> Option<String> {
+    let then = peer.measure.as_ref()?.last_handshake_s?;
+    let then = time::Duration::seconds(i64::try_from(then).ok()?);
+    let measured = since(peer.measured_at.as_deref(), now).unwrap_or_default();
+    Some(ago(then + measured))
 }
 
 /// `online 3d`: since when it is what it is.
@@ -223,13 +229,21 @@ fn status(node: &Node, now: OffsetDateTime) -> String {
     } else {
         &node.disconnected_at
     };
-    let since = since
-        .as_deref()
-        .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
-    match since {
-        Some(since) => format!("{} {}", node.status, age(now - since)),
+    match self::since(since.as_deref(), now) {
+        Some(since) => format!("{} {}", node.status, age(since)),
         None => node.status.clone(),
     }
+}
+
+/// How long ago a time was that the Master told, if it told one. A clock that is behind
+/// the Master's makes no negative age.
+fn since(time: Option<&str>, now: OffsetDateTime) -> Option<time::Duration> {
+    let time = OffsetDateTime::parse(time?, &Rfc3339).ok()?;
+    Some((now - time).max(time::Duration::ZERO))
+}
+
+fn ago(since: time::Duration) -> String {
+    format!("{} ago", age(since))
 }
 
 /// The largest unit that fits.
@@ -241,8 +255,7 @@ fn age(age: time::Duration) -> String {
     ];
     match units.into_iter().find(|(count, _)| *count > 0) {
         Some((count, unit)) => format!("{count}{unit}"),
-        // A clock that is behind the Master's makes no negative age.
-        None => format!("{}s", age.whole_seconds().max(0)),
+        None => format!("{}s", age.whole_seconds()),
     }
 }
 

@@ -38,6 +38,36 @@ node-3   0.1.0    online 0s   3       10.81.0.3   local";
 }
 
 #[test]
+fn peers_table_tells_how_old_it_is() {
+    let peer = |name: &str, number: u8, measured: serde_json::Value| {
+        let mut peer = json!({
+            "node": name, "node_number": number, "overlay_ip": format!("10.81.0.{number}"),
+            "connected": true, "path": {"kind": "sealed", "to": "198.51.100.2"},
+            "unreachable": null, "measured_at": null, "measure": null,
+        });
+        if let Some(measured_at) = measured.as_str() {
+            peer["measured_at"] = json!(measured_at);
+            peer["measure"] = json!({
+                "node": number, "endpoint": null, "last_handshake_s": 50, "round_trip_us": 230,
+                "loss": 0.25, "mtu": 1370, "sent_bytes": 1, "received_bytes": 1,
+            });
+        }
+        peer
+    };
+    let all = parsed(json!({"peers": [
+        peer("node-2", 2, json!("2026-01-04T00:00:00.000Z")),
+        peer("node-3", 3, json!("2026-01-03T22:00:00.000Z")),
+        peer("node-4", 4, json!(null)),
+    ]}));
+    let want = "\
+NODE    PATH    ADDRESS       RTT      LOSS  HANDSHAKE  MTU   MEASURED  PROBLEM
+node-2  sealed  198.51.100.2  0.23 ms  25 %  52s ago    1370  2s ago    -
+node-3  sealed  198.51.100.2  0.23 ms  25 %  2h ago     1370  2h ago    -
+node-4  sealed  198.51.100.2  -        -     -          -     -         -";
+    assert_eq!(super::peers(&all, at("2026-01-04T00:00:02Z")), want);
+}
+
+#[test]
 fn containers_table() {
     let container = |name: &str,
                      address: Option<&str>,
