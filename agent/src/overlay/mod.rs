@@ -26,7 +26,6 @@ use std::time::{Duration, Instant};
 use kontena_schema::agent::{Measures, PathMeasure, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId};
 use kontena_schema::limits::OVERLAY_MTU;
-use kontena_sleeve::Drops;
 use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
@@ -34,6 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 mod announce;
 mod apply;
 mod door;
+mod drops;
 mod echo;
 mod entries;
 mod error;
@@ -215,15 +215,11 @@ impl Overlay {
     /// What is measured of this host's overlay: the ways to its peers, and everything
     /// that was dropped. Counters begin anew when what counts is made anew.
     pub async fn measures(&self) -> Result<Measures, OverlayError> {
-        let mut drops = nft::counters()
-            .await
-            .map_err(|cause| OverlayError::Observe {
-                what: "the counters".into(),
-                cause,
-            })?;
-        let sealed = self.paths.drops();
-        let sealed = sealed.iter().flat_map(Drops::named);
-        drops.extend(sealed.map(|(name, count)| (format!("sealed_{name}"), count)));
+        let drops = drops::read(&self.netlink, &self.paths);
+        let drops = drops.await.map_err(|cause| OverlayError::Observe {
+            what: "the counters".into(),
+            cause,
+        })?;
         let paths = self.health().into_iter();
         Ok(Measures {
             paths: paths.map(|(node, health)| measure(node, &health)).collect(),

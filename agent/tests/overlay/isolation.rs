@@ -11,8 +11,8 @@ use kontena_schema::limits::{VXLAN_PORT, WIREGUARD_PORT};
 use kontena_schema::path::Path;
 
 use crate::lab::{
-    Host, MASTER, Place, Switch, count, counted, dropped, eventually, grid, in_clear, intent, pass,
-    settle, trusting, underlay, world,
+    BOUND, Host, MASTER, Place, Switch, count, counted, dropped, eventually, grid, in_clear,
+    intent, pass, settle, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
@@ -261,7 +261,9 @@ fn overlay_keeps_containers_from_the_master() {
 
 #[test]
 fn overlay_takes_no_clear_packet_that_a_container_sends() {
-    let (_switch, hosts) = world(2, &trusting());
+    let (_switch, mut hosts) = world(2, &trusting());
+    hosts[0].add_container(11);
+    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
     let [a, b] = &hosts[..] else { unreachable!() };
     dockers_network(a);
     let container = &a.containers[0].place;
@@ -289,6 +291,16 @@ fn overlay_takes_no_clear_packet_that_a_container_sends() {
     wait_for("dropped_forward", 2);
     // Other ports are nobody's business: it would have been counted before what follows.
     send(own, underlay(2), 6799);
+    // Nor is that port between containers, on one host or two.
+    let own_overlay = a.containers[0].address;
+    for to in [&a.containers[1], &b.containers[0]] {
+        let at = (to.address, WIREGUARD_PORT);
+        let there = to.place.inside(|| UdpSocket::bind(at)).unwrap();
+        there.set_read_timeout(Some(BOUND)).unwrap();
+        send(own_overlay, to.address, WIREGUARD_PORT);
+        let (_, from) = there.recv_from(&mut [0; 128]).unwrap();
+        assert_eq!(from.ip(), own_overlay);
+    }
 
     count(&a.containers[0].place, "ethwe", MARKER);
     container.run("ip addr add 198.51.100.2/32 dev eth0");

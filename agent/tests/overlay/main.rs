@@ -6,6 +6,7 @@
 
 mod clear_way;
 mod door;
+mod drops;
 mod echo;
 mod every_packet;
 mod grids;
