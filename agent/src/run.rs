@@ -1,6 +1,7 @@
 //! Puts the parts together: one slot for each thing that is known, one task for
 //! each part that knows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +15,7 @@ use crate::config::{Config, EngineConfig};
 use crate::directory::{Directory, Store, StoreError};
 use crate::dns::zone::Zone;
 use crate::docker::observe::Doubts;
-use crate::docker::{self, bridge, events};
+use crate::docker::{self, bridge, events, networks};
 use crate::keys::HostKeys;
 use crate::link::{self, Link};
 use crate::overlay::Overlay;
@@ -91,12 +92,12 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
     let doubts = Arc::new(Doubts::default());
-    let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
+    let default_bridge = bridge::DEFAULT_NAME.to_owned();
+    let (bridges_in, bridges) = watch::channel(BTreeSet::from([default_bridge]));
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
-            let names = (name_in, name.clone());
-            let tools = start_engine(tasks, engine, &store, names, zone, &doubts).await;
+            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &doubts).await;
             (facts::Source::Engine(tools.docker.clone()), Some(tools))
         }
         None => {
@@ -116,7 +117,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
         directory: directory.clone(),
         keys,
         masters,
-        docker_bridge: name,
+        bridges,
         doubts,
         zone: zone_in,
         host: host_in,
@@ -143,16 +144,23 @@ async fn start_engine(
     tasks: &mut Tasks,
     engine: &EngineConfig,
     store: &Store,
-    (name_in, name): (watch::Sender<String>, watch::Receiver<String>),
+    bridges: watch::Sender<BTreeSet<String>>,
     zone: watch::Receiver<Arc<Zone>>,
     doubts: &Arc<Doubts>,
 ) -> Tools {
+    let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
     // Names are served from what was known, before and without the engine.
     let (bridge_in, bridge) = watch::channel(None);
     tasks.spawn("names", dns::server::run(bridge.clone(), zone));
     tasks.spawn("bridge", bridge::watch(name, bridge_in));
     let docker = docker::connect(&engine.socket).await;
     name_in.send_replace(bridge::name(&docker).await);
+    // Known before the first pass, so that a fence that a former run left stays whole.
+    match networks::names(&docker).await {
+        Ok(names) => drop(bridges.send_replace(names)),
+        Err(err) => warn!(%err, "of networks, Docker's default one is known only"),
+    }
+    tasks.spawn("networks", networks::watch(docker.clone(), bridges));
     tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
     Tools {
         docker,

@@ -6,7 +6,7 @@
 //! and a built `weavewait`.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,12 +174,12 @@ impl Host {
         };
         let (_, keys) = watch::channel(Arc::new(keys::load(&store, &keys::generate).host_keys()));
         let (_, masters) = watch::channel(None);
-        let (_, docker_bridge) = watch::channel("docker0".to_owned());
+        let (_, bridges) = watch::channel(BTreeSet::from(["docker0".to_owned()]));
         let slots = Slots {
             directory: received,
             keys,
             masters,
-            docker_bridge,
+            bridges,
             doubts,
             zone: zone_in,
             host: host_in,

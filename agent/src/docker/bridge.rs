@@ -20,7 +20,7 @@ use crate::facts::net::interface_address;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What an engine calls it unless it is told otherwise.
 pub const DEFAULT_NAME: &str = "docker0";
-const NAME_OPTION: &str = "com.docker.network.bridge.name";
+pub(super) const NAME_OPTION: &str = "com.docker.network.bridge.name";
 
 /// Where the address is to be seen; none while there is none.
 pub type BridgeSlot = watch::Receiver<Option<Ipv4Addr>>;

@@ -18,7 +18,7 @@ use super::labels::{TYPE, TYPE_CONTAINER};
 use super::observe::Doubts;
 
 /// How soon a broken stream is opened again; the engine's restart takes longer.
-const RETRY_EVERY: Duration = Duration::from_millis(250);
+pub(super) const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// The events after which a container has another state.
 const ACTIONS: [&str; 6] = [
     "start",
@@ -31,6 +31,11 @@ const ACTIONS: [&str; 6] = [
 
 /// Turns events into doubts, for ever.
 pub async fn watch(docker: Docker, doubts: Arc<Doubts>) {
+    let filters = HashMap::from([
+        ("type", vec!["container".to_owned()]),
+        ("label", vec![format!("{TYPE}={TYPE_CONTAINER}")]),
+        ("event", ACTIONS.map(str::to_owned).to_vec()),
+    ]);
     let mut away = false;
     loop {
         if docker.ping().await.is_ok() {
@@ -39,7 +44,10 @@ pub async fn watch(docker: Docker, doubts: Arc<Doubts>) {
                 renegotiate(&docker).await;
                 away = false;
             }
-            follow(&docker, &doubts).await;
+            follow(&docker, &filters, |container| {
+                container.map_or_else(|| doubts.add_all(), |id| doubts.add(id));
+            })
+            .await;
         } else if !away {
             warn!("the Docker engine is away");
             away = true;
@@ -55,27 +63,27 @@ async fn renegotiate(docker: &Docker) {
     }
 }
 
-/// Follows one stream to its end.
-async fn follow(docker: &Docker, doubts: &Doubts) {
-    let filters = HashMap::from([
-        ("type", vec!["container".to_owned()]),
-        ("label", vec![format!("{TYPE}={TYPE_CONTAINER}")]),
-        ("event", ACTIONS.map(str::to_owned).to_vec()),
-    ]);
+/// Follows one stream to its end, and calls `doubt` with the id of what each event is
+/// about; with none where it may be anything, as it is at both ends of the stream.
+pub(super) async fn follow(
+    docker: &Docker,
+    filters: &HashMap<&str, Vec<String>>,
+    doubt: impl Fn(Option<String>),
+) {
     // The engine sends no sign of having opened the stream, so it is asked for
     // what happened from before this moment on.
     let options = EventsOptionsBuilder::default()
-        .filters(&filters)
+        .filters(filters)
         .since(&since())
         .build();
     let mut events = std::pin::pin!(docker.events(Some(options)));
-    doubts.add_all();
+    doubt(None);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
                 let id = event.actor.and_then(|actor| actor.id);
                 debug!(action = event.action, id, "event");
-                id.map_or_else(|| doubts.add_all(), |id| doubts.add(id));
+                doubt(id);
             }
             Err(err) => {
                 debug!(%err, "the stream of events broke");
@@ -83,7 +91,7 @@ async fn follow(docker: &Docker, doubts: &Doubts) {
             }
         }
     }
-    doubts.add_all();
+    doubt(None);
 }
 
 fn since() -> String {

@@ -3,7 +3,7 @@
 //! [`labels`] and [`spec`] are pure: what a container of ours looks like, and
 //! what is read back from it. [`observe`] looks at the host, [`image`] brings
 //! images, [`events`] tells when to look again, [`bridge`] knows the address of
-//! Docker's default bridge.
+//! Docker's default bridge, [`networks`] what all bridges are called.
 //!
 //! Invariant: a container is ours if and only if it carries our labels; nothing
 //! else on the engine is ever touched.
@@ -12,6 +12,7 @@ pub mod bridge;
 pub mod events;
 pub mod image;
 pub mod labels;
+pub mod networks;
 pub mod observe;
 pub mod spec;
 

@@ -30,6 +30,7 @@ use tracing::{debug, error, info, warn};
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
 use crate::dns::zone::{Local, Zone};
+use crate::docker::networks::BridgesSlot;
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
 use crate::keys::HostKeys;
@@ -66,8 +67,8 @@ pub struct Slots {
     pub keys: watch::Receiver<Arc<HostKeys>>,
     /// Where the Master is; none while that is not known.
     pub masters: watch::Receiver<Option<BTreeSet<SocketAddrV4>>>,
-    /// What Docker's default bridge is called.
-    pub docker_bridge: watch::Receiver<String>,
+    /// What the engine's bridges are called.
+    pub bridges: BridgesSlot,
     /// Containers that have to be looked at.
     pub doubts: Arc<Doubts>,
     /// The names.
@@ -157,7 +158,7 @@ impl Reconciler {
                 },
                 Ok(()) = self.slots.keys.changed() => {}
                 Ok(()) = self.slots.masters.changed() => {}
-                Ok(()) = self.slots.docker_bridge.changed() => {}
+                Ok(()) = self.slots.bridges.changed() => {}
                 () = sleep_until(retry.into()) => {}
                 _ = ticks.tick() => doubts.add_all(),
             }
@@ -378,10 +379,11 @@ impl Reconciler {
 
     /// Containers have no business with the Master, on whichever way.
     fn fence(&mut self) -> Fence {
-        let docker = self.slots.docker_bridge.borrow_and_update().clone();
+        let mut bridges = self.slots.bridges.borrow_and_update().clone();
+        bridges.insert(BRIDGE.to_owned());
         Fence {
             masters: self.slots.masters.borrow_and_update().clone(),
-            bridges: [BRIDGE.to_owned(), docker].into(),
+            bridges,
         }
     }
 

@@ -1,8 +1,10 @@
 //! Who reaches whom over the overlay.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use kontena_tests::{Grid, TOOLBOX_PORT, docker};
+use kontena_schema::limits::WIREGUARD_PORT;
+use kontena_tests::{Grid, TOOLBOX_PORT, docker, until};
 
 /// Prints a line for everything that does not answer; all at once, because one
 /// that does not answer takes its time.
@@ -120,4 +122,50 @@ async fn containers_do_not_reach_what_the_master_is_made_of() {
             host.name
         );
     }
+}
+
+/// Docker's default network is not the only one on a host.
+#[tokio::test]
+async fn containers_of_networks_that_users_made_do_not_reach_the_master_either() {
+    const NETWORK: &str = "fenced";
+    let grid = Grid::first().await;
+    let [host, other, ..] = &grid.hosts[..] else {
+        unreachable!()
+    };
+    let format = format!(
+        "{{{{(index .NetworkSettings.Networks \"{}_wan\").IPAddress}}}}",
+        grid.settings.project
+    );
+    let edge = format!("{}-edge", grid.settings.project);
+    let edge = docker(&["inspect", "--format", &format, &edge])
+        .await
+        .must();
+    let make = format!("docker network rm {NETWORK}; docker network create {NETWORK}");
+    host.run(&make).await.must();
+    let connect = async |to: &str| {
+        let open = format!("timeout 4 bash -c 'exec 3<>/dev/tcp/{to}'");
+        let run = format!("docker run --rm --network {NETWORK} kontena/toolbox {open}");
+        host.run(&run).await
+    };
+    // What else is there is nobody's secret: an agent's door.
+    let door = format!("{}/{WIREGUARD_PORT}", other.wan_address().await);
+    connect(&door).await.must();
+    let master = format!("{edge}/443");
+    host.run(&format!("timeout 4 bash -c 'exec 3<>/dev/tcp/{master}'"))
+        .await
+        .must();
+    until(
+        Duration::from_secs(10),
+        "it is kept from the Master",
+        async || match connect(&master).await.ok() {
+            Ok(_) => Err("connected".to_owned()),
+            Err(_) => Ok(()),
+        },
+    )
+    .await;
+    // It stays so.
+    assert!(connect(&master).await.ok().is_err());
+    host.run(&format!("docker network rm {NETWORK}"))
+        .await
+        .must();
 }
