@@ -269,6 +269,7 @@ impl<'a> Hands<'a> {
             .learning(port.learning)
             .flood(port.flood)
             .isolated(port.isolated)
+            .locked(port.locked)
             .neigh_suppress(port.neigh_suppress)
             .build();
         links.set_port(flags).execute().await?;

@@ -196,13 +196,12 @@ impl Links {
             let pinned = entries
                 .into_iter()
                 .filter_map(|(mac, pinned)| pinned.then_some(mac));
-            Some((
-                placement,
-                HostEnd {
-                    port: self.port(message),
-                    pinned: pinned.collect(),
-                },
-            ))
+            let mut port = self.port(message);
+            // Kernels before 5.18 have no lock and say nothing of it: that is as good as
+            // they can.
+            port.locked = lock(port_infos(message)).unwrap_or(true);
+            let pinned = pinned.collect();
+            Some((placement, HostEnd { port, pinned }))
         };
         self.by_link.iter().filter_map(host_end).collect()
     }
@@ -224,6 +223,7 @@ impl Links {
             learning: true,
             flood: true,
             isolated: false,
+            locked: false,
             neigh_suppress: false,
         };
         for info in port_infos(link) {
@@ -235,8 +235,17 @@ impl Links {
                 _ => {}
             }
         }
+        port.locked = lock(port_infos(link)).unwrap_or_default();
         port
     }
+}
+
+/// Whether a port is locked, if the kernel knows of locks.
+fn lock<'a>(mut port: impl Iterator<Item = &'a InfoBridgePort>) -> Option<bool> {
+    port.find_map(|info| match info {
+        InfoBridgePort::Locked(on) => Some(*on),
+        _ => None,
+    })
 }
 
 /// Looks into each container; two that share a namespace would fight over one

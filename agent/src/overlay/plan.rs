@@ -299,6 +299,8 @@ fn tunnel_port(intent: &OverlayIntent) -> PortSettings {
         // What is for a MAC that nobody has any more must not reach who had it.
         flood: false,
         isolated: true,
+        // Each sender's MAC is looked at before, by the guard and the sleeve.
+        locked: false,
         neigh_suppress: true,
     }
 }

@@ -57,6 +57,8 @@ fn attach_one(
         learning: false,
         flood: true,
         isolated: false,
+        // Who has an address is known by its MAC, so nobody sends with that of another.
+        locked: true,
         neigh_suppress: false,
     };
     let wanted_host_end = HostEnd {

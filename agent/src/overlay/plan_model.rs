@@ -268,6 +268,7 @@ fn fresh_port(mtu: u32) -> PortSettings {
         learning: true,
         flood: true,
         isolated: false,
+        locked: false,
         neigh_suppress: false,
     }
 }

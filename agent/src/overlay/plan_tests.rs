@@ -52,7 +52,7 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
         model
             .host_ends
             .values_mut()
-            .for_each(|end| end.port.learning = true);
+            .for_each(|end| (end.port.learning, end.port.locked) = (true, false));
     }
     if damage & 16 != 0 {
         model.guard = GuardState::Broken;

@@ -240,6 +240,8 @@ pub(crate) struct PortSettings {
     pub(crate) flood: bool,
     /// No frame passes between two isolated ports.
     pub(crate) isolated: bool,
+    /// Frames come in only from the MACs that are pinned to this port.
+    pub(crate) locked: bool,
     /// The bridge itself answers ARP for its permanent neighbours behind this
     /// port, instead of flooding the question.
     pub(crate) neigh_suppress: bool,

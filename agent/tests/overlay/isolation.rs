@@ -8,6 +8,7 @@ use kontena_agent::overlay::Clear;
 use kontena_schema::agent::PeerReport;
 use kontena_schema::ids::NodeId;
 use kontena_schema::limits::{VXLAN_PORT, WIREGUARD_PORT};
+use kontena_schema::mac::Mac;
 use kontena_schema::path::Path;
 
 use crate::lab::{
@@ -164,6 +165,49 @@ fn overlay_grids_with_the_same_addresses_do_not_cross() {
         for from in &all {
             scope.spawn(|| check(from));
         }
+    });
+}
+
+/// A frame that says it is of another goes to nobody: not to other hosts, whichever way
+/// they are reached, nor to neighbours.
+#[test]
+fn overlay_container_sends_with_no_mac_but_its_own() {
+    let mixed = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
+    let (_switch, mut hosts) = world(3, &mixed);
+    hosts[0].add_container(11);
+    let all: Vec<&Host> = hosts.iter().collect();
+    settle(&mixed, &all);
+    let [a, clear, sealed] = &hosts[..] else {
+        unreachable!()
+    };
+    let thief = &a.containers[1];
+    let others = [a, clear, sealed].map(|host| &host.containers[0]);
+    for container in others {
+        count(&container.place, "ethwe", MARKER);
+    }
+    let seen = || others.map(|container| counted(&container.place));
+    let send = |mac: Mac| {
+        let frame = [&[0xff; 6], &mac.0, &[0x88, 0xb5][..], &[0; 46]].concat();
+        kontena_lab::send(&thief.place, "ethwe", &frame);
+    };
+    for victim in others {
+        send(victim.attachment().mac);
+    }
+    send(Mac::of_node(a.node.address));
+    send(Mac([2, 0, 0, 0, 0, 0x66]));
+    send(thief.attachment().mac);
+    // An answer comes after what was sent before on the same way.
+    for container in others {
+        thief.place.must_reach(container.address);
+    }
+    assert_eq!(seen(), [1, 1, 1], "its own frame, and no other");
+    // Without the lock they would have come to some: the counters can see them.
+    a.place
+        .run("ip link set vethweb type bridge_slave locked off");
+    send(Mac([2, 0, 0, 0, 0, 0x66]));
+    eventually("the stranger's frame", || match seen() {
+        [2, ..] => Ok(()),
+        seen => Err(format!("{seen:?}")),
     });
 }
 

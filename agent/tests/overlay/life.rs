@@ -238,6 +238,7 @@ fn overlay_repairs_what_was_damaged_and_nothing_else() {
         "ip link del kontena-tap",
         "ip link set vethwe1 nomaster",
         "ip link set vethwe1 down",
+        "ip link set vethwe1 type bridge_slave locked off",
         "iptables -D FORWARD -i kontena -o kontena -j ACCEPT",
         "iptables -I FORWARD -i kontena -o kontena -j ACCEPT",
     ];
