@@ -63,7 +63,7 @@ fn check(request: &GridCreate) -> Result<Checked, ControlError> {
     );
     if let Some(plan) = &plan {
         let own = Own {
-            supernet: plan.supernet(),
+            subnet: plan.subnet(),
             inner: plan.inner_subnet(),
             trusted: &[],
         };

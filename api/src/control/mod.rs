@@ -90,8 +90,6 @@ pub struct GridRow {
     pub name: String,
     /// What may be allocated.
     pub subnet: Ipv4Network,
-    /// The on-link prefix of overlay interfaces.
-    pub supernet: Ipv4Network,
     /// The addresses of nodes inside sealed paths.
     pub inner_subnet: InnerSubnet,
     /// Its revision before this transaction.
@@ -104,7 +102,7 @@ impl GridRow {
     /// What a network must not be that is to be trusted, or is already.
     fn own(&self) -> subnets::Own<'_> {
         subnets::Own {
-            supernet: self.supernet,
+            subnet: self.subnet,
             inner: self.inner_subnet,
             trusted: &self.trusted_subnets,
         }

@@ -1,8 +1,8 @@
 //! Networks as requests name them, and which of them may be trusted.
 //!
-//! A trusted network is one on which hosts are. What cannot hold a host, or is the
-//! overlay itself, was meant otherwise; what is wider than the widest private network
-//! holds the hosts of others too, and would have the overlay run in clear between them.
+//! A trusted network is one on which hosts are. What is refused cannot be meant: it holds
+//! no host, it is the overlay itself, or it is wider than any network that one party has.
+//! That a narrower one holds nobody else's hosts only its administrator knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -94,14 +94,14 @@ pub(super) fn judge(
 
 /// A grid's own networks.
 pub(super) struct Own<'a> {
-    pub(super) supernet: Ipv4Network,
+    pub(super) subnet: Ipv4Network,
     pub(super) inner: InnerSubnet,
     pub(super) trusted: &'a [Ipv4Network],
 }
 
 fn fault(subnet: Ipv4Network, grid: &Own) -> Option<String> {
     for (base, prefix, what) in WITHOUT_HOSTS {
-        let space = Ipv4Network::new(base, prefix).ok()?;
+        let space = Ipv4Network::new(base, prefix).expect("it is a prefix");
         if subnet.is_subnet_of(space) {
             return Some(format!("is {what} ({space})"));
         }
@@ -112,7 +112,7 @@ fn fault(subnet: Ipv4Network, grid: &Own) -> Option<String> {
         ));
     }
     let own = [
-        (grid.supernet, "the overlay itself"),
+        (grid.subnet, "the overlay itself"),
         (grid.inner.network(), "what nodes use inside sealed paths"),
     ];
     let (network, what) = own.into_iter().find(|(own, _)| subnet.is_subnet_of(*own))?;
@@ -139,7 +139,7 @@ mod tests {
         let subnets = networks("add", &texts, &mut faults);
         if faults.is_empty() {
             let own = Own {
-                supernet: "10.81.0.0/17".parse().unwrap(),
+                subnet: "10.81.0.0/19".parse().unwrap(),
                 inner: InnerSubnet::default(),
                 trusted: &["10.81.4.0/24".parse().unwrap()],
             };
@@ -160,6 +160,8 @@ mod tests {
         assert_eq!(said(&good), BTreeMap::new());
         // It holds the overlay, and hosts beside it.
         assert_eq!(said(&["10.80.0.0/12"]), BTreeMap::new());
+        // Nobody lends its addresses; a host that has one is reached there.
+        assert_eq!(said(&["10.81.64.0/24"]), BTreeMap::new());
         // One that is trusted already, as an older version let it.
         assert_eq!(said(&["10.81.4.0/24"]), BTreeMap::new());
     }
@@ -181,8 +183,8 @@ mod tests {
             ("239.0.0.0/8", "multicast groups (224.0.0.0/4)"),
             ("224.0.0.0/4", "multicast groups"),
             ("255.255.255.255/32", "reserved (240.0.0.0/4)"),
-            ("10.81.0.0/17", "the overlay itself (10.81.0.0/17)"),
-            ("10.81.5.0/24", "the overlay itself (10.81.0.0/17)"),
+            ("10.81.0.0/19", "the overlay itself (10.81.0.0/19)"),
+            ("10.81.5.0/24", "the overlay itself (10.81.0.0/19)"),
             ("100.127.81.0/24", "inside sealed paths (100.127.81.0/24)"),
         ] {
             let faults = said(&["10.0.0.0/8", "10.0.0.0/8", text]);

@@ -211,7 +211,7 @@ async fn a_change_of_trust_tells_which_pairs_move_and_a_dry_run_moves_none() {
         (json!({ "add": ["10.2.0.1/16"] }), "add.0"),
         (json!({ "add": ["10.3.0.0/16", "nowhere"] }), "add.1"),
         (json!({ "add": ["0.0.0.0/0"] }), "add.0"),
-        (json!({ "add": ["10.2.0.0/16", "10.81.0.0/17"] }), "add.1"),
+        (json!({ "add": ["10.2.0.0/16", "10.81.0.0/19"] }), "add.1"),
         (json!({ "add": ["100.127.81.0/24"] }), "add.0"),
         (json!({ "remove": ["10.1.0.0/16"] }), "remove.0"),
         (
@@ -227,6 +227,28 @@ async fn a_change_of_trust_tells_which_pairs_move_and_a_dry_run_moves_none() {
         master.get(path).await["trusted_subnets"],
         json!(["10.2.0.0/16"])
     );
+}
+
+/// What a version before let pass is no reason to refuse other changes.
+#[tokio::test]
+async fn a_network_that_is_trusted_already_stays_and_can_be_removed() {
+    let master = Master::start().await;
+    master.grid("demo").await;
+    let update = "update grids set trusted_subnets = '{0.0.0.0/0}' where name = 'demo'";
+    master.sql().await.batch_execute(update).await.unwrap();
+    let both = json!(["0.0.0.0/0", "10.1.0.0/16"]);
+    let trust = change(&master, json!({ "add": ["10.1.0.0/16", "0.0.0.0/0"] })).await;
+    assert_eq!(trust["trusted_subnets"], both);
+    let put = json!({ "trusted_subnets": both });
+    let (status, grid) = master.call(Method::PUT, "/v1/grids/demo", Some(put)).await;
+    assert_eq!((status, &grid["trusted_subnets"]), (StatusCode::OK, &both));
+    let trust = change(&master, json!({ "remove": ["0.0.0.0/0"] })).await;
+    assert_eq!(trust["trusted_subnets"], json!(["10.1.0.0/16"]));
+    // It does not come back.
+    let path = "/v1/grids/demo/trusted_subnets";
+    let again = json!({ "add": ["0.0.0.0/0"] });
+    let (status, _) = master.call(Method::POST, path, Some(again)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
 async fn change(master: &Master, body: Value) -> Value {
