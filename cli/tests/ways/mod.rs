@@ -19,8 +19,8 @@ old   sealed  198.51.100.2  1.23 ms  25 %  2m ago     1370  2m ago    -
     assert_eq!(
         place.run("node rotate-key one").await.out,
         "* asking node one for a new key .. done\n\
-         it begins to use it once every connected node knows it, mostly within 30 s; \
-         `kontena node show one` has the key, and whom it waits for\n"
+         one begins to use its new key once every connected node knows the key, mostly within \
+         30 s; `kontena node show one` has the key in use, and who is waited for\n"
     );
     assert!(master.changed("POST /v1/nodes/demo/one/key"));
 }

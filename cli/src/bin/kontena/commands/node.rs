@@ -87,8 +87,8 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             client.node_key_turn(&grid, &node).await?;
             step.done();
             session.out.line(&format!(
-                "it begins to use it once every connected node knows it, mostly within 30 s; \
-                 `kontena node show {node}` has the key, and whom it waits for"
+                "{node} begins to use its new key once every connected node knows the key, mostly \
+                 within 30 s; `kontena node show {node}` has the key in use, and who is waited for"
             ));
             session.out.empty();
         }

@@ -72,20 +72,31 @@ fn told(trust: &Trust, dry_run: bool) -> String {
     )
 }
 
-/// What was asked for and changes less than it seems, a line each: networks that lie in
-/// another trusted one.
+/// Where what was asked for changes less than it seems, since another trusted network
+/// holds it or lies in it; a line each.
 fn covered(trust: &Trust, asked: &TrustChange) -> Vec<String> {
-    let around = |text: &String| {
+    let others = |text: &String| {
         let asked: Ipv4Network = text.parse().ok()?;
-        let mut others = trust.trusted_subnets.iter();
-        let around = others.find(|other| **other != asked && asked.is_subnet_of(**other))?;
-        Some((asked, *around))
+        let others = trust.trusted_subnets.iter().copied();
+        Some((asked, others.filter(move |other| *other != asked)))
     };
-    let removed = asked.remove.iter().filter_map(around);
-    let removed =
-        removed.map(|(asked, around)| format!("{asked} stays trusted: it lies in {around}"));
-    let added = asked.add.iter().filter_map(around);
-    let added = added.map(|(asked, around)| format!("{asked} adds nothing: it lies in {around}"));
+    let removed = asked.remove.iter().filter_map(others);
+    let removed = removed.flat_map(|(asked, others)| {
+        others.filter_map(move |other| {
+            if asked.is_subnet_of(other) {
+                Some(format!("{asked} stays trusted: it lies in {other}"))
+            } else if other.is_subnet_of(asked) {
+                Some(format!("{other}, which lies in {asked}, stays trusted"))
+            } else {
+                None
+            }
+        })
+    });
+    let added = asked.add.iter().filter_map(others);
+    let added = added.filter_map(|(asked, mut others)| {
+        let around = others.find(|other| asked.is_subnet_of(*other))?;
+        Some(format!("{asked} adds nothing: it lies in {around}"))
+    });
     removed.chain(added).collect()
 }
 
@@ -94,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_changes_nothing_is_told() {
+    fn what_changes_less_than_it_seems_is_told() {
         let subnets = ["10.0.0.0/8", "10.1.0.0/16", "192.168.1.0/24"];
         let trust = Trust {
             trusted_subnets: subnets.map(|text| text.parse().unwrap()).into(),
@@ -112,6 +123,7 @@ mod tests {
         };
         let told = [
             "10.2.0.0/16 stays trusted: it lies in 10.0.0.0/8",
+            "192.168.1.0/24, which lies in 192.168.0.0/16, stays trusted",
             "10.1.0.0/16 adds nothing: it lies in 10.0.0.0/8",
         ];
         assert_eq!(covered(&trust, &asked), told);

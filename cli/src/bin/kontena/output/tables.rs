@@ -219,7 +219,7 @@ fn handshake(peer: &NodePeer, now: OffsetDateTime) -> Option<String> {
     let then = peer.measure.as_ref()?.last_handshake_s?;
     let then = time::Duration::seconds(i64::try_from(then).ok()?);
     let measured = since(peer.measured_at.as_deref(), now).unwrap_or_default();
-    Some(ago(then + measured))
+    Some(ago(then.saturating_add(measured)))
 }
 
 /// `online 3d`: since when it is what it is.

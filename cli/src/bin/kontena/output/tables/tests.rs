@@ -65,6 +65,12 @@ node-2  sealed  198.51.100.2  0.23 ms  25 %  52s ago    1370  2s ago    -
 node-3  sealed  198.51.100.2  0.23 ms  25 %  2h ago     1370  2h ago    -
 node-4  sealed  198.51.100.2  -        -     -          -     -         -";
     assert_eq!(super::peers(&all, at("2026-01-04T00:00:02Z")), want);
+    // Nothing that a node says makes it fail.
+    let mut endless = peer("node-2", 2, json!("2026-01-03T22:00:00.000Z"));
+    endless["measure"]["last_handshake_s"] = json!(i64::MAX);
+    let endless = parsed(json!({ "peers": [endless] }));
+    let table = super::peers(&endless, at("2026-01-04T00:00:02Z"));
+    assert!(table.contains(" 106751991167300d ago "), "{table}");
 }
 
 #[test]
