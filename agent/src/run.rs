@@ -92,8 +92,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
     let doubts = Arc::new(Doubts::default());
-    let default_bridge = bridge::DEFAULT_NAME.to_owned();
-    let (bridges_in, bridges) = watch::channel(BTreeSet::from([default_bridge]));
+    let (bridges_in, bridges) = watch::channel(None);
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
@@ -144,7 +143,7 @@ async fn start_engine(
     tasks: &mut Tasks,
     engine: &EngineConfig,
     store: &Store,
-    bridges: watch::Sender<BTreeSet<String>>,
+    bridges: watch::Sender<Option<BTreeSet<String>>>,
     zone: watch::Receiver<Arc<Zone>>,
     doubts: &Arc<Doubts>,
 ) -> Tools {
@@ -155,11 +154,6 @@ async fn start_engine(
     tasks.spawn("bridge", bridge::watch(name, bridge_in));
     let docker = docker::connect(&engine.socket).await;
     name_in.send_replace(bridge::name(&docker).await);
-    // Known before the first pass, so that a fence that a former run left stays whole.
-    match networks::names(&docker).await {
-        Ok(names) => drop(bridges.send_replace(names)),
-        Err(err) => warn!(%err, "of networks, Docker's default one is known only"),
-    }
     tasks.spawn("networks", networks::watch(docker.clone(), bridges));
     tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
     Tools {

@@ -174,7 +174,7 @@ impl Host {
         };
         let (_, keys) = watch::channel(Arc::new(keys::load(&store, &keys::generate).host_keys()));
         let (_, masters) = watch::channel(None);
-        let (_, bridges) = watch::channel(BTreeSet::from(["docker0".to_owned()]));
+        let (_, bridges) = watch::channel(Some(BTreeSet::from(["docker0".to_owned()])));
         let slots = Slots {
             directory: received,
             keys,

@@ -1,4 +1,4 @@
-//! The engine's events, as doubts about containers.
+//! The engine's events, as doubts about what they are about: containers, or networks.
 //!
 //! An event says only that a look is due. The stream ends with the engine; when
 //! it is there again everything is doubted, because what happened in between was

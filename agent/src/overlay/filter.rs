@@ -172,7 +172,8 @@ fn living(peers: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
 fn of_fence(fence: &Fence) -> Vec<Value> {
     let masters = fence.masters.iter().flatten();
     let masters = masters.map(|at| json!({"concat": [at.ip(), at.port()]}));
-    let bridges = fence.bridges.iter().map(|name| json!(name));
+    let bridges = fence.bridges.iter().flatten();
+    let bridges = bridges.map(|name| json!(name));
     let both = [
         TABLE.elements(MASTERS, masters),
         TABLE.elements(BRIDGES, bridges),
@@ -190,7 +191,7 @@ fn contents(inner_subnet: InnerSubnet, elements: &Elements) -> Option<Filter> {
     };
     let fence = Fence {
         masters: Some(elements.of(MASTERS, master)?),
-        bridges: elements.of(BRIDGES, |name| Some(name.as_str()?.to_owned()))?,
+        bridges: Some(elements.of(BRIDGES, |name| Some(name.as_str()?.to_owned()))?),
     };
     let peers = elements.of(PEERS, |element| {
         element["elem"]["val"].as_str()?.parse().ok()
@@ -348,7 +349,7 @@ mod tests {
             peers: peers.iter().map(peer).collect(),
             fence: Fence {
                 masters: Some(BTreeSet::from(["203.0.113.5:443".parse().unwrap()])),
-                bridges: BTreeSet::from(["docker0".to_owned()]),
+                bridges: Some(BTreeSet::from(["docker0".to_owned()])),
             },
         }
     }
@@ -364,7 +365,7 @@ mod tests {
             peers: BTreeSet::new(),
             fence: Fence {
                 masters: Some(BTreeSet::new()),
-                bridges: BTreeSet::new(),
+                bridges: Some(BTreeSet::new()),
             },
         };
         let others = [filter(&[]), filter(&[2]), filter(&[10, 2])];

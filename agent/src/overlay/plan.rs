@@ -16,12 +16,13 @@ use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
 
+use super::BRIDGE;
 use super::entries::Entries;
 use super::intent::OverlayIntent;
 use super::plan_containers as containers;
 use super::plan_inside as inside;
 use super::state::{
-    Bridge, BridgeSettings, Filter, FilterState, Forwarding, GuardState, Observed, Port,
+    Bridge, BridgeSettings, Fence, Filter, FilterState, Forwarding, GuardState, Observed, Port,
     PortSettings, RemoteEntry, Sealing, SleeveIdentity, SleeveState, TrialIdentity, Tunnel,
     TunnelIdentity,
 };
@@ -126,8 +127,7 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     steps
 }
 
-/// The filter that is wanted. While it is not known where the Master is, it stays where
-/// it was.
+/// The filter that is wanted. What is not known of the fence stays as it was.
 fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState) -> Filter {
     let mut wanted = Filter {
         inner_subnet: intent.inner_subnet,
@@ -135,11 +135,13 @@ fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState
         fence: intent.fence.clone(),
     };
     let present = match filter {
-        FilterState::Sound(present) => present.fence.masters.clone(),
-        _ => None,
+        FilterState::Sound(present) => present.fence.clone(),
+        _ => Fence::default(),
     };
-    let masters = wanted.fence.masters.take().or(present);
-    wanted.fence.masters = Some(masters.unwrap_or_default());
+    let Fence { masters, bridges } = &mut wanted.fence;
+    *masters = Some(masters.take().or(present.masters).unwrap_or_default());
+    let bridge = || BTreeSet::from([BRIDGE.to_owned()]);
+    *bridges = Some(bridges.take().or(present.bridges).unwrap_or_else(bridge));
     wanted
 }
 

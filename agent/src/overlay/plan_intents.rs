@@ -143,7 +143,7 @@ prop_compose! {
             sealing: if wireguard { Sealing::WireGuard } else { Sealing::Sleeve },
             fence: Fence {
                 masters: Some(masters.into_iter().map(|port| SocketAddrV4::new(underlay(5), port)).collect()),
-                bridges: BTreeSet::from(["docker0".to_owned()]),
+                bridges: Some(BTreeSet::from(["docker0".to_owned()])),
             },
             peers: peers.into_iter().map(peer).collect(),
             endpoints: endpoints.into_values().collect(),

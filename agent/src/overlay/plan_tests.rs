@@ -40,6 +40,8 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
             .entries
             .insert(Mac([2; 6]), BTreeSet::from([underlay(1), underlay(99)]));
         tunnel.port.isolated = false;
+        let ends = model.host_ends.values_mut();
+        ends.for_each(|end| end.port.locked = false);
         let entries = model.remote.values_mut();
         entries.for_each(|entry| entry.pinned = false);
     }
@@ -52,7 +54,7 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
         model
             .host_ends
             .values_mut()
-            .for_each(|end| (end.port.learning, end.port.locked) = (true, false));
+            .for_each(|end| end.port.learning = true);
     }
     if damage & 16 != 0 {
         model.guard = GuardState::Broken;
@@ -392,6 +394,10 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
     let FilterState::Sound(filter) = &mut model.filter else {
         panic!("no filter")
     };
+    let bridges = Some(BTreeSet::from(["kontena".to_owned()]));
+    assert_eq!(filter.fence.bridges, bridges, "what is surely one");
     filter.fence.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(5), 443)]));
+    // Nor can the engine be asked for its networks.
+    filter.fence.bridges = Some(BTreeSet::from(["br-0123456789ab".to_owned()]));
     assert_eq!(plan(&intent, &model), vec![]);
 }

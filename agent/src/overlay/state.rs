@@ -67,8 +67,9 @@ pub(crate) struct Filter {
 pub struct Fence {
     /// Where the Master is; while that is not known, it stays where it was.
     pub masters: Option<BTreeSet<SocketAddrV4>>,
-    /// The bridges that containers are behind.
-    pub bridges: BTreeSet<String>,
+    /// The bridges that containers are behind; while they are not known, they stay what
+    /// they were.
+    pub bridges: Option<BTreeSet<String>>,
 }
 
 /// The guard of the tunnel's device: frames from these MACs come in, and no others.

@@ -298,7 +298,11 @@ impl fmt::Display for Step {
                 write!(f, "install the packet filter for {:?}", filter.peers)
             }
             Step::SetFence { new, .. } => {
-                write!(f, "keep containers from the Master at {:?}", new.masters)
+                let Fence { masters, bridges } = new;
+                write!(
+                    f,
+                    "keep containers behind {bridges:?} from the Master at {masters:?}"
+                )
             }
             Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
             Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),

@@ -380,7 +380,9 @@ impl Reconciler {
     /// Containers have no business with the Master, on whichever way.
     fn fence(&mut self) -> Fence {
         let mut bridges = self.slots.bridges.borrow_and_update().clone();
-        bridges.insert(BRIDGE.to_owned());
+        if let Some(bridges) = &mut bridges {
+            bridges.insert(BRIDGE.to_owned());
+        }
         Fence {
             masters: self.slots.masters.borrow_and_update().clone(),
             bridges,

@@ -343,7 +343,7 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
         pairs: own.pairs(),
         fence: Fence {
             masters: Some(BTreeSet::from([SocketAddrV4::new(MASTER, 443)])),
-            bridges: BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()]),
+            bridges: Some(BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()])),
         },
     };
     OverlayIntent::from_directory(grid, &own.node, nodes, &endpoints, state)

@@ -163,8 +163,9 @@ async fn containers_of_networks_that_users_made_do_not_reach_the_master_either()
         },
     )
     .await;
-    // It stays so.
+    // It stays so, and the network is whole.
     assert!(connect(&master).await.ok().is_err());
+    connect(&door).await.must();
     host.run(&format!("docker network rm {NETWORK}"))
         .await
         .must();
