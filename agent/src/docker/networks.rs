@@ -48,10 +48,17 @@ pub async fn watch(docker: Docker, slot: watch::Sender<Option<BTreeSet<String>>>
         }
     };
     let look = async {
+        let mut told = BTreeSet::new();
         loop {
             let _ = timeout(TICK, due.notified()).await;
-            match names(&docker).await {
-                Ok(names) => publish(&slot, names),
+            match look(&docker).await {
+                Ok(seen) => {
+                    publish(&slot, seen.containers);
+                    if seen.others != told {
+                        warn!(bridges = ?seen.others, "containers behind are not known as such");
+                        told = seen.others;
+                    }
+                }
                 Err(err) => {
                     debug!(%err, "the networks cannot be seen");
                     sleep(RETRY_EVERY).await;
@@ -76,8 +83,17 @@ fn publish(slot: &watch::Sender<Option<BTreeSet<String>>>, names: BTreeSet<Strin
     }
 }
 
-/// What the bridges are called.
-pub async fn names(docker: &Docker) -> Result<BTreeSet<String>, Error> {
+/// What the bridges of an engine are called.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// Those that only containers are behind.
+    containers: BTreeSet<String>,
+    /// All others: one that leads out of the host, and what has a name that the packet
+    /// filter would not take.
+    others: BTreeSet<String>,
+}
+
+async fn look(docker: &Docker) -> Result<Seen, Error> {
     let filters = HashMap::from([("driver", vec![DRIVER.to_owned()])]);
     let options = ListNetworksOptionsBuilder::default()
         .filters(&filters)
@@ -86,30 +102,23 @@ pub async fn names(docker: &Docker) -> Result<BTreeSet<String>, Error> {
     Ok(bridges(&networks, default_interface().as_deref()))
 }
 
-/// The bridges of networks. One that leads out of the host is none of containers alone:
-/// whoever reaches the host comes through it.
-fn bridges(networks: &[Network], uplink: Option<&str>) -> BTreeSet<String> {
+/// The bridges of networks. Whoever reaches the host comes through the one that leads out.
+fn bridges(networks: &[Network], uplink: Option<&str>) -> Seen {
     let names = networks.iter().filter_map(name);
-    names.filter(|name| Some(&**name) != uplink).collect()
+    let of_containers = |name: &String| Some(&**name) != uplink && is_plain(name);
+    let (containers, others) = names.partition(of_containers);
+    Seen { containers, others }
 }
 
-/// What the engine calls the bridge of a network, which is an interface's name.
+/// What the engine calls the bridge of a network.
 fn name(network: &Network) -> Option<String> {
     let options = network.options.as_ref();
     // The engine takes an empty one for none.
     let given = options.and_then(|options| options.get(NAME_OPTION));
-    let name = match given.filter(|name| !name.is_empty()) {
-        Some(name) => name.clone(),
-        None => format!("br-{}", network.id.as_ref()?.get(..ID_IN_NAME)?),
-    };
-    let told = is_plain(&name);
-    if !told {
-        warn!(
-            name,
-            "a network whose bridge cannot have that name is passed over"
-        );
+    match given.filter(|name| !name.is_empty()) {
+        Some(name) => Some(name.clone()),
+        None => Some(format!("br-{}", network.id.as_ref()?.get(..ID_IN_NAME)?)),
     }
-    told.then_some(name)
 }
 
 /// Whether it may be an interface's name that means nothing else to the packet filter;
@@ -147,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_packet_filter_would_not_take_is_passed_over() {
+    fn a_name_that_the_packet_filter_would_not_take_is_told_apart() {
         for bad in [
             "br*",
             "@masters",
@@ -156,16 +165,24 @@ mod tests {
             "br-0123456789abcd",
             "\u{e9}",
         ] {
-            assert_eq!(name(&network(Some(bad))), None, "{bad}");
+            let seen = bridges(&[network(None), network(Some(bad))], None);
+            let others = BTreeSet::from([bad.to_owned()]);
+            assert_eq!((seen.containers.len(), seen.others), (1, others));
         }
     }
 
     #[test]
     fn a_bridge_that_leads_out_of_the_host_is_none_of_containers() {
         let networks = ["docker0", "br0"].map(|name| network(Some(name)));
-        let of = |uplink| bridges(&networks, uplink).into_iter().collect::<Vec<_>>();
-        assert_eq!(of(Some("br0")), ["docker0"]);
-        assert_eq!(of(Some("eth0")), ["br0", "docker0"]);
-        assert_eq!(of(None), ["br0", "docker0"]);
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut all = Seen {
+            containers: set(&["br0", "docker0"]),
+            others: set(&[]),
+        };
+        assert_eq!(bridges(&networks, Some("eth0")), all);
+        assert_eq!(bridges(&networks, None), all);
+        all.containers.remove("br0");
+        all.others.insert("br0".to_owned());
+        assert_eq!(bridges(&networks, Some("br0")), all);
     }
 }
