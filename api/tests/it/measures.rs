@@ -128,4 +128,10 @@ async fn paths_are_merged_and_do_not_wait_for_what_changes_the_grid() {
         .unwrap()
         .get(0);
     assert_eq!(kept, 2, "only peers are kept, each once");
+    // In a full grid they are 64,000; who asks for one node gets its own.
+    let node = master.get("/v1/nodes/demo/host-a").await;
+    assert_eq!(node["peers"].as_array().map(Vec::len), Some(2));
+    let nodes = master.get("/v1/grids/demo/nodes").await;
+    assert_eq!(nodes["nodes"][0]["name"], "host-a");
+    assert_eq!(nodes["nodes"][0]["peers"], json!([]));
 }

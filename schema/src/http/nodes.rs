@@ -64,7 +64,7 @@ pub struct Node {
     /// is one, the key stays. Empty where no change is under way, and in lists of nodes.
     #[serde(default)]
     pub next_key_waits_for: Vec<String>,
-    /// Its paths to its peers, as it last reported them.
+    /// Its paths to its peers, as it last reported them. Empty in lists of nodes.
     #[serde(default)]
     pub peers: Vec<PeerReport>,
     /// How many packets and frames the host dropped since its agent was started, by
