@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kontena_lab::wide;
-use kontena_schema::agent::close;
+use kontena_schema::agent::{PeerReport, close};
 use kontena_schema::http::grids::{Grid as GridBody, GridCreate};
-use kontena_schema::http::nodes::Nodes;
+use kontena_schema::http::nodes::{Node, Nodes};
 use kontena_schema::path::Path;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
@@ -28,7 +29,7 @@ use crate::agent::Agent;
 use crate::bench::BenchError;
 use crate::client::{ClientError, Connection, Target};
 
-/// How often the Master is asked for what agents report: the answer is large.
+/// How often a replica is asked again for what agents report.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long one that has no database at the moment is asked again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -119,19 +120,24 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// The grid's nodes. On a machine that the agents fill, a replica may have to say for a
-    /// while that it cannot answer.
-    async fn nodes(&mut self) -> Result<Nodes, BenchError> {
-        let path = format!("/v1/grids/{}/nodes", self.name);
+    /// What the Master says. On a machine that the agents fill, a replica may have to say
+    /// for a while that it cannot answer.
+    async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, ClientError> {
         let until = Instant::now() + ANSWER_WITHIN;
         loop {
-            match self.control.call("GET", &path, None::<&()>).await {
+            match self.control.call("GET", path, None::<&()>).await {
                 Err(ClientError::Refused { status: 503, .. }) if Instant::now() < until => {
                     sleep(LOOK_EVERY).await;
                 }
-                answer => return Ok(answer?),
+                answer => return answer,
             }
         }
+    }
+
+    /// The grid's nodes.
+    async fn nodes(&mut self) -> Result<Nodes, BenchError> {
+        let path = format!("/v1/grids/{}/nodes", self.name);
+        Ok(self.get(&path).await?)
     }
 
     /// How many nodes it has; fails unless their numbers are 1 to that.
@@ -145,26 +151,31 @@ impl Grid {
         Err(BenchError::Failed(what))
     }
 
-    /// Waits until all nodes report clear paths to all others; the seconds since.
+    /// Waits until all nodes have reported clear paths to all others; the seconds since.
+    /// They are asked one after the other: all at once would be an answer of 10 MB.
     pub(crate) async fn clear(
         &mut self,
         begun: Instant,
         within: Duration,
     ) -> Result<f64, BenchError> {
-        loop {
-            let nodes = self.nodes().await?.nodes;
-            let peers = nodes.iter().flat_map(|node| &node.peers);
-            let clear = |path: &Path| matches!(path, Path::Fast { .. });
-            let clear = peers.filter(|peer| clear(&peer.path)).count();
-            let took = begun.elapsed();
-            if clear == nodes.len() * (nodes.len() - 1) {
-                return Ok(took.as_secs_f64());
+        let nodes = self.nodes().await?.nodes;
+        for node in &nodes {
+            let path = format!("/v1/nodes/{}", node.id);
+            loop {
+                let node: Node = self.get(&path).await?;
+                let is_clear = |peer: &&PeerReport| matches!(peer.path, Path::Fast { .. });
+                let clear = node.peers.iter().filter(is_clear).count();
+                if clear + 1 == nodes.len() {
+                    break;
+                }
+                if begun.elapsed() > within {
+                    let what = format!("{} has only {clear} clear paths", node.id);
+                    return Err(BenchError::Failed(what));
+                }
+                sleep(LOOK_EVERY).await;
             }
-            if took > within {
-                return Err(BenchError::Failed(format!("only {clear} paths are clear")));
-            }
-            sleep(LOOK_EVERY).await;
         }
+        Ok(begun.elapsed().as_secs_f64())
     }
 
     /// Removes the grid with its nodes.
