@@ -31,8 +31,10 @@ use crate::client::{ClientError, Connection, Target};
 
 /// How often a replica is asked again for what agents report.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long one that has no database at the moment is asked again.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How long one is asked again that cannot answer at the moment. While 254 agents turn
+/// their pairs clear, the containers of the Master together get no more of the processors
+/// than one agent does, and a replica gives a request up after 20 s.
+const ANSWER_WITHIN: Duration = Duration::from_secs(180);
 
 /// Bytes that are passed on at once.
 const PIECE: usize = 16 << 10;
