@@ -211,12 +211,14 @@ pub fn class(subnet: Ipv4Network, address: Ipv4Addr) -> i16 {
 }
 
 fn no_host_bits(field: &'static str, network: Ipv4Network) -> Result<(), PlanError> {
-    if network.ip() == network.network() {
-        return Ok(());
-    }
-    let (network, prefix) = (network.network(), network.prefix());
-    let reason = format!("has host bits set, did you mean {network}/{prefix}?");
-    Err(PlanError { field, reason })
+    host_bits(network).map_or(Ok(()), |reason| Err(PlanError { field, reason }))
+}
+
+/// What is wrong with an address that is written in the place of its network.
+pub fn host_bits(network: Ipv4Network) -> Option<String> {
+    let (base, prefix) = (network.network(), network.prefix());
+    let reason = || format!("has host bits set, did you mean {base}/{prefix}?");
+    (network.ip() != base).then(reason)
 }
 
 fn is_private(network: Ipv4Network) -> bool {

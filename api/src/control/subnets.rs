@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use kontena_schema::address::InnerSubnet;
+use kontena_schema::address::{InnerSubnet, host_bits};
 use kontena_schema::limits::TRUSTED_SUBNETS_MAX;
 
 /// The prefix of the widest private network, 10.0.0.0/8 (RFC 1918 section 3).
@@ -62,10 +62,8 @@ pub(super) fn networks(
         let Some(subnet) = network(&field, text, "192.168.0.0/16", faults) else {
             continue;
         };
-        let (base, prefix) = (subnet.network(), subnet.prefix());
-        if subnet.ip() != base {
-            let reason = format!("{text:?} has host bits set, did you mean {base}/{prefix}?");
-            faults.insert(field, reason);
+        if let Some(reason) = host_bits(subnet) {
+            faults.insert(field, format!("{text:?} {reason}"));
         }
         parsed.push(subnet);
     }

@@ -87,17 +87,19 @@ async fn a_packet_of_the_overlays_full_size_passes_unbroken() {
     }
 }
 
+/// The address of a part of the Master on one of its networks.
+async fn address(grid: &Grid, part: &str, network: &str) -> Ipv4Addr {
+    let project = &grid.settings.project;
+    let of = format!("(index .NetworkSettings.Networks \"{project}_{network}\")");
+    let format = format!("{{{{{of}.IPAddress}}}}");
+    let name = format!("{project}-{part}");
+    let line = ["inspect", "--format", &format, &name];
+    docker(&line).await.must().parse().unwrap()
+}
+
 #[tokio::test]
 async fn containers_do_not_reach_what_the_master_is_made_of() {
     let grid = Grid::first().await;
-    let project = &grid.settings.project;
-    let address = async |part: &str, network: &str| {
-        let of = format!("(index .NetworkSettings.Networks \"{project}_{network}\")");
-        let format = format!("{{{{{of}.IPAddress}}}}");
-        let name = format!("{project}-{part}");
-        let line = ["inspect", "--format", &format, &name];
-        docker(&line).await.must().parse::<Ipv4Addr>().unwrap()
-    };
     let mut connected = Vec::new();
     for (part, port) in [
         ("postgres", 5432),
@@ -106,10 +108,10 @@ async fn containers_do_not_reach_what_the_master_is_made_of() {
         ("api-2", 9292),
         ("edge", 443),
     ] {
-        connected.push((address(part, "master").await, port));
+        connected.push((address(&grid, part, "master").await, port));
     }
     // Where agents reach it, and only they.
-    let edge = address("edge", "wan").await;
+    let edge = address(&grid, "edge", "wan").await;
     connected.push((edge, 443));
     for host in &grid.hosts {
         let open = format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{edge}/443'");
@@ -132,14 +134,7 @@ async fn containers_of_networks_that_users_made_do_not_reach_the_master_either()
     let [host, other, ..] = &grid.hosts[..] else {
         unreachable!()
     };
-    let format = format!(
-        "{{{{(index .NetworkSettings.Networks \"{}_wan\").IPAddress}}}}",
-        grid.settings.project
-    );
-    let edge = format!("{}-edge", grid.settings.project);
-    let edge = docker(&["inspect", "--format", &format, &edge])
-        .await
-        .must();
+    let edge = address(&grid, "edge", "wan").await;
     let make = format!("docker network rm {NETWORK}; docker network create {NETWORK}");
     host.run(&make).await.must();
     let connect = async |to: &str| {
