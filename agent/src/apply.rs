@@ -13,7 +13,7 @@ use crate::directory::Directory;
 use crate::docker::bridge::BridgeSlot;
 use crate::docker::image::{self, ImageError};
 use crate::docker::labels::{Origin, container_name};
-use crate::docker::spec::{NoCommand, Surroundings, create_body};
+use crate::docker::spec::{CreateContext, NoCommand, create_body};
 use crate::docker::{status, words};
 use crate::plan::Action;
 
@@ -104,7 +104,7 @@ async fn create(
     let overlay = |address| {
         Ipv4Network::new(address, grid.supernet.prefix()).expect("a prefix of a network is valid")
     };
-    let around = Surroundings {
+    let context = CreateContext {
         origin: Origin {
             placement: placement.id,
             node: me.node,
@@ -119,7 +119,7 @@ async fn create(
             .ok_or(ApplyError::NotYet("the address of docker0"))?,
         bin: &tools.bin,
     };
-    let body = create_body(placement, &command, &around)?;
+    let body = create_body(placement, &command, &context)?;
     let name = container_name(placement);
     let options = CreateContainerOptionsBuilder::default().name(&name).build();
     let docker = tools.docker.clone().with_timeout(START_WITHIN);

@@ -82,7 +82,7 @@ impl Action {
 }
 
 /// Everything that the plan depends on.
-pub struct Situation<'a> {
+pub struct PlanInput<'a> {
     /// This node.
     pub node: NodeId,
     /// What the Master wants.
@@ -125,7 +125,7 @@ pub fn by_placement<'a>(
     Vec<&'a Container>,
 ) {
     let mut of = BTreeMap::<_, Vec<_>>::new();
-    let mut strangers = Vec::new();
+    let mut unconfirmed = Vec::new();
     for container in containers {
         let Some(origin) = &container.origin else {
             continue;
@@ -135,22 +135,22 @@ pub fn by_placement<'a>(
                 of.entry(placement.id).or_default().push(container);
             }
             Some(_) => {}
-            None => strangers.push(container),
+            None => unconfirmed.push(container),
         }
     }
-    (of, strangers)
+    (of, unconfirmed)
 }
 
 /// The steps that bring what is there nearer to what is wanted.
-pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
-    let (of, strangers) = by_placement(situation.placements, situation.containers);
-    let removals = strangers.into_iter().map(|container| Step {
+pub fn plan(input: &PlanInput<'_>) -> Vec<Step> {
+    let (of, unconfirmed) = by_placement(input.placements, input.containers);
+    let removals = unconfirmed.into_iter().map(|container| Step {
         subject: Subject::Container(container.id.clone()),
         action: Action::Remove(container.id.clone()),
     });
-    let others = situation.placements.values().filter_map(|placement| {
+    let others = input.placements.values().filter_map(|placement| {
         let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
-        let action = step(placement, mine, situation)?;
+        let action = step(placement, mine, input)?;
         Some(Step {
             subject: Subject::Placement(placement.id),
             action,
@@ -158,13 +158,13 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
     });
     removals
         .chain(others)
-        .filter(|step| !situation.held.contains(&step.subject))
+        .filter(|step| !input.held.contains(&step.subject))
         .collect()
 }
 
 /// Why a step takes a container away whose lease its placement has no more, in
 /// the Master's words.
-pub fn lease_reason<'a>(step: &Step, on: &Situation<'a>) -> Option<&'a str> {
+pub fn lease_reason<'a>(step: &Step, on: &PlanInput<'a>) -> Option<&'a str> {
     let (Subject::Placement(id), Action::Remove(container)) = (&step.subject, &step.action) else {
         return None;
     };
@@ -174,7 +174,7 @@ pub fn lease_reason<'a>(step: &Step, on: &Situation<'a>) -> Option<&'a str> {
     placement.lease_reason.as_deref().filter(|_| other)
 }
 
-fn step(placement: &Placement, mine: &[&Container], on: &Situation<'_>) -> Option<Action> {
+fn step(placement: &Placement, mine: &[&Container], on: &PlanInput<'_>) -> Option<Action> {
     let remove = |container: &&Container| Action::Remove(container.id.clone());
     if placement.desired == Desired::Removed {
         return mine.first().map(remove);
@@ -218,7 +218,7 @@ fn keep_running(right: &Container) -> Option<Action> {
 }
 
 /// Creates, unless a container that is still to go has the name.
-fn create(placement: &Placement, on: &Situation<'_>) -> Option<Action> {
+fn create(placement: &Placement, on: &PlanInput<'_>) -> Option<Action> {
     let name = container_name(placement);
     on.containers
         .iter()

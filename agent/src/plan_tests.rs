@@ -56,8 +56,8 @@ impl Host {
         }
     }
 
-    fn situation(&self) -> Situation<'_> {
-        Situation {
+    fn input(&self) -> PlanInput<'_> {
+        PlanInput {
             node: NODE,
             placements: &self.placements,
             containers: &self.containers,
@@ -67,7 +67,7 @@ impl Host {
     }
 
     fn plan(&self) -> Vec<Step> {
-        plan(&self.situation())
+        plan(&self.input())
     }
 
     /// Carries plans out until there is nothing to do.
@@ -185,11 +185,11 @@ fn why_the_lease_is_another_is_told_when_the_container_goes_for_it() {
                 ..
             }]
         ));
-        assert_eq!(lease_reason(&steps[0], &host.situation()), told);
+        assert_eq!(lease_reason(&steps[0], &host.input()), told);
     }
     host.containers.clear();
     let steps = host.plan();
-    assert_eq!(lease_reason(&steps[0], &host.situation()), None);
+    assert_eq!(lease_reason(&steps[0], &host.input()), None);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::apply::Tools;
 use crate::config::{Config, EngineConfig};
 use crate::directory::{Directory, Store, StoreError};
 use crate::dns::zone::Zone;
-use crate::docker::observe::Doubts;
+use crate::docker::dirty::DirtySet;
 use crate::docker::{self, bridge, events, networks};
 use crate::keys::HostKeys;
 use crate::link::{self, Link};
@@ -91,12 +91,12 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     let (masters_in, masters) = watch::channel(None);
     tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
-    let doubts = Arc::new(Doubts::default());
+    let dirty = Arc::new(DirtySet::default());
     let (bridges_in, bridges) = watch::channel(None);
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
-            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &doubts).await;
+            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &dirty).await;
             (facts::Source::Engine(tools.docker.clone()), Some(tools))
         }
         None => {
@@ -117,7 +117,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
         keys,
         masters,
         bridges,
-        doubts,
+        dirty,
         zone: zone_in,
         host: host_in,
     };
@@ -145,7 +145,7 @@ async fn start_engine(
     store: &Store,
     bridges: watch::Sender<Option<BTreeSet<String>>>,
     zone: watch::Receiver<Arc<Zone>>,
-    doubts: &Arc<Doubts>,
+    dirty: &Arc<DirtySet>,
 ) -> Tools {
     let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
     // Names are served from what was known, before and without the engine.
@@ -155,7 +155,7 @@ async fn start_engine(
     let docker = docker::connect(&engine.socket).await;
     name_in.send_replace(bridge::name(&docker).await);
     tasks.spawn("networks", networks::watch(docker.clone(), bridges));
-    tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
+    tasks.spawn("events", events::watch(docker.clone(), dirty.clone()));
     Tools {
         docker,
         bin: store.bin(),

@@ -19,8 +19,8 @@ use futures_util::StreamExt;
 use kontena_agent::apply::Tools;
 use kontena_agent::directory::{Directory, Store};
 use kontena_agent::dns::zone::Zone;
+use kontena_agent::docker::dirty::DirtySet;
 use kontena_agent::docker::events;
-use kontena_agent::docker::observe::Doubts;
 use kontena_agent::keys;
 use kontena_agent::overlay::Overlay;
 use kontena_agent::reconcile::{Reconciler, Slots};
@@ -160,9 +160,9 @@ impl Host {
             .negotiate_version()
             .await
             .expect("there is no Docker engine");
-        let doubts = Arc::new(Doubts::default());
+        let dirty = Arc::new(DirtySet::default());
         let mut tasks = Tasks::new();
-        tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
+        tasks.spawn("events", events::watch(docker.clone(), dirty.clone()));
         let (slot, received) = watch::channel(Arc::new(directory.clone()));
         let (zone_in, zone) = watch::channel(Arc::new(Zone::default()));
         let (host_in, host) = watch::channel(None);
@@ -180,7 +180,7 @@ impl Host {
             keys,
             masters,
             bridges,
-            doubts,
+            dirty,
             zone: zone_in,
             host: host_in,
         };
@@ -249,13 +249,13 @@ impl Host {
     /// Waits for a state of a placement.
     async fn until_placement(&mut self, id: PlacementId, state: InstanceState) -> PlacementReport {
         let is = |host: &HostState| {
-            host.told
+            host.reported
                 .placements
                 .get(&id)
                 .is_some_and(|report| report.state == state)
         };
         let host = self.until(&format!("{id} becomes {state:?}"), is).await;
-        host.told.placements[&id].clone()
+        host.reported.placements[&id].clone()
     }
 
     async fn until_named(&mut self, count: usize) {
@@ -406,7 +406,7 @@ async fn a_command_restarts_it_once(host: &mut Host) {
         ..Own::default()
     });
     let done = |host: &HostState| {
-        host.told
+        host.reported
             .commands
             .get(&id)
             .is_some_and(|report| report.state == CommandState::Done)
@@ -440,13 +440,13 @@ async fn a_new_revision_replaces_it(host: &mut Host, id: &str) {
     new.service_revision = ServiceRevision(2);
     host.place(new);
     let is = |host: &HostState| {
-        host.told.placements.get(&FIRST).is_some_and(|report| {
+        host.reported.placements.get(&FIRST).is_some_and(|report| {
             report.service_revision == ServiceRevision(2) && report.state == InstanceState::Running
         })
     };
     let state = host.until("the new revision runs", is).await;
     assert_ne!(
-        state.told.placements[&FIRST].container_id.as_deref(),
+        state.reported.placements[&FIRST].container_id.as_deref(),
         Some(id)
     );
 }

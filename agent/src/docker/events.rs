@@ -1,7 +1,7 @@
-//! The engine's events, as doubts about what they are about: containers, or networks.
+//! The engine's events, as marks on what they are about: containers, or networks.
 //!
 //! An event says only that a look is due. The stream ends with the engine; when
-//! it is there again everything is doubted, because what happened in between was
+//! it is there again everything is marked, because what happened in between was
 //! not told.
 
 use std::collections::HashMap;
@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::dirty::DirtySet;
 use super::labels::{TYPE, TYPE_CONTAINER};
-use super::observe::Doubts;
 
 /// How soon a broken stream is opened again; the engine's restart takes longer.
 pub(super) const RETRY_EVERY: Duration = Duration::from_millis(250);
@@ -29,8 +29,8 @@ const ACTIONS: [&str; 6] = [
     "unpause",
 ];
 
-/// Turns events into doubts, for ever.
-pub async fn watch(docker: Docker, doubts: Arc<Doubts>) {
+/// Turns events into marks, for ever.
+pub async fn watch(docker: Docker, dirty: Arc<DirtySet>) {
     let filters = HashMap::from([
         ("type", vec!["container".to_owned()]),
         ("label", vec![format!("{TYPE}={TYPE_CONTAINER}")]),
@@ -45,7 +45,7 @@ pub async fn watch(docker: Docker, doubts: Arc<Doubts>) {
                 away = false;
             }
             follow(&docker, &filters, |container| {
-                container.map_or_else(|| doubts.add_all(), |id| doubts.add(id));
+                container.map_or_else(|| dirty.add_all(), |id| dirty.add(id));
             })
             .await;
         } else if !away {
@@ -63,12 +63,12 @@ async fn renegotiate(docker: &Docker) {
     }
 }
 
-/// Follows one stream to its end, and calls `doubt` with the id of what each event is
+/// Follows one stream to its end, and calls `mark` with the id of what each event is
 /// about; with none where it may be anything, as it is at both ends of the stream.
 pub(super) async fn follow(
     docker: &Docker,
     filters: &HashMap<&str, Vec<String>>,
-    doubt: impl Fn(Option<String>),
+    mark: impl Fn(Option<String>),
 ) {
     // The engine sends no sign of having opened the stream, so it is asked for
     // what happened from before this moment on.
@@ -77,13 +77,13 @@ pub(super) async fn follow(
         .since(&since())
         .build();
     let mut events = std::pin::pin!(docker.events(Some(options)));
-    doubt(None);
+    mark(None);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
                 let id = event.actor.and_then(|actor| actor.id);
                 debug!(action = event.action, id, "event");
-                doubt(id);
+                mark(id);
             }
             Err(err) => {
                 debug!(%err, "the stream of events broke");
@@ -91,7 +91,7 @@ pub(super) async fn follow(
             }
         }
     }
-    doubt(None);
+    mark(None);
 }
 
 fn since() -> String {

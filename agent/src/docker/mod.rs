@@ -2,13 +2,14 @@
 //!
 //! [`labels`] and [`spec`] are pure: what a container of ours looks like, and
 //! what is read back from it. [`observe`] looks at the host, [`image`] brings
-//! images, [`events`] tells when to look again, [`bridge`] knows the address of
+//! images, [`events`] tells when to look again and [`dirty`] at what, [`bridge`] knows the address of
 //! Docker's default bridge, [`networks`] what all bridges are called.
 //!
 //! Invariant: a container is ours if and only if it carries our labels; nothing
 //! else on the engine is ever touched.
 
 pub mod bridge;
+pub mod dirty;
 pub mod events;
 pub mod image;
 pub mod labels;

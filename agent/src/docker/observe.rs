@@ -1,14 +1,13 @@
 //! What service containers the host has.
 //!
 //! One list per look, and an inspection of every container that is new or that
-//! an event or a full look made doubtful: a host with a thousand containers is
+//! an event or a full look marked: a host with a thousand containers is
 //! looked at cheaply whenever one of them moves.
 //!
 //! A container that the engine refuses to tell about keeps what was seen of it
-//! and its doubt; only an engine that does not answer fails the look.
+//! and its mark; only an engine that does not answer fails the look.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::Docker;
 use bollard::errors::Error;
@@ -19,9 +18,9 @@ use bollard::models::{
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kontena_schema::agent::Health;
-use tokio::sync::Notify;
 use tracing::warn;
 
+use super::dirty::{Dirty, DirtySet};
 use super::labels::{self, Origin, PLACEMENT, TYPE, TYPE_CONTAINER};
 use super::{status, words};
 
@@ -77,51 +76,6 @@ impl Container {
     }
 }
 
-/// Which containers are to be inspected again, and a bell for whoever looks.
-#[derive(Default)]
-pub struct Doubts {
-    doubts: Mutex<Doubt>,
-    bell: Notify,
-}
-
-#[derive(Default)]
-struct Doubt {
-    all: bool,
-    some: BTreeSet<String>,
-}
-
-impl Doubts {
-    /// Doubts one container.
-    pub fn add(&self, id: String) {
-        self.with(|doubt| doubt.some.insert(id));
-        self.bell.notify_one();
-    }
-
-    /// Doubts one container, for a look that is about to come anyway.
-    pub fn note(&self, id: String) {
-        self.with(|doubt| doubt.some.insert(id));
-    }
-
-    /// Doubts everything.
-    pub fn add_all(&self) {
-        self.with(|doubt| doubt.all = true);
-        self.bell.notify_one();
-    }
-
-    /// Waits for a doubt.
-    pub async fn changed(&self) {
-        self.bell.notified().await;
-    }
-
-    fn take(&self) -> Doubt {
-        self.with(std::mem::take)
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Doubt) -> T) -> T {
-        work(&mut self.doubts.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// Looks at the host's containers.
 pub struct Observer {
     /// Without an engine there are no containers, and it is never away.
@@ -144,28 +98,25 @@ impl Observer {
         self.known.values().filter(ours).cloned().collect()
     }
 
-    /// Looks. After an error the doubts remain.
-    pub async fn look(&mut self, doubts: &Doubts) -> Result<(), Error> {
-        let doubt = doubts.take();
-        let looked = self.look_again(&doubt, doubts).await;
+    /// Looks. After an error the marks remain.
+    pub async fn look(&mut self, dirty: &DirtySet) -> Result<(), Error> {
+        let marks = dirty.take();
+        let looked = self.look_again(&marks, dirty).await;
         if looked.is_err() {
-            doubts.with(|kept| {
-                kept.all |= doubt.all;
-                kept.some.extend(doubt.some);
-            });
+            dirty.put_back(marks);
         }
         looked
     }
 
-    async fn look_again(&mut self, doubt: &Doubt, doubts: &Doubts) -> Result<(), Error> {
+    async fn look_again(&mut self, marks: &Dirty, dirty: &DirtySet) -> Result<(), Error> {
         let Some(docker) = &self.docker else {
             return Ok(());
         };
         let listed = list(docker).await?;
         self.known.retain(|id, _| listed.contains_key(id));
-        let doubtful =
-            |id: &&String| doubt.all || doubt.some.contains(*id) || !self.known.contains_key(*id);
-        let ids: Vec<String> = listed.keys().filter(doubtful).cloned().collect();
+        let marked =
+            |id: &&String| marks.all || marks.some.contains(*id) || !self.known.contains_key(*id);
+        let ids: Vec<String> = listed.keys().filter(marked).cloned().collect();
         let inspected: Vec<(String, Seen)> = stream::iter(ids)
             .map(|id| async move {
                 let seen = inspect(docker, &id).await?;
@@ -184,7 +135,7 @@ impl Observer {
                 }
                 Seen::Refused(reason) => {
                     warn!(container = id, reason, "it cannot be seen");
-                    doubts.note(id.clone());
+                    dirty.note(id.clone());
                     let summary = &listed[&id];
                     self.known
                         .entry(id)
@@ -302,6 +253,8 @@ fn run_state(state: bollard::models::ContainerState) -> State {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use bollard::models::ContainerState;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -403,8 +356,8 @@ mod tests {
         let version = bollard::API_DEFAULT_VERSION;
         let docker = Docker::connect_with_unix(socket.to_str().unwrap(), 10, version).unwrap();
         let mut observer = Observer::new(Some(docker));
-        let doubts = Doubts::default();
-        observer.look(&doubts).await.unwrap();
+        let dirty = DirtySet::default();
+        observer.look(&dirty).await.unwrap();
         let states: Vec<_> = observer
             .last()
             .into_iter()
@@ -416,26 +369,17 @@ mod tests {
             states,
             [("bad".to_owned(), left_alone), ("good".to_owned(), up)]
         );
-        assert_eq!(doubts.take().some, BTreeSet::from(["bad".to_owned()]));
+        assert_eq!(dirty.take().some, BTreeSet::from(["bad".to_owned()]));
         drop(tasks);
     }
 
     #[tokio::test]
     async fn without_an_engine_there_are_no_containers_and_nothing_is_away() {
         let mut observer = Observer::new(None);
-        let doubts = Doubts::default();
-        doubts.add_all();
-        observer.look(&doubts).await.unwrap();
+        let dirty = DirtySet::default();
+        dirty.add_all();
+        observer.look(&dirty).await.unwrap();
         assert!(observer.last().is_empty());
-        assert!(!doubts.take().all);
-    }
-
-    #[tokio::test]
-    async fn a_doubt_rings_the_bell_even_before_anybody_waits() {
-        let doubts = Doubts::default();
-        doubts.add("a".to_owned());
-        doubts.changed().await;
-        assert!(doubts.take().some.contains("a"));
-        assert!(doubts.take().some.is_empty());
+        assert!(!dirty.take().all);
     }
 }

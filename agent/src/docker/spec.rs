@@ -28,7 +28,7 @@ pub const STOP_GRACE_S: u32 = 10;
 const LOG_OPTIONS: [(&str, &str); 2] = [("max-size", "10m"), ("max-file", "3")];
 
 /// What the host adds to a placement.
-pub struct Surroundings<'a> {
+pub struct CreateContext<'a> {
     /// Whose container it is.
     pub origin: Origin,
     /// The grid's name.
@@ -69,11 +69,11 @@ pub fn image_name(image: &str) -> String {
 pub fn create_body(
     placement: &Placement,
     image: &ImageCommand,
-    around: &Surroundings<'_>,
+    context: &CreateContext<'_>,
 ) -> Result<ContainerCreateBody, NoCommand> {
     let spec = &placement.spec;
     let command = command(spec, image)?;
-    let waits = around.origin.overlay.is_some();
+    let waits = context.origin.overlay.is_some();
     let (entrypoint, cmd) = if waits {
         (vec![WAIT.to_owned()], command)
     } else {
@@ -88,10 +88,10 @@ pub fn create_body(
         env: Some(env(placement)),
         entrypoint: Some(entrypoint),
         cmd: Some(cmd),
-        labels: Some(labels::write(placement, &around.origin, around.grid)),
+        labels: Some(labels::write(placement, &context.origin, context.grid)),
         exposed_ports: Some(spec.ports.iter().map(port_key).collect()),
         stop_timeout: Some(i64::from(stop_grace_s(spec))),
-        host_config: Some(host_config(placement, around, waits)),
+        host_config: Some(host_config(placement, context, waits)),
         ..ContainerCreateBody::default()
     })
 }
@@ -101,15 +101,15 @@ pub fn stop_grace_s(spec: &ServiceSpec) -> u32 {
     spec.stop_grace_period_s.unwrap_or(STOP_GRACE_S)
 }
 
-fn host_config(placement: &Placement, around: &Surroundings<'_>, waits: bool) -> HostConfig {
+fn host_config(placement: &Placement, context: &CreateContext<'_>, waits: bool) -> HostConfig {
     let spec = &placement.spec;
     let log = LOG_OPTIONS.map(|(key, value)| (key.to_owned(), value.to_owned()));
     HostConfig {
-        binds: waits.then(|| vec![format!("{}:/w:ro", around.bin.display())]),
+        binds: waits.then(|| vec![format!("{}:/w:ro", context.bin.display())]),
         network_mode: Some("bridge".to_owned()),
-        dns: Some(vec![around.resolver.to_string()]),
+        dns: Some(vec![context.resolver.to_string()]),
         dns_search: Some(name::search_domains(
-            around.grid,
+            context.grid,
             placement.stack.as_deref(),
         )),
         port_bindings: Some(port_bindings(&spec.ports)),
@@ -205,7 +205,7 @@ mod tests {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
-    fn around(placement: &Placement) -> Surroundings<'static> {
+    fn context(placement: &Placement) -> CreateContext<'static> {
         let origin = Origin {
             placement: placement.id,
             node: NodeId(1),
@@ -213,7 +213,7 @@ mod tests {
             lease: placement.lease,
             overlay: placement.address.map(|_| "10.81.1.1/17".parse().unwrap()),
         };
-        Surroundings {
+        CreateContext {
             origin,
             grid: "demo",
             resolver: [172, 17, 0, 1].into(),
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn a_container_waits_for_its_interface_before_its_command() {
         let placement = placement(11, 1);
-        let body = create_body(&placement, &image(), &around(&placement)).unwrap();
+        let body = create_body(&placement, &image(), &context(&placement)).unwrap();
         assert_eq!(body.entrypoint.unwrap(), ["/w/w"]);
         assert_eq!(body.cmd.unwrap(), ["/entry", "serve", "all"]);
         assert_eq!(body.hostname.unwrap(), "web-1");
@@ -253,7 +253,7 @@ mod tests {
     fn without_an_address_there_is_nothing_to_wait_for() {
         let mut placement = placement(11, 1);
         placement.address = None;
-        let body = create_body(&placement, &image(), &around(&placement)).unwrap();
+        let body = create_body(&placement, &image(), &context(&placement)).unwrap();
         assert_eq!(body.entrypoint.unwrap(), ["/entry"]);
         assert_eq!(body.cmd.unwrap(), ["serve", "all"]);
         assert_eq!(body.host_config.unwrap().binds, None);

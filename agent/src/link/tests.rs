@@ -67,14 +67,14 @@ fn facts() -> HostFacts {
 }
 
 fn host(node: i64, applied: i64) -> Option<Arc<HostState>> {
-    let told = report::Told {
+    let reported = report::Reported {
         applied: Revision(applied),
-        ..report::Told::default()
+        ..report::Reported::default()
     };
     Some(Arc::new(HostState {
         node: Some(NodeId(node)),
         inventory: Vec::new(),
-        told,
+        reported,
     }))
 }
 

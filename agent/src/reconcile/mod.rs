@@ -13,8 +13,8 @@
 
 mod backoff;
 mod commands;
-mod rightful;
-mod works;
+mod eligible;
+mod jobs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
@@ -30,16 +30,17 @@ use tracing::{debug, error, info, warn};
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
 use crate::dns::zone::{Local, Zone};
+use crate::docker::dirty::DirtySet;
 use crate::docker::networks::BridgesSlot;
-use crate::docker::observe::{Container, Doubts, Observer};
+use crate::docker::observe::{Container, Observer};
 use crate::docker::words;
 use crate::keys::HostKeys;
 use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates, waits_longer};
-use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
-use crate::report::{Circumstances, HostState, Told, derive, inventory};
+use crate::plan::{PlanInput, Subject, by_placement, lease_reason, plan};
+use crate::report::{Context, HostState, Reported, derive, inventory};
 use commands::Journal;
-use rightful::{attachments, locals};
-use works::{Ended, Works};
+use eligible::{attachments, locals};
+use jobs::{Ended, Jobs};
 
 /// How often everything is looked at even if nothing rang.
 const TICK: Duration = Duration::from_secs(10);
@@ -70,7 +71,7 @@ pub struct Slots {
     /// What the engine's bridges are called.
     pub bridges: BridgesSlot,
     /// Containers that have to be looked at.
-    pub doubts: Arc<Doubts>,
+    pub dirty: Arc<DirtySet>,
     /// The names.
     pub zone: watch::Sender<Arc<Zone>>,
     /// The state of the host.
@@ -87,7 +88,7 @@ pub struct Reconciler {
     overlay: Arc<Overlay>,
     /// What the overlay knows of this node's pairs.
     pairs: watch::Receiver<PairStates>,
-    works: Works,
+    jobs: Jobs,
     journal: Journal,
     attached: BTreeMap<PlacementId, Result<(), String>>,
     /// What the names were last made of.
@@ -114,7 +115,7 @@ impl Reconciler {
             Err(_) => Journal::lost(&slots.directory.borrow()),
         };
         let observer = Observer::new(tools.as_ref().map(|tools| tools.docker.clone()));
-        let works = Works::new(tools, slots.directory.clone());
+        let jobs = Jobs::new(tools, slots.directory.clone());
         Self {
             slots,
             store,
@@ -122,7 +123,7 @@ impl Reconciler {
             engine_away: false,
             pairs: overlay.pairs(),
             overlay,
-            works,
+            jobs,
             journal,
             attached: BTreeMap::new(),
             named: None,
@@ -141,15 +142,15 @@ impl Reconciler {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let retries = [self.works.backoff.next(Instant::now()), self.overlay_retry];
+            let retries = [self.jobs.backoff.next(Instant::now()), self.overlay_retry];
             let retry = retries.into_iter().flatten().min();
             let retry = retry.unwrap_or_else(|| Instant::now() + TICK);
             let told = self.peers_due.unwrap_or(retry);
-            let doubts = self.slots.doubts.clone();
+            let dirty = self.slots.dirty.clone();
             tokio::select! {
                 Ok(()) = self.slots.directory.changed() => {}
-                () = doubts.changed() => {}
-                ended = self.works.ended(&doubts) => self.command_ended(ended),
+                () = dirty.changed() => {}
+                ended = self.jobs.ended(&dirty) => self.command_ended(ended),
                 Ok(()) = self.pairs.changed() => if self.pairs_wait() {
                     continue;
                 },
@@ -160,7 +161,7 @@ impl Reconciler {
                 Ok(()) = self.slots.masters.changed() => {}
                 Ok(()) = self.slots.bridges.changed() => {}
                 () = sleep_until(retry.into()) => {}
-                _ = ticks.tick() => doubts.add_all(),
+                _ = ticks.tick() => dirty.add_all(),
             }
             self.pass().await;
         }
@@ -176,7 +177,7 @@ impl Reconciler {
             .iter()
             .map(|container| container.id.clone())
             .collect();
-        self.works.forget(&directory, &ids);
+        self.jobs.forget(&directory, &ids);
         // Names of what died vanish before anything else is done.
         self.publish_names(&directory, &containers);
         self.start_steps(&directory, &containers);
@@ -189,7 +190,7 @@ impl Reconciler {
     /// Looks at the containers. What was seen last stands in for an engine that
     /// is away; before the first look there is nothing to go by.
     async fn observe(&mut self) -> bool {
-        match self.observer.look(&self.slots.doubts).await {
+        match self.observer.look(&self.slots.dirty).await {
             Ok(()) => self.engine_away = false,
             Err(err) if !self.engine_away => {
                 warn!(reason = words(&err), "the containers cannot be seen");
@@ -205,21 +206,21 @@ impl Reconciler {
         if !known || self.engine_away {
             return;
         }
-        let situation = Situation {
+        let input = PlanInput {
             node: node(directory).unwrap_or(NodeId(0)),
             placements: &directory.placements,
             containers,
-            prepared: &self.works.prepared,
-            held: &self.works.held(Instant::now()),
+            prepared: &self.jobs.prepared,
+            held: &self.jobs.held(Instant::now()),
         };
-        let steps = plan(&situation);
+        let steps = plan(&input);
         for step in &steps {
-            if let Some(reason) = lease_reason(step, &situation) {
+            if let Some(reason) = lease_reason(step, &input) {
                 info!(subject = ?step.subject, reason, "the container lost its lease");
             }
         }
         for step in steps {
-            self.works.start(step, directory);
+            self.jobs.start(step, directory);
         }
     }
 
@@ -227,7 +228,7 @@ impl Reconciler {
         self.journal.enter(directory);
         while let Some(command) = self.journal.next(directory) {
             let subject = Subject::Placement(command.placement);
-            if self.works.phase(command.placement).is_some() {
+            if self.jobs.phase(command.placement).is_some() {
                 break;
             }
             self.journal.started(command.id);
@@ -245,7 +246,7 @@ impl Reconciler {
             match (command.kind, containers.iter().find(of)) {
                 (CommandKind::Restart, Some(container)) => {
                     info!(command = %command.id, ?subject, "restarting");
-                    self.works
+                    self.jobs
                         .restart(command.id, command.placement, container.id.clone());
                 }
                 (CommandKind::Restart, None) => {
@@ -430,16 +431,16 @@ impl Reconciler {
         let (of, _) = by_placement(&directory.placements, containers);
         let reports = directory.placements.values().map(|placement| {
             let subject = Subject::Placement(placement.id);
-            let around = Circumstances {
+            let context = Context {
                 node: node.unwrap_or(NodeId(0)),
-                phase: self.works.phase(placement.id),
-                failure: self.works.backoff.reason(&subject),
+                phase: self.jobs.phase(placement.id),
+                failure: self.jobs.backoff.reason(&subject),
                 attached: self.attached.get(&placement.id),
             };
             let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
-            (placement.id, derive(placement, mine, &around))
+            (placement.id, derive(placement, mine, &context))
         });
-        let told = Told {
+        let reported = Reported {
             applied: self.applied.min(directory.revision()),
             placements: reports.collect(),
             commands: self.journal.reports(directory),
@@ -452,7 +453,7 @@ impl Reconciler {
         let state = HostState {
             node,
             inventory: inventory(containers),
-            told,
+            reported,
         };
         self.slots.host.send_if_modified(|old| {
             let differs = old.as_deref() != Some(&state);

@@ -72,14 +72,14 @@ impl Running {
             sealed_because: None,
             next_key: None,
         };
-        let told = report::Told {
+        let reported = report::Reported {
             peers: [(peer, report)].into(),
-            ..report::Told::default()
+            ..report::Reported::default()
         };
         let state = HostState {
             node: Some(host.node.id),
             inventory: Vec::new(),
-            told,
+            reported,
         };
         let (directory, directory_out) = watch::channel(known);
         let (_, host_state) = watch::channel(Some(Arc::new(state)));

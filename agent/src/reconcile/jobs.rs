@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use super::backoff::Backoff;
 use crate::apply::{self, ApplyError, Tools};
 use crate::directory::Directory;
-use crate::docker::observe::Doubts;
+use crate::docker::dirty::DirtySet;
 use crate::plan::{Action, Phase, Step, Subject};
 
 /// Each pull fills the link to the registry by itself.
@@ -28,12 +28,12 @@ const STOPS_MAX: usize = 64;
 
 /// What a task is about.
 #[derive(Clone, Debug)]
-enum Work {
+enum Job {
     Step(Step, Option<Box<Placement>>),
     Command(CommandId, PlacementId, String),
 }
 
-impl Work {
+impl Job {
     fn subject(&self) -> Subject {
         match self {
             Self::Step(step, _) => step.subject.clone(),
@@ -51,13 +51,13 @@ impl Work {
 }
 
 /// The steps under way, and what came of the others.
-pub struct Works {
+pub struct Jobs {
     /// None without an engine, where no step can be carried out.
     tools: Option<Arc<Tools>>,
     /// What is wanted now; a step may have waited long for its place.
     wanted: watch::Receiver<Arc<Directory>>,
     tasks: JoinSet<Result<(), ApplyError>>,
-    about: BTreeMap<Id, Work>,
+    about: BTreeMap<Id, Job>,
     busy: BTreeMap<Subject, Phase>,
     /// Failures that hold their subjects back.
     pub backoff: Backoff,
@@ -71,7 +71,7 @@ pub struct Works {
 /// A command that ended.
 pub type Ended = (CommandId, CommandState, Option<String>);
 
-impl Works {
+impl Jobs {
     /// Nothing is under way.
     pub fn new(tools: Option<Tools>, wanted: watch::Receiver<Arc<Directory>>) -> Self {
         Self {
@@ -115,8 +115,8 @@ impl Works {
         let (places, tools, directory) = (places.clone(), self.tools.clone(), directory.clone());
         let (subject, phase) = (step.subject.clone(), step.action.phase());
         let (action, wanted) = (step.action.clone(), self.wanted.clone());
-        let work = Work::Step(step, placement.clone().map(Box::new));
-        self.spawn(work, subject, phase, async move {
+        let job = Job::Step(step, placement.clone().map(Box::new));
+        self.spawn(job, subject, phase, async move {
             let _place = places.acquire().await.expect("nobody closes the semaphore");
             if action == Action::Create && !is_wanted(placement.as_ref(), &wanted.borrow()) {
                 return Ok(());
@@ -131,7 +131,7 @@ impl Works {
         let tools = self.tools.clone();
         let subject = Subject::Placement(placement);
         self.spawn(
-            Work::Command(command, placement, container.clone()),
+            Job::Command(command, placement, container.clone()),
             subject,
             Phase::Starting,
             async move {
@@ -143,20 +143,20 @@ impl Works {
 
     fn spawn(
         &mut self,
-        work: Work,
+        job: Job,
         subject: Subject,
         phase: Phase,
         task: impl Future<Output = Result<(), ApplyError>> + Send + 'static,
     ) {
         let handle = self.tasks.spawn(task);
-        self.about.insert(handle.id(), work);
+        self.about.insert(handle.id(), job);
         self.busy.insert(subject, phase);
     }
 
     /// Waits until any of them ended, and takes in what came of it; the outcome
-    /// of a command is handed back. The container that it changed is doubted: its
+    /// of a command is handed back. The container that it changed is marked: its
     /// event may come later than the next look.
-    pub async fn ended(&mut self, doubts: &Doubts) -> Option<Ended> {
+    pub async fn ended(&mut self, dirty: &DirtySet) -> Option<Ended> {
         let (id, result) = match self.tasks.join_next_with_id().await {
             Some(Ok((id, result))) => (id, result.map_err(|err| err.to_string())),
             Some(Err(err)) => {
@@ -165,18 +165,18 @@ impl Works {
             }
             None => std::future::pending().await,
         };
-        let work = self.about.remove(&id)?;
-        self.busy.remove(&work.subject());
-        if let Some(container) = work.container() {
-            doubts.note(container.clone());
+        let job = self.about.remove(&id)?;
+        self.busy.remove(&job.subject());
+        if let Some(container) = job.container() {
+            dirty.note(container.clone());
         }
-        match (work, result) {
-            (Work::Step(step, placement), result) => {
+        match (job, result) {
+            (Job::Step(step, placement), result) => {
                 self.step_ended(step, placement.as_deref(), result);
                 None
             }
-            (Work::Command(command, ..), Ok(())) => Some((command, CommandState::Done, None)),
-            (Work::Command(command, ..), Err(why)) => {
+            (Job::Command(command, ..), Ok(())) => Some((command, CommandState::Done, None)),
+            (Job::Command(command, ..), Err(why)) => {
                 Some((command, CommandState::Failed, Some(why)))
             }
         }
@@ -245,16 +245,16 @@ mod tests {
     async fn without_an_engine_a_step_fails_and_says_why() {
         let directory = Arc::new(directory());
         let (_in, wanted) = watch::channel(directory.clone());
-        let mut works = Works::new(None, wanted);
+        let mut jobs = Jobs::new(None, wanted);
         let subject = Subject::Placement(PlacementId(11));
         let step = Step {
             subject: subject.clone(),
             action: Action::Pull,
         };
-        works.start(step, &directory);
-        assert_eq!(works.ended(&Doubts::default()).await, None);
+        jobs.start(step, &directory);
+        assert_eq!(jobs.ended(&DirtySet::default()).await, None);
         let told = ApplyError::NoEngine.to_string();
-        assert_eq!(works.backoff.reason(&subject), Some(told.as_str()));
+        assert_eq!(jobs.backoff.reason(&subject), Some(told.as_str()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::overlay::Attachment;
 use crate::plan::holds_lease;
 
 /// The running containers that have their addresses rightly.
-fn rightful<'a>(
+fn eligible<'a>(
     directory: &'a Directory,
     containers: &'a [Container],
 ) -> impl Iterator<Item = (&'a Placement, &'a Container, i32)> {
@@ -53,7 +53,7 @@ pub fn attachments(
             },
         ))
     };
-    rightful(directory, containers)
+    eligible(directory, containers)
         .filter(|(placement, ..)| {
             placement.desired != Desired::Removed || has_interface(placement.id)
         })
@@ -68,7 +68,7 @@ pub fn locals(
     containers: &[Container],
     attached: &BTreeMap<PlacementId, Result<(), String>>,
 ) -> BTreeSet<Local> {
-    rightful(directory, containers)
+    eligible(directory, containers)
         .filter(|(placement, container, _)| {
             container.health != Health::Unhealthy
                 && matches!(attached.get(&placement.id), Some(Ok(())))
