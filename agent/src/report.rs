@@ -14,7 +14,7 @@ use kontena_schema::agent::{
 use kontena_schema::ids::{CommandId, NodeId, PlacementId, Revision};
 use tokio::sync::watch;
 
-use crate::docker::observe::{Container, State};
+use crate::docker::container::{Container, HealthCheck, State};
 use crate::plan::{Phase, matches};
 
 /// What is known of the host after a pass.
@@ -101,6 +101,9 @@ pub fn inventory(containers: &[Container]) -> Vec<InventoryEntry> {
     containers.iter().filter_map(entry).collect()
 }
 
+/// What the user reads of a container that cannot be inspected.
+const SILENT: &str = "Docker does not answer for this container; it is left alone until it does";
+
 /// What bears on the report of one placement besides its container.
 pub struct Context<'a> {
     /// This node.
@@ -145,10 +148,20 @@ pub fn derive(
         service_revision,
         lease: origin.and_then(|origin| origin.lease),
         state,
-        health: container.map_or(Health::Unknown, |container| container.health),
+        health: container.map_or(Health::Unknown, |container| health(container.health)),
         container_id: container.map(|container| container.id.clone()),
         container_name: container.map(|container| container.name.clone()),
         error,
+    }
+}
+
+/// A health check without a result says nothing of the health; that the instance is not
+/// ready shows in its state, which Masters of the version before understand too.
+fn health(check: HealthCheck) -> Health {
+    match check {
+        HealthCheck::Absent | HealthCheck::Starting => Health::Unknown,
+        HealthCheck::Healthy => Health::Healthy,
+        HealthCheck::Unhealthy => Health::Unhealthy,
     }
 }
 
@@ -159,11 +172,12 @@ fn running(
     context: &Context<'_>,
 ) -> (InstanceState, Option<String>) {
     match &container.state {
-        State::Running { .. } => match context.attached {
-            Some(Err(why)) => (InstanceState::Starting, Some(why.clone())),
-            None if placement.address.is_some() => (InstanceState::Starting, None),
-            Some(Ok(())) | None => (InstanceState::Running, None),
-        },
+        State::Running { .. } => ready(container, placement, context),
+        State::Unknown { pid: Some(_) } => {
+            let (state, error) = ready(container, placement, context);
+            (state, error.or_else(|| Some(SILENT.to_owned())))
+        }
+        State::Unknown { pid: None } => (InstanceState::Pending, Some(SILENT.to_owned())),
         State::Created => failed_or(context, InstanceState::Starting),
         State::Restarting { exit_code } => (InstanceState::Failed, Some(ended(*exit_code))),
         State::Exited { exit_code, error } => match (context.phase, context.failure) {
@@ -175,6 +189,21 @@ fn running(
             }
         },
         State::Going => failed_or(context, InstanceState::Pending),
+    }
+}
+
+/// Its command runs: it is ready once it is on the overlay and its health check has come
+/// to a result.
+fn ready(
+    container: &Container,
+    placement: &Placement,
+    context: &Context<'_>,
+) -> (InstanceState, Option<String>) {
+    match context.attached {
+        Some(Err(why)) => (InstanceState::Starting, Some(why.clone())),
+        None if placement.address.is_some() => (InstanceState::Starting, None),
+        _ if container.health == HealthCheck::Starting => (InstanceState::Starting, None),
+        Some(Ok(())) | None => (InstanceState::Running, None),
     }
 }
 
@@ -192,12 +221,17 @@ fn absent(placement: &Placement, context: &Context<'_>) -> (InstanceState, Optio
 
 /// It is to be stopped, or to go.
 fn leaving(container: &Container, context: &Context<'_>) -> (InstanceState, Option<String>) {
+    let failure = if container.is_unknown() {
+        Some(SILENT)
+    } else {
+        context.failure
+    };
     let state = if container.is_running() {
         InstanceState::Running
     } else {
         InstanceState::Stopped
     };
-    (state, context.failure.map(str::to_owned))
+    (state, failure.map(str::to_owned))
 }
 
 fn failed_or(context: &Context<'_>, otherwise: InstanceState) -> (InstanceState, Option<String>) {
@@ -252,6 +286,57 @@ mod tests {
             assert_eq!(report.state, state);
             assert_eq!(report.lease, placement.lease);
             assert_eq!(report.error.is_some(), attached == Some(&lost));
+        }
+    }
+
+    #[test]
+    fn a_container_whose_health_check_has_no_result_is_not_ready() {
+        let placement = placement(11, 1);
+        let mut container = container_of(&placement, up(7));
+        for (check, state, health) in [
+            (
+                HealthCheck::Starting,
+                InstanceState::Starting,
+                Health::Unknown,
+            ),
+            (
+                HealthCheck::Healthy,
+                InstanceState::Running,
+                Health::Healthy,
+            ),
+            (
+                HealthCheck::Unhealthy,
+                InstanceState::Running,
+                Health::Unhealthy,
+            ),
+        ] {
+            container.health = check;
+            let context = Context {
+                attached: Some(&Ok(())),
+                ..context()
+            };
+            let report = derive(&placement, &[&container], &context);
+            assert_eq!((report.state, report.health), (state, health));
+        }
+    }
+
+    #[test]
+    fn a_container_that_docker_does_not_answer_for_is_as_it_was_and_says_so() {
+        let mut placement = placement(11, 1);
+        for (pid, desired, state) in [
+            (Some(7), Desired::Running, InstanceState::Running),
+            (None, Desired::Running, InstanceState::Pending),
+            (Some(7), Desired::Removed, InstanceState::Running),
+        ] {
+            placement.desired = desired;
+            let container = container_of(&placement, State::Unknown { pid });
+            let context = Context {
+                attached: Some(&Ok(())),
+                ..context()
+            };
+            let report = derive(&placement, &[&container], &context);
+            assert_eq!(report.state, state);
+            assert_eq!(report.error.as_deref(), Some(SILENT));
         }
     }
 

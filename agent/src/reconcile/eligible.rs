@@ -1,19 +1,22 @@
-//! Who has an address rightly: the containers that run and hold the lease that
-//! the directory says. Only they get an interface, and only they have names.
+//! Which containers may be on the overlay: those that run and hold the lease that
+//! the directory names. Only they get an interface, and only they have names.
+//!
+//! One that Docker does not answer for stays eligible while it runs: nothing is
+//! known against it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kontena_schema::agent::{Desired, Health, Placement};
+use kontena_schema::agent::{Desired, Placement};
 use kontena_schema::ids::PlacementId;
 use kontena_schema::mac::Mac;
 
 use crate::directory::Directory;
 use crate::dns::zone::Local;
-use crate::docker::observe::{Container, State};
+use crate::docker::container::{Container, HealthCheck};
 use crate::overlay::Attachment;
 use crate::plan::holds_lease;
 
-/// The running containers that have their addresses rightly.
+/// The running containers that hold their leases, with their first processes.
 fn eligible<'a>(
     directory: &'a Directory,
     containers: &'a [Container],
@@ -23,12 +26,8 @@ fn eligible<'a>(
         let placement = directory
             .placements
             .get(&container.origin.as_ref()?.placement)?;
-        match container.state {
-            State::Running { pid } if holds_lease(container, placement, node?) => {
-                Some((placement, container, pid))
-            }
-            _ => None,
-        }
+        let pid = container.pid()?;
+        holds_lease(container, placement, node?).then_some((placement, container, pid))
     })
 }
 
@@ -61,8 +60,8 @@ pub fn attachments(
         .collect()
 }
 
-/// The instances of this host whose names answer: they run, are on the overlay
-/// and do not say that they are unwell.
+/// The instances of this host whose names answer: they run, are on the overlay, and
+/// their health check, if there is one, passes.
 pub fn locals(
     directory: &Directory,
     containers: &[Container],
@@ -70,7 +69,7 @@ pub fn locals(
 ) -> BTreeSet<Local> {
     eligible(directory, containers)
         .filter(|(placement, container, _)| {
-            container.health != Health::Unhealthy
+            matches!(container.health, HealthCheck::Absent | HealthCheck::Healthy)
                 && matches!(attached.get(&placement.id), Some(Ok(())))
         })
         .filter_map(|(placement, _, _)| Local::of(placement))
@@ -85,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::directory::tests::directory;
+    use crate::docker::container::State;
     use crate::plan::tests::{container_of, exited, running};
 
     const PLACEMENT: PlacementId = PlacementId(11);
@@ -105,6 +105,8 @@ mod tests {
         assert!(attached(&container).contains_key(&PLACEMENT));
         container.state = exited(0);
         assert!(attached(&container).is_empty());
+        container.state = State::Unknown { pid: Some(7) };
+        assert_eq!(attached(&container)[&PLACEMENT].pid, 7);
         container.state = running(7);
         container.origin.as_mut().unwrap().lease = Some(LeaseNumber(99));
         assert!(attached(&container).is_empty());
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_attached_and_not_unwell_has_names() {
+    fn only_what_is_attached_and_healthy_has_names() {
         let directory = directory();
         let mut container = container_of(&directory.placements[&PLACEMENT], running(7));
         let named = |container: &Container, attached: Option<Result<(), String>>| {
@@ -135,7 +137,13 @@ mod tests {
         assert!(!named(&container, None));
         assert!(!named(&container, Some(Err("no such process".to_owned()))));
         assert!(named(&container, Some(Ok(()))));
-        container.health = Health::Unhealthy;
-        assert!(!named(&container, Some(Ok(()))));
+        for (health, has) in [
+            (HealthCheck::Starting, false),
+            (HealthCheck::Healthy, true),
+            (HealthCheck::Unhealthy, false),
+        ] {
+            container.health = health;
+            assert_eq!(named(&container, Some(Ok(()))), has, "{health:?}");
+        }
     }
 }
