@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, PortBinding, PortMap, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, PortBinding, PortMap,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use kontena_schema::agent::Placement;
 use kontena_schema::http::services::{Port, Protocol, ServiceSpec};
@@ -19,7 +19,8 @@ use kontena_schema::name;
 
 use super::labels::{self, Origin};
 
-/// Where the waiting program is in a container.
+/// Where the directory of the waiting program is in a container, and the program.
+pub(super) const WAIT_DIR: &str = "/w";
 const WAIT: &str = "/w/w";
 /// Seconds between SIGTERM and SIGKILL where the service says nothing; Docker's
 /// own default.
@@ -37,15 +38,19 @@ pub struct CreateContext<'a> {
     pub resolver: Ipv4Addr,
     /// The directory with the waiting program.
     pub bin: &'a Path,
+    /// The placement's data.
+    pub mounts: Vec<Mount>,
 }
 
-/// What the image says about the command.
+/// What the image says about its containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageCommand {
+pub struct ImageConfig {
     /// Its entrypoint.
     pub entrypoint: Vec<String>,
     /// Its command.
     pub cmd: Vec<String>,
+    /// The paths that it declares as volumes.
+    pub volumes: Vec<String>,
 }
 
 /// There is nothing to execute.
@@ -68,7 +73,7 @@ pub fn image_name(image: &str) -> String {
 /// The body of the request that creates the placement's container.
 pub fn create_body(
     placement: &Placement,
-    image: &ImageCommand,
+    image: &ImageConfig,
     context: &CreateContext<'_>,
 ) -> Result<ContainerCreateBody, NoCommand> {
     let spec = &placement.spec;
@@ -105,7 +110,8 @@ fn host_config(placement: &Placement, context: &CreateContext<'_>, waits: bool) 
     let spec = &placement.spec;
     let log = LOG_OPTIONS.map(|(key, value)| (key.to_owned(), value.to_owned()));
     HostConfig {
-        binds: waits.then(|| vec![format!("{}:/w:ro", context.bin.display())]),
+        binds: waits.then(|| vec![format!("{}:{WAIT_DIR}:ro", context.bin.display())]),
+        mounts: Some(context.mounts.clone()),
         network_mode: Some("bridge".to_owned()),
         dns: Some(vec![context.resolver.to_string()]),
         dns_search: Some(name::search_domains(
@@ -129,7 +135,7 @@ fn host_config(placement: &Placement, context: &CreateContext<'_>, waits: bool) 
 }
 
 /// As Docker combines them: a given entrypoint takes the image's command away.
-fn command(spec: &ServiceSpec, image: &ImageCommand) -> Result<Vec<String>, NoCommand> {
+fn command(spec: &ServiceSpec, image: &ImageConfig) -> Result<Vec<String>, NoCommand> {
     let (entrypoint, default_cmd) = match &spec.entrypoint {
         Some(given) => (given, &[][..]),
         None => (&image.entrypoint, &image.cmd[..]),
@@ -218,13 +224,15 @@ mod tests {
             grid: "demo",
             resolver: [172, 17, 0, 1].into(),
             bin: Path::new("/var/lib/kontena/bin"),
+            mounts: Vec::new(),
         }
     }
 
-    fn image() -> ImageCommand {
-        ImageCommand {
+    fn image() -> ImageConfig {
+        ImageConfig {
             entrypoint: words("/entry"),
             cmd: words("serve all"),
+            volumes: Vec::new(),
         }
     }
 
@@ -277,7 +285,7 @@ mod tests {
                 words(expected)
             );
         }
-        assert!(command(&spec(None, None), &ImageCommand::default()).is_err());
+        assert!(command(&spec(None, None), &ImageConfig::default()).is_err());
     }
 
     #[test]
