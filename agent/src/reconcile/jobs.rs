@@ -1,22 +1,31 @@
-//! The steps under way.
+//! The jobs under way: steps of the plan, and commands.
 //!
 //! Each is a task of its own, so that a long pull delays nobody. How many of a
-//! kind run at once is bounded where they cost the host something.
+//! kind run at once is bounded where they cost the host something; one that the
+//! engine does not answer gives its slot to others after a while.
+//!
+//! Invariants: at most one job about a subject is under way; a subject is busy until
+//! a look that began after its job's end is over, so that nobody plans with what was
+//! seen before; a command waits for its own placement only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use kontena_schema::agent::{CommandState, Desired, Placement};
+use kontena_schema::agent::{Command, CommandKind, CommandState, Desired, Placement};
 use kontena_schema::ids::{CommandId, PlacementId, ServiceRevision};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinSet};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Failed};
+use super::leftovers::has_ended;
 use crate::apply::{self, ApplyError, Tools};
 use crate::directory::Directory;
-use crate::docker::dirty::DirtySet;
+use crate::docker::container::Container;
+use crate::docker::dirty::{DirtySet, Look};
+use crate::docker::volumes::Volume;
 use crate::plan::{Action, Phase, Step, Subject};
 
 /// Each pull fills the link to the registry by itself.
@@ -25,6 +34,12 @@ const PULLS_MAX: usize = 3;
 const STARTS_MAX: usize = 8;
 /// A stop mostly waits for the container, so many may.
 const STOPS_MAX: usize = 64;
+/// A start or a stop that takes longer waits for something that others need not wait
+/// for: a stuck container, or one with a long grace period. There is one at most for
+/// each placement.
+const SLOT_HELD_MAX: Duration = Duration::from_secs(15);
+/// Commands that wait for their placements; the feed has no more at once.
+const WAITING_MAX: usize = 256;
 
 /// What a task is about.
 #[derive(Clone, Debug)]
@@ -41,24 +56,47 @@ impl Job {
         }
     }
 
-    /// The container that it changes.
-    fn container(&self) -> Option<&String> {
+    fn phase(&self) -> Phase {
         match self {
-            Self::Step(Step { action, .. }, _) => action.container(),
-            Self::Command(_, _, container) => Some(container),
+            Self::Step(step, _) => step.action.phase(),
+            Self::Command(..) => Phase::Starting,
         }
+    }
+
+    /// Which look sees what it did; none if that changed no container.
+    fn seen_by(&self, dirty: &DirtySet) -> Option<Look> {
+        let container = match self {
+            Self::Step(step, _) => match &step.action {
+                Action::Pull | Action::RemoveVolume(_) => return None,
+                Action::Create => None,
+                Action::Start(id) | Action::Stop(id) | Action::Remove(id) => Some(id),
+            },
+            Self::Command(_, _, container) => Some(container),
+        };
+        Some(container.map_or_else(|| dirty.look(), |id| dirty.add(id.clone())))
     }
 }
 
-/// The steps under way, and what came of the others.
+/// A subject with a job.
+struct Busy {
+    phase: Phase,
+    /// The job has ended, and this look will have seen what it did.
+    until: Option<Look>,
+}
+
+/// The jobs under way, and what came of the others.
 pub struct Jobs {
     /// None without an engine, where no step can be carried out.
     tools: Option<Arc<Tools>>,
-    /// What is wanted now; a step may have waited long for its place.
+    /// What is wanted now; a step may have waited long for its slot.
     wanted: watch::Receiver<Arc<Directory>>,
     tasks: JoinSet<Result<(), ApplyError>>,
     about: BTreeMap<Id, Job>,
-    busy: BTreeMap<Subject, Phase>,
+    busy: BTreeMap<Subject, Busy>,
+    /// Commands whose turn has come and whose placement is busy.
+    waiting: VecDeque<Command>,
+    /// Volumes that were removed and may be listed still.
+    gone: BTreeSet<String>,
     /// Failures that hold their subjects back.
     pub backoff: Backoff,
     /// For which revision of its service a placement's image was brought.
@@ -80,6 +118,8 @@ impl Jobs {
             tasks: JoinSet::new(),
             about: BTreeMap::new(),
             busy: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            gone: BTreeSet::new(),
             backoff: Backoff::default(),
             prepared: BTreeMap::new(),
             pulls: Arc::new(Semaphore::new(PULLS_MAX)),
@@ -92,83 +132,123 @@ impl Jobs {
     pub fn held(&self, now: Instant) -> BTreeSet<Subject> {
         let mut held = self.backoff.held(now);
         held.extend(self.busy.keys().cloned());
+        held.extend(self.gone.iter().cloned().map(Subject::Volume));
         held
     }
 
-    /// The step under way about a placement.
+    /// The job under way about a placement.
     pub fn phase(&self, placement: PlacementId) -> Option<Phase> {
-        self.busy.get(&Subject::Placement(placement)).copied()
+        let busy = self.busy.get(&Subject::Placement(placement));
+        busy.map(|busy| busy.phase)
     }
 
     /// Starts a step.
     pub fn start(&mut self, step: Step, directory: &Arc<Directory>) {
         let placement = match &step.subject {
             Subject::Placement(id) => directory.placements.get(id).cloned(),
-            Subject::Container(_) => None,
+            Subject::Container(_) | Subject::Volume(_) => None,
         };
-        let places = match &step.action {
-            Action::Pull => &self.pulls,
-            Action::Create | Action::Start(_) => &self.starts,
-            Action::Stop(_) | Action::Remove(_) => &self.stops,
+        let (slots, held_max) = match &step.action {
+            // A pull waits for the registry as long as it works for it.
+            Action::Pull => (&self.pulls, Duration::MAX),
+            Action::Create | Action::Start(_) => (&self.starts, SLOT_HELD_MAX),
+            Action::Stop(_) | Action::Remove(_) | Action::RemoveVolume(_) => {
+                (&self.stops, SLOT_HELD_MAX)
+            }
         };
         info!(subject = ?step.subject, action = ?step.action, "begun");
-        let (places, tools, directory) = (places.clone(), self.tools.clone(), directory.clone());
-        let (subject, phase) = (step.subject.clone(), step.action.phase());
+        let (slots, tools, directory) = (slots.clone(), self.tools.clone(), directory.clone());
         let (action, wanted) = (step.action.clone(), self.wanted.clone());
         let job = Job::Step(step, placement.clone().map(Box::new));
-        self.spawn(job, subject, phase, async move {
-            let _place = places.acquire().await.expect("nobody closes the semaphore");
-            if action == Action::Create && !is_wanted(placement.as_ref(), &wanted.borrow()) {
-                return Ok(());
-            }
-            let tools = tools.ok_or(ApplyError::NoEngine)?;
-            apply::execute(&tools, &action, placement.as_ref(), &directory).await
+        self.spawn(job, async move {
+            let work = async {
+                if !is_wanted(&action, placement.as_ref(), &wanted.borrow()) {
+                    return Ok(());
+                }
+                let tools = tools.ok_or(ApplyError::NoEngine)?;
+                apply::execute(&tools, &action, placement.as_ref(), &directory).await
+            };
+            with_slot(&slots, held_max, work).await
         });
     }
 
-    /// Starts a restart that a command asked for.
-    pub fn restart(&mut self, command: CommandId, placement: PlacementId, container: String) {
+    /// Whether another command may take its turn.
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
+    }
+
+    /// Takes a command whose turn has come; it starts as soon as its placement is free.
+    pub fn queue(&mut self, command: Command) {
+        self.waiting.push_back(command);
+    }
+
+    /// Starts the commands whose placements are free, in order; answers those that ended
+    /// with that.
+    pub fn start_commands(&mut self, containers: &[Container]) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        for command in std::mem::take(&mut self.waiting) {
+            if self.phase(command.placement).is_some() {
+                self.waiting.push_back(command);
+                continue;
+            }
+            let of = |container: &&Container| {
+                let origin = container.origin.as_ref();
+                origin.is_some_and(|origin| origin.placement == command.placement)
+            };
+            let why = match containers.iter().find(of) {
+                Some(container) if !container.is_unknown() => {
+                    self.start_command(&command, container.id.clone());
+                    continue;
+                }
+                Some(_) => "Docker does not answer for the container",
+                None => "there is no container",
+            };
+            ended.push((command.id, CommandState::Failed, Some(why.to_owned())));
+        }
+        ended
+    }
+
+    fn start_command(&mut self, command: &Command, container: String) {
+        info!(command = %command.id, placement = %command.placement, kind = ?command.kind, "begun");
         let tools = self.tools.clone();
-        let subject = Subject::Placement(placement);
-        self.spawn(
-            Job::Command(command, placement, container.clone()),
-            subject,
-            Phase::Starting,
-            async move {
+        let job = Job::Command(command.id, command.placement, container.clone());
+        match command.kind {
+            CommandKind::Restart => self.spawn(job, async move {
                 let tools = tools.ok_or(ApplyError::NoEngine)?;
                 apply::restart(&tools, &container).await
-            },
-        );
+            }),
+        }
     }
 
     fn spawn(
         &mut self,
         job: Job,
-        subject: Subject,
-        phase: Phase,
         task: impl Future<Output = Result<(), ApplyError>> + Send + 'static,
     ) {
+        let busy = Busy {
+            phase: job.phase(),
+            until: None,
+        };
+        self.busy.insert(job.subject(), busy);
         let handle = self.tasks.spawn(task);
         self.about.insert(handle.id(), job);
-        self.busy.insert(subject, phase);
     }
 
     /// Waits until any of them ended, and takes in what came of it; the outcome
-    /// of a command is handed back. The container that it changed is marked: its
-    /// event may come later than the next look.
+    /// of a command is handed back.
     pub async fn ended(&mut self, dirty: &DirtySet) -> Option<Ended> {
         let (id, result) = match self.tasks.join_next_with_id().await {
-            Some(Ok((id, result))) => (id, result.map_err(|err| err.to_string())),
+            Some(Ok((id, result))) => (id, result.map_err(Failed::from)),
             Some(Err(err)) => {
-                error!(%err, "a step died");
-                (err.id(), Err("the agent failed; see its log".to_owned()))
+                error!(%err, "a job died");
+                (err.id(), Err(Failed::died()))
             }
             None => std::future::pending().await,
         };
         let job = self.about.remove(&id)?;
-        self.busy.remove(&job.subject());
-        if let Some(container) = job.container() {
-            dirty.note(container.clone());
+        match (job.seen_by(dirty), self.busy.get_mut(&job.subject())) {
+            (Some(look), Some(busy)) => busy.until = Some(look),
+            _ => drop(self.busy.remove(&job.subject())),
         }
         match (job, result) {
             (Job::Step(step, placement), result) => {
@@ -176,8 +256,8 @@ impl Jobs {
                 None
             }
             (Job::Command(command, ..), Ok(())) => Some((command, CommandState::Done, None)),
-            (Job::Command(command, ..), Err(why)) => {
-                Some((command, CommandState::Failed, Some(why)))
+            (Job::Command(command, ..), Err(failed)) => {
+                Some((command, CommandState::Failed, Some(failed.reason)))
             }
         }
     }
@@ -186,7 +266,7 @@ impl Jobs {
         &mut self,
         step: Step,
         placement: Option<&Placement>,
-        result: Result<(), String>,
+        result: Result<(), Failed>,
     ) {
         let Step { subject, action } = step;
         match result {
@@ -200,8 +280,12 @@ impl Jobs {
                     self.prepared
                         .insert(placement.id, placement.service_revision);
                 }
+                if let Action::RemoveVolume(volume) = action {
+                    self.gone.insert(volume.name);
+                }
             }
-            Err(reason) => {
+            Err(failed) => {
+                let reason = &failed.reason;
                 warn!(?subject, ?action, reason, "failed; it will be tried again");
                 if action == Action::Create
                     && let Some(placement) = placement
@@ -209,65 +293,60 @@ impl Jobs {
                     self.prepared.remove(&placement.id);
                 }
                 self.backoff
-                    .failed(Instant::now(), subject, placement, reason);
+                    .failed(Instant::now(), subject, placement, failed);
             }
         }
     }
 
-    /// Forgets what the directory and the host have no more.
-    pub fn forget(&mut self, directory: &Directory, containers: &BTreeSet<String>) {
-        self.prepared
-            .retain(|id, _| directory.placements.contains_key(id));
+    /// Takes in that a look is over: whose job it has seen the end of is free.
+    pub fn seen(&mut self, look: Look) {
+        let open = |busy: &Busy| busy.until.is_none_or(|until| until > look);
+        self.busy.retain(|_, busy| open(busy));
+    }
+
+    /// Drops what is kept of what the directory and the host do not have any more.
+    pub fn forget(&mut self, directory: &Directory, containers: &[Container], volumes: &[Volume]) {
+        let placements = &directory.placements;
+        self.prepared.retain(|id, _| placements.contains_key(id));
+        let listed = |name: &String| volumes.iter().any(|volume| volume.name == *name);
+        self.gone.retain(listed);
         let placement = |subject: &Subject| match subject {
-            Subject::Placement(id) => directory.placements.get(id),
-            Subject::Container(_) => None,
+            Subject::Placement(id) => placements.get(id),
+            Subject::Container(_) | Subject::Volume(_) => None,
         };
         self.backoff.forget(placement, |subject| match subject {
-            Subject::Placement(id) => directory.placements.contains_key(id),
-            Subject::Container(id) => containers.contains(id),
+            Subject::Placement(id) => placements.contains_key(id),
+            Subject::Container(id) => containers.iter().any(|container| container.id == *id),
+            Subject::Volume(name) => listed(name),
         });
     }
 }
 
-/// Whether a container is still to be created for a placement as it was planned.
-fn is_wanted(planned: Option<&Placement>, directory: &Directory) -> bool {
-    let wanted = planned.and_then(|planned| directory.placements.get(&planned.id));
-    let runs = |wanted: &Placement| wanted.desired == Desired::Running;
-    !directory.removed && wanted == planned && wanted.is_some_and(runs)
+/// Does some work in one of the slots, which others may use after so long.
+async fn with_slot<T>(slots: &Semaphore, held_max: Duration, work: impl Future<Output = T>) -> T {
+    let slot = slots.acquire().await.expect("nobody closes the semaphore");
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = sleep(held_max) => drop(slot),
+    }
+    work.await
+}
+
+/// Whether a step is still wanted as it was planned, if it is one that cannot be taken
+/// back: a container that is created for nobody, and data that is removed.
+fn is_wanted(action: &Action, planned: Option<&Placement>, directory: &Directory) -> bool {
+    match action {
+        Action::Create => {
+            let wanted = planned.and_then(|planned| directory.placements.get(&planned.id));
+            let runs = |wanted: &Placement| wanted.desired == Desired::Running;
+            !directory.removed && wanted == planned && wanted.is_some_and(runs)
+        }
+        Action::RemoveVolume(volume) => has_ended(&volume.owner, directory),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::directory::tests::directory;
-
-    #[tokio::test]
-    async fn without_an_engine_a_step_fails_and_says_why() {
-        let directory = Arc::new(directory());
-        let (_in, wanted) = watch::channel(directory.clone());
-        let mut jobs = Jobs::new(None, wanted);
-        let subject = Subject::Placement(PlacementId(11));
-        let step = Step {
-            subject: subject.clone(),
-            action: Action::Pull,
-        };
-        jobs.start(step, &directory);
-        assert_eq!(jobs.ended(&DirtySet::default()).await, None);
-        let told = ApplyError::NoEngine.to_string();
-        assert_eq!(jobs.backoff.reason(&subject), Some(told.as_str()));
-    }
-
-    #[test]
-    fn nothing_is_created_that_is_not_wanted_any_more() {
-        let planned = directory().placements[&PlacementId(11)].clone();
-        let mut now = directory();
-        assert!(is_wanted(Some(&planned), &now));
-        now.removed = true;
-        assert!(!is_wanted(Some(&planned), &now));
-        now = directory();
-        now.placements.get_mut(&planned.id).unwrap().desired = Desired::Removed;
-        assert!(!is_wanted(Some(&planned), &now));
-        now.placements.clear();
-        assert!(!is_wanted(Some(&planned), &now));
-    }
-}
+#[path = "jobs_tests.rs"]
+mod tests;

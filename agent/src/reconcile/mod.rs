@@ -1,7 +1,7 @@
 //! The loop that makes the host agree with the directory.
 //!
-//! Woken by a new directory, by an event of the engine, by a step that ended, by
-//! a tick: observe, plan, start the steps, reconcile the overlay, publish names
+//! Woken by a new directory, by a look at the containers, by a step that ended, by
+//! a tick: take what is seen, plan, start the steps, reconcile the overlay, publish names
 //! and state. A hint and the tick run the same pass, and a pass that finds
 //! everything right changes nothing.
 //!
@@ -9,19 +9,21 @@
 //! attachments come from what runs, not from what was started, so that a
 //! container that Docker restarted gets its interface again without the Master.
 //!
-//! Absent on purpose: waiting. A pass starts steps and does not wait for them.
+//! Absent on purpose: waiting for Docker. What is observed is what was seen last, and
+//! a pass starts steps and does not wait for them.
 
 mod backoff;
 mod commands;
 mod eligible;
 mod jobs;
+mod leftovers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kontena_schema::agent::{CommandKind, CommandState, PeerReport};
+use kontena_schema::agent::{CommandState, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId, Revision};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -30,10 +32,11 @@ use tracing::{debug, error, info, warn};
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
 use crate::dns::zone::{Local, Zone};
-use crate::docker::dirty::DirtySet;
+use crate::docker::container::Container;
+use crate::docker::dirty::{DirtySet, Look};
 use crate::docker::networks::BridgesSlot;
-use crate::docker::observe::{Container, Observer};
-use crate::docker::words;
+use crate::docker::observe::Observer;
+use crate::docker::volumes::{Volume, VolumesSlot};
 use crate::keys::HostKeys;
 use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates, waits_longer};
 use crate::plan::{PlanInput, Subject, by_placement, lease_reason, plan};
@@ -41,6 +44,7 @@ use crate::report::{Context, HostState, Reported, derive, inventory};
 use commands::Journal;
 use eligible::{attachments, locals};
 use jobs::{Ended, Jobs};
+use leftovers::Leftovers;
 
 /// How often everything is looked at even if nothing rang.
 const TICK: Duration = Duration::from_secs(10);
@@ -72,6 +76,8 @@ pub struct Slots {
     pub bridges: BridgesSlot,
     /// Containers that have to be looked at.
     pub dirty: Arc<DirtySet>,
+    /// The data of placements.
+    pub volumes: VolumesSlot,
     /// The names.
     pub zone: watch::Sender<Arc<Zone>>,
     /// The state of the host.
@@ -84,7 +90,7 @@ pub struct Reconciler {
     slots: Slots,
     store: Store,
     observer: Observer,
-    engine_away: bool,
+    leftovers: Leftovers,
     overlay: Arc<Overlay>,
     /// What the overlay knows of this node's pairs.
     pairs: watch::Receiver<PairStates>,
@@ -120,7 +126,7 @@ impl Reconciler {
             slots,
             store,
             observer,
-            engine_away: false,
+            leftovers: Leftovers::default(),
             pairs: overlay.pairs(),
             overlay,
             jobs,
@@ -149,7 +155,7 @@ impl Reconciler {
             let dirty = self.slots.dirty.clone();
             tokio::select! {
                 Ok(()) = self.slots.directory.changed() => {}
-                () = dirty.changed() => {}
+                () = self.observer.progress(&dirty) => {}
                 ended = self.jobs.ended(&dirty) => self.command_ended(ended),
                 Ok(()) = self.pairs.changed() => if self.pairs_wait() {
                     continue;
@@ -160,8 +166,13 @@ impl Reconciler {
                 Ok(()) = self.slots.keys.changed() => {}
                 Ok(()) = self.slots.masters.changed() => {}
                 Ok(()) = self.slots.bridges.changed() => {}
+                Ok(()) = self.slots.volumes.changed() => {}
                 () = sleep_until(retry.into()) => {}
-                _ = ticks.tick() => dirty.add_all(),
+                // The look that follows makes the pass.
+                _ = ticks.tick() => {
+                    dirty.add_all();
+                    continue;
+                }
             }
             self.pass().await;
         }
@@ -169,41 +180,32 @@ impl Reconciler {
 
     async fn pass(&mut self) {
         let directory = self.slots.directory.borrow_and_update().clone();
-        if !self.observe().await {
+        // Before the first look there is nothing to go by.
+        if self.observer.seen() < Look::FIRST {
             return;
         }
         let containers = self.observer.last();
-        let ids = containers
-            .iter()
-            .map(|container| container.id.clone())
-            .collect();
-        self.jobs.forget(&directory, &ids);
+        let volumes = self.slots.volumes.borrow_and_update().clone();
+        let volumes = volumes.as_deref().map_or(&[][..], Vec::as_slice);
+        self.jobs.seen(self.observer.seen());
+        self.jobs.forget(&directory, &containers, volumes);
         // Names of what died vanish before anything else is done.
         self.publish_names(&directory, &containers);
-        self.start_steps(&directory, &containers);
-        self.start_commands(&directory, &containers).await;
+        self.start_steps(&directory, &containers, volumes);
+        self.start_commands(&directory, &containers);
         self.reconcile_overlay(&directory, &containers).await;
         self.publish_names(&directory, &containers);
         self.publish_state(&directory, &containers);
     }
 
-    /// Looks at the containers. What was seen last stands in for an engine that
-    /// is away; before the first look there is nothing to go by.
-    async fn observe(&mut self) -> bool {
-        match self.observer.look(&self.slots.dirty).await {
-            Ok(()) => self.engine_away = false,
-            Err(err) if !self.engine_away => {
-                warn!(reason = words(&err), "the containers cannot be seen");
-                self.engine_away = true;
-            }
-            Err(_) => {}
-        }
-        !self.engine_away || self.slots.host.borrow().is_some()
-    }
-
-    fn start_steps(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
+    fn start_steps(
+        &mut self,
+        directory: &Arc<Directory>,
+        containers: &[Container],
+        volumes: &[Volume],
+    ) {
         let known = directory.reached.is_some() || directory.removed;
-        if !known || self.engine_away {
+        if !known || self.observer.is_away() {
             return;
         }
         let input = PlanInput {
@@ -212,6 +214,8 @@ impl Reconciler {
             containers,
             prepared: &self.jobs.prepared,
             held: &self.jobs.held(Instant::now()),
+            volumes,
+            ended: &self.leftovers.ended(Instant::now(), directory, volumes),
         };
         let steps = plan(&input);
         for step in &steps {
@@ -224,13 +228,11 @@ impl Reconciler {
         }
     }
 
-    async fn start_commands(&mut self, directory: &Directory, containers: &[Container]) {
+    fn start_commands(&mut self, directory: &Directory, containers: &[Container]) {
         self.journal.enter(directory);
-        while let Some(command) = self.journal.next(directory) {
-            let subject = Subject::Placement(command.placement);
-            if self.jobs.phase(command.placement).is_some() {
-                break;
-            }
+        while self.jobs.has_room()
+            && let Some(command) = self.journal.next(directory)
+        {
             self.journal.started(command.id);
             // At most once: what is not on disk is not begun.
             if let Err(err) = self.save_journal() {
@@ -239,21 +241,10 @@ impl Reconciler {
                     .ended(command.id, CommandState::Failed, Some(why));
                 continue;
             }
-            let of = |container: &&Container| {
-                let origin = container.origin.as_ref();
-                origin.is_some_and(|origin| origin.placement == command.placement)
-            };
-            match (command.kind, containers.iter().find(of)) {
-                (CommandKind::Restart, Some(container)) => {
-                    info!(command = %command.id, ?subject, "restarting");
-                    self.jobs
-                        .restart(command.id, command.placement, container.id.clone());
-                }
-                (CommandKind::Restart, None) => {
-                    let why = "there is no container".to_owned();
-                    self.command_ended(Some((command.id, CommandState::Failed, Some(why))));
-                }
-            }
+            self.jobs.queue(command.clone());
+        }
+        for ended in self.jobs.start_commands(containers) {
+            self.command_ended(Some(ended));
         }
     }
 
@@ -397,7 +388,9 @@ impl Reconciler {
         self.peers.clear();
         self.carried_out = None;
         self.settled = None;
-        if self.torn_down || self.engine_away || !containers.is_empty() {
+        // What Docker does not answer for cannot be removed; it loses the overlay.
+        let are_gone = containers.iter().all(Container::is_unknown);
+        if self.torn_down || self.observer.is_away() || !are_gone {
             return;
         }
         let errors = self.overlay.remove_all().await;
