@@ -15,7 +15,7 @@ use crate::config::{Config, EngineConfig};
 use crate::directory::{Directory, Store, StoreError};
 use crate::dns::zone::Zone;
 use crate::docker::dirty::DirtySet;
-use crate::docker::{self, bridge, events, networks};
+use crate::docker::{self, bridge, events, networks, sizes, volumes};
 use crate::keys::HostKeys;
 use crate::link::{self, Link};
 use crate::overlay::Overlay;
@@ -92,11 +92,15 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
 
     let dirty = Arc::new(DirtySet::default());
+    let (volumes_in, volumes) = watch::channel(None);
+    let (data_in, data) = watch::channel(None);
     let (bridges_in, bridges) = watch::channel(None);
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
             let tools = start_engine(tasks, engine, &store, bridges_in, zone, &dirty).await;
+            tasks.spawn("volumes", volumes::watch(tools.docker.clone(), volumes_in));
+            tasks.spawn("sizes", sizes::watch(volumes.clone(), data_in));
             (facts::Source::Engine(tools.docker.clone()), Some(tools))
         }
         None => {
@@ -118,12 +122,16 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
         masters,
         bridges,
         dirty,
+        volumes,
         zone: zone_in,
         host: host_in,
     };
     let overlay = Arc::new(overlay().await);
     let (measures_in, measures) = watch::channel(None);
-    tasks.spawn("measures", measures::watch(overlay.clone(), measures_in));
+    tasks.spawn(
+        "measures",
+        measures::watch(overlay.clone(), data, measures_in),
+    );
     let pings = start_pings(tasks, directory, &host, &overlay);
     let reconciler = Reconciler::new(slots, store.clone(), overlay, tools);
     tasks.spawn("reconcile", reconciler.run());

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 mod fixtures;
 mod ways;
 
-use fixtures::{address, addresses, deploy, grid, nodes, refused, stack, trust};
+use fixtures::{address, addresses, deploy, grid, nodes, refused, service, stack, trust};
 
 /// What the Master was asked to change, in order.
 type Changes = Arc<Mutex<Vec<(String, Value)>>>;
@@ -81,6 +81,7 @@ impl Master {
                 (200, deploy("webservice", "success", true, None))
             }
             ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
+            ("GET", "/v1/services/demo/testapp/db") => (200, service()),
             ("GET" | "POST", "/v1/grids/demo/trusted_subnets") => (200, trust()),
             _ if path.starts_with("/v1/nodes/demo/") => nodes(method, path, self.fails),
             _ if path.starts_with("/v1/grids/demo/addresses") => addresses(method, path),
@@ -222,6 +223,9 @@ async fn login_install_upgrade_and_remove() {
         (refused.code, refused.err.contains("--force")),
         (Some(1), true)
     );
+    let refused = place.run("service rm testapp/db").await;
+    let goes = "--force. 1 instance keeps 5.0 MiB (measured 12m ago) in volumes";
+    assert!(refused.err.contains(goes), "{refused:?}");
     let removed = place.run("stack rm testapp --force").await;
     assert_eq!(removed, well("* removing stack testapp .. done\n"));
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use futures_util::{SinkExt, StreamExt};
 use kontena_schema::agent::{
-    Changes, FromAgent, Hello, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport, PingState, Report,
-    Shared, ToAgent, Welcome, close,
+    Changes, FromAgent, Hello, HostMeasures, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport,
+    PingState, Report, Shared, ToAgent, Welcome, close,
 };
 use kontena_schema::ids::{NodeId, PingId, Revision};
 use kontena_schema::limits::HELLO_WITHIN;
@@ -38,7 +38,7 @@ struct Bed {
     directory: watch::Receiver<Arc<Directory>>,
     host: watch::Sender<Option<Arc<HostState>>>,
     facts: watch::Sender<Option<Arc<HostFacts>>>,
-    measures: watch::Sender<Option<Arc<Measures>>>,
+    measures: watch::Sender<Option<Arc<HostMeasures>>>,
     pings: watch::Sender<Arc<Told>>,
     _tasks: Tasks,
     _dir: TempDir,
@@ -328,9 +328,13 @@ async fn facts_are_told_when_they_change() {
 #[tokio::test]
 async fn measures_are_told_when_there_are_new_ones() {
     let bed = bed(directory(), Some("node")).await;
-    let measures = Measures {
+    let overlay = Measures {
         drops: [("dropped_in".to_owned(), 3)].into(),
         ..Measures::default()
+    };
+    let measures = HostMeasures {
+        overlay,
+        data: Some(Vec::new()),
     };
     let (mut peer, _) = bed.welcomed().await;
     peer.report().await;
@@ -350,7 +354,7 @@ async fn measures_are_told_when_there_are_new_ones() {
         .await;
     before.report().await;
     bed.measures
-        .send_replace(Some(Arc::new(Measures::default())));
+        .send_replace(Some(Arc::new(HostMeasures::default())));
     assert!(matches!(before.next().await, FromAgent::Measures(_)));
     before.close(close::GOING_AWAY).await;
     let mut old = bed.accept().await;

@@ -19,7 +19,7 @@ pub use feed::{
     Shared,
 };
 pub use hello::{Facts, Hello, InventoryEntry, Position, Welcome};
-pub use measures::{Measures, PathMeasure};
+pub use measures::{DataMeasure, HostMeasures, Measures, PathMeasure};
 pub use ping::{Ping, PingReport, PingResult, PingState, RoundTrips};
 pub use report::{
     CommandReport, CommandState, Health, InstanceState, PeerReport, PlacementReport, Report,
@@ -48,7 +48,7 @@ pub enum FromAgent {
     Facts(Box<Facts>),
     /// What the agent measured, every few seconds; a Master of protocol 1 does not
     /// know it.
-    Measures(Box<Measures>),
+    Measures(Box<HostMeasures>),
     /// How far pings are, whenever that changed; a Master before [`PINGS_SINCE`] does
     /// not know it.
     Pings(Vec<PingReport>),

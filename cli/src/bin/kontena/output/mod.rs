@@ -1,12 +1,13 @@
 //! Printing: tables and text for people, the API's JSON for programs.
 
 mod confirm;
+pub(crate) mod data;
 mod progress;
 pub(crate) mod tables;
 
 use std::io::{IsTerminal, stdout};
 
-pub(crate) use confirm::confirm;
+pub(crate) use confirm::{ask, confirm};
 pub(crate) use progress::Step;
 use serde::Serialize;
 use serde_yaml_ng::{Mapping, Value};
