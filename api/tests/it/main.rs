@@ -14,5 +14,6 @@ mod ledger;
 mod measures;
 mod pings;
 mod queries;
+mod ready;
 mod sessions;
 mod support;
