@@ -1,26 +1,21 @@
-//! The reconcile loop on a real Docker engine and a real overlay, the latter in a
-//! network namespace of the test's own. One test, because the loop owns every
-//! service container of its engine.
-//!
-//! It needs root, the engine at `/var/run/docker.sock`, the image `kontena/base`
-//! and a built `weavewait`.
-#![allow(clippy::unwrap_used)]
+//! A host with an agent's loop on it, and the test in the place of the Master.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::Docker;
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder,
 };
+use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use kontena_agent::apply::Tools;
 use kontena_agent::directory::{Directory, Store};
 use kontena_agent::dns::zone::Zone;
 use kontena_agent::docker::dirty::DirtySet;
-use kontena_agent::docker::events;
+use kontena_agent::docker::{events, volumes};
 use kontena_agent::keys;
 use kontena_agent::overlay::Overlay;
 use kontena_agent::reconcile::{Reconciler, Slots};
@@ -28,39 +23,62 @@ use kontena_agent::report::HostState;
 use kontena_agent::task::Tasks;
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{
-    Changes, Command, CommandKind, CommandState, Desired, GridSettings, InstanceState, NodeEntry,
-    Own, Placement, PlacementReport, Shared, Welcome,
+    Changes, Desired, GridSettings, InstanceState, NodeEntry, Own, Placement, PlacementReport,
+    Shared, Welcome,
 };
 use kontena_schema::http::services::ServiceSpec;
 use kontena_schema::ids::{
-    CommandId, Epoch, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision,
-    ServiceRevision,
+    Epoch, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision, ServiceRevision,
 };
-use kontena_schema::mac::Mac;
 use kontena_schema::path::Site;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-const BOUND: Duration = Duration::from_secs(60);
-const GRID: &str = "agent-test";
-const IMAGE: &str = "kontena-agent-test:1";
-const FIRST: PlacementId = PlacementId(11);
-const SECOND: PlacementId = PlacementId(12);
-const NAME: &str = "stack-web.agent-test.kontena.local";
+pub const BOUND: Duration = Duration::from_secs(60);
+pub const GRID: &str = "agent-test";
+pub const FIRST: PlacementId = PlacementId(11);
+pub const SECOND: PlacementId = PlacementId(12);
+pub const NAME: &str = "stack-web.agent-test.kontena.local";
+pub const ENGINE: &str = "/var/run/docker.sock";
 
-/// A host with an agent's loop on it, and this test in the place of the Master.
-struct Host {
-    docker: Docker,
-    store: Store,
-    directory: Directory,
+/// Runs a story on a host of its own, one at a time.
+pub fn on_a_host<F>(story: impl FnOnce(PathBuf) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let lock = File::create(std::env::temp_dir().join("kontena-agent-engine.lock")).unwrap();
+    let turn = Flock::lock(lock, FlockArg::LockExclusive);
+    let _turn = turn.map_err(|(_, err)| err).unwrap();
+    let dir = std::env::temp_dir().join(format!("kontena-agent-engine-{}", std::process::id()));
+    let there = dir.clone();
+    let test = std::thread::spawn(move || {
+        // The threads of the runtime are born in this namespace.
+        unshare(CloneFlags::CLONE_NEWNET).expect("root is needed");
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(runtime.spawn(story(there))).unwrap();
+    });
+    let result = test.join();
+    let _ = std::fs::remove_dir_all(&dir);
+    assert!(result.is_ok(), "see above");
+}
+
+/// A host with an agent's loop on it.
+pub struct Host {
+    pub docker: Docker,
+    /// How the agent reaches the engine.
+    socket: PathBuf,
+    pub store: Store,
+    pub directory: Directory,
     slot: watch::Sender<Arc<Directory>>,
-    zone: watch::Receiver<Arc<Zone>>,
-    host: watch::Receiver<Option<Arc<HostState>>>,
+    pub zone: watch::Receiver<Arc<Zone>>,
+    pub host: watch::Receiver<Option<Arc<HostState>>>,
     _tasks: Tasks,
 }
 
-fn directory() -> Directory {
+pub fn directory() -> Directory {
     let number = NodeNumber::try_from(1_u8).unwrap();
     let mut directory = Directory::default();
     directory.welcome(&Welcome {
@@ -119,7 +137,7 @@ fn directory() -> Directory {
 }
 
 /// A container that says the MAC of its `ethwe` as soon as it is executed.
-fn placement(id: PlacementId, instance: u8, image: &str) -> Placement {
+pub fn placement(id: PlacementId, instance: u8, image: &str) -> Placement {
     let command = "cat /sys/class/net/ethwe/address; trap exit TERM; sleep 1000 & wait";
     Placement {
         id,
@@ -141,7 +159,7 @@ fn placement(id: PlacementId, instance: u8, image: &str) -> Placement {
     }
 }
 
-fn weavewait() -> PathBuf {
+pub fn weavewait() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.ancestors().nth(2).unwrap().join("weavewait");
     assert!(
@@ -152,14 +170,25 @@ fn weavewait() -> PathBuf {
     path
 }
 
+/// Speaks with the engine behind a socket.
+pub async fn connect(socket: &Path) -> Docker {
+    let socket = socket.to_str().unwrap();
+    let docker = Docker::connect_with_unix(socket, 10, API_DEFAULT_VERSION).unwrap();
+    docker
+        .negotiate_version()
+        .await
+        .expect("there is no Docker engine")
+}
+
 impl Host {
     /// Starts an agent's loop, as on a host that knows `directory`.
-    async fn start(directory: Directory, store: Store) -> Self {
-        let docker = Docker::connect_with_unix_defaults().unwrap();
-        let docker = docker
-            .negotiate_version()
-            .await
-            .expect("there is no Docker engine");
+    pub async fn start(directory: Directory, store: Store) -> Self {
+        Self::start_through(Path::new(ENGINE), directory, store).await
+    }
+
+    /// The same, with an agent that reaches the engine through this socket.
+    pub async fn start_through(socket: &Path, directory: Directory, store: Store) -> Self {
+        let docker = connect(socket).await;
         let dirty = Arc::new(DirtySet::default());
         let mut tasks = Tasks::new();
         tasks.spawn("events", events::watch(docker.clone(), dirty.clone()));
@@ -175,12 +204,15 @@ impl Host {
         let (_, keys) = watch::channel(Arc::new(keys::load(&store, &keys::generate).host_keys()));
         let (_, masters) = watch::channel(None);
         let (_, bridges) = watch::channel(Some(BTreeSet::from(["docker0".to_owned()])));
+        let (volumes_in, volumes) = watch::channel(None);
+        tasks.spawn("volumes", volumes::watch(docker.clone(), volumes_in));
         let slots = Slots {
             directory: received,
             keys,
             masters,
             bridges,
             dirty,
+            volumes,
             zone: zone_in,
             host: host_in,
         };
@@ -188,7 +220,8 @@ impl Host {
         let reconciler = Reconciler::new(slots, store.clone(), overlay, Some(tools));
         tasks.spawn("reconcile", reconciler.run());
         Self {
-            docker,
+            docker: connect(Path::new(ENGINE)).await,
+            socket: socket.to_owned(),
             store,
             directory,
             slot,
@@ -199,18 +232,25 @@ impl Host {
     }
 
     /// The agent ends and another one starts; only its files stay.
-    async fn restart(self) -> Self {
+    pub async fn restart(self) -> Self {
+        let (directory, store, socket) = self.end();
+        Self::start_through(&socket, directory, store).await
+    }
+
+    /// The agent ends; what it knew, its files and its way to the engine stay.
+    pub fn end(self) -> (Directory, Store, PathBuf) {
         let Self {
             directory,
             store,
+            socket,
             _tasks: tasks,
             ..
         } = self;
         drop(tasks);
-        Self::start(directory, store).await
+        (directory, store, socket)
     }
 
-    fn change(&mut self, own: Own) {
+    pub fn change(&mut self, own: Own) {
         let from = self.directory.revision();
         let to = Revision(from.0 + 1);
         let (timeline, shared) = ("t".to_owned(), Shared::default());
@@ -226,14 +266,14 @@ impl Host {
         self.slot.send_replace(Arc::new(self.directory.clone()));
     }
 
-    fn place(&mut self, placement: Placement) {
+    pub fn place(&mut self, placement: Placement) {
         self.change(Own {
             placements: vec![placement],
             ..Own::default()
         });
     }
 
-    async fn until(&mut self, what: &str, is: impl Fn(&HostState) -> bool) -> Arc<HostState> {
+    pub async fn until(&mut self, what: &str, is: impl Fn(&HostState) -> bool) -> Arc<HostState> {
         let mut host = self.host.clone();
         let so = timeout(
             BOUND,
@@ -247,7 +287,11 @@ impl Host {
     }
 
     /// Waits for a state of a placement.
-    async fn until_placement(&mut self, id: PlacementId, state: InstanceState) -> PlacementReport {
+    pub async fn until_placement(
+        &mut self,
+        id: PlacementId,
+        state: InstanceState,
+    ) -> PlacementReport {
         let is = |host: &HostState| {
             host.reported
                 .placements
@@ -258,7 +302,7 @@ impl Host {
         host.reported.placements[&id].clone()
     }
 
-    async fn until_named(&mut self, count: usize) {
+    pub async fn until_named(&mut self, count: usize) {
         let is = |zone: &Arc<Zone>| zone.addresses(NAME).map_or(0, <[_]>::len) == count;
         let named = timeout(BOUND, self.zone.clone().wait_for(is))
             .await
@@ -272,7 +316,7 @@ impl Host {
 
     /// Waits until the container has written `text` so many times. What follows a
     /// log ends with the process that writes it, and then looks again.
-    async fn until_logged(&self, container: &str, text: &str, times: usize) {
+    pub async fn until_logged(&self, container: &str, text: &str, times: usize) {
         let mut seen = String::new();
         let enough = async {
             let mut looks = tokio::time::interval(Duration::from_millis(50));
@@ -301,8 +345,28 @@ impl Host {
         }
     }
 
+    /// What is reported of a placement.
+    pub fn reported(&self, id: PlacementId) -> PlacementReport {
+        let host = self.host.borrow().clone().unwrap();
+        host.reported.placements[&id].clone()
+    }
+
+    /// Gives the base image another name, under which nobody pulls it.
+    pub async fn tag_base(&self, image: &str) {
+        let (repo, tag) = image.split_once(':').unwrap();
+        let options = TagImageOptionsBuilder::default().repo(repo).tag(tag);
+        let tagged = self.docker.tag_image("kontena/base", Some(options.build()));
+        tagged.await.expect("kontena/base is missing");
+    }
+
+    pub async fn untag(&self, image: &str) {
+        let options = None::<RemoveImageOptions>;
+        let removed = self.docker.remove_image(image, options, None).await;
+        removed.unwrap();
+    }
+
     /// The loop would remove the containers of others.
-    async fn assert_engine_is_free(&self) {
+    pub async fn assert_engine_is_free(&self) {
         let label = vec!["io.kontena.container.type=container"];
         let filters = HashMap::from([("label", label)]);
         let options = ListContainersOptionsBuilder::default()
@@ -321,169 +385,4 @@ impl Host {
             );
         }
     }
-}
-
-async fn story(dir: PathBuf) {
-    let store = Store::open(&dir).unwrap();
-    store.install_weavewait(&weavewait()).unwrap();
-    let unknown = Host::start(Directory::default(), store.clone()).await;
-    unknown.assert_engine_is_free().await;
-    let tag = TagImageOptionsBuilder::default()
-        .repo("kontena-agent-test")
-        .tag("1")
-        .build();
-    unknown
-        .docker
-        .tag_image("kontena/base", Some(tag))
-        .await
-        .expect("kontena/base is missing");
-    drop(unknown);
-
-    let mut host = Host::start(directory(), store).await;
-    host.until("what a failed run left is gone", |host| {
-        host.inventory.is_empty()
-    })
-    .await;
-    let id = it_starts(&mut host).await;
-    it_survives_restarts(&mut host, &id).await;
-    let mut host = it_is_adopted_by_the_next_agent(host, &id).await;
-    a_command_restarts_it_once(&mut host).await;
-    what_cannot_start_says_why_and_delays_nobody(&mut host).await;
-    a_new_revision_replaces_it(&mut host, &id).await;
-    it_stops_and_goes(&mut host).await;
-    host.docker
-        .remove_image(IMAGE, None::<RemoveImageOptions>, None)
-        .await
-        .unwrap();
-}
-
-fn mac() -> String {
-    Mac::of_lease([10, 81, 1, 1].into(), LeaseNumber(11)).to_string()
-}
-
-async fn it_starts(host: &mut Host) -> String {
-    host.place(placement(FIRST, 1, IMAGE));
-    let report = host.until_placement(FIRST, InstanceState::Running).await;
-    assert_eq!(report.container_name.as_deref(), Some("stack.web-1"));
-    assert_eq!(report.lease, Some(LeaseNumber(11)));
-    host.until_named(1).await;
-    let id = report.container_id.unwrap();
-    host.until_logged(&id, &mac(), 1).await;
-    let entry = &host.host.borrow().clone().unwrap().inventory[0];
-    assert_eq!(
-        (entry.placement, entry.address),
-        (FIRST, [10, 81, 1, 1].into())
-    );
-    id
-}
-
-async fn it_survives_restarts(host: &mut Host, id: &str) {
-    // By an operator, then by Docker after a crash.
-    host.docker.restart_container(id, None).await.unwrap();
-    host.until_logged(id, &mac(), 2).await;
-    host.docker.kill_container(id, None).await.unwrap();
-    host.until_logged(id, &mac(), 3).await;
-    host.until_placement(FIRST, InstanceState::Running).await;
-    host.until_named(1).await;
-}
-
-async fn it_is_adopted_by_the_next_agent(host: Host, id: &str) -> Host {
-    let mut host = host.restart().await;
-    let report = host.until_placement(FIRST, InstanceState::Running).await;
-    assert_eq!(report.container_id.as_deref(), Some(id));
-    host
-}
-
-async fn a_command_restarts_it_once(host: &mut Host) {
-    let (id, placement) = (CommandId(1), FIRST);
-    let command = Command {
-        id,
-        placement,
-        kind: CommandKind::Restart,
-    };
-    host.change(Own {
-        commands: vec![command],
-        ..Own::default()
-    });
-    let done = |host: &HostState| {
-        host.reported
-            .commands
-            .get(&id)
-            .is_some_and(|report| report.state == CommandState::Done)
-    };
-    host.until("the command is done", done).await;
-    let report = host.until_placement(FIRST, InstanceState::Running).await;
-    host.until_logged(report.container_id.as_deref().unwrap(), &mac(), 4)
-        .await;
-}
-
-async fn what_cannot_start_says_why_and_delays_nobody(host: &mut Host) {
-    host.place(placement(SECOND, 2, "127.0.0.1:1/nobody/nothing:1"));
-    let report = host.until_placement(SECOND, InstanceState::Failed).await;
-    assert!(
-        report
-            .error
-            .unwrap()
-            .contains("127.0.0.1:1/nobody/nothing:1")
-    );
-    host.until_placement(FIRST, InstanceState::Running).await;
-    // What it is told to run instead is tried at once.
-    let mut good = placement(SECOND, 2, IMAGE);
-    good.service_revision = ServiceRevision(2);
-    host.place(good);
-    host.until_placement(SECOND, InstanceState::Running).await;
-    host.until_named(2).await;
-}
-
-async fn a_new_revision_replaces_it(host: &mut Host, id: &str) {
-    let mut new = placement(FIRST, 1, IMAGE);
-    new.service_revision = ServiceRevision(2);
-    host.place(new);
-    let is = |host: &HostState| {
-        host.reported.placements.get(&FIRST).is_some_and(|report| {
-            report.service_revision == ServiceRevision(2) && report.state == InstanceState::Running
-        })
-    };
-    let state = host.until("the new revision runs", is).await;
-    assert_ne!(
-        state.reported.placements[&FIRST].container_id.as_deref(),
-        Some(id)
-    );
-}
-
-async fn it_stops_and_goes(host: &mut Host) {
-    let mut stopped = placement(FIRST, 1, IMAGE);
-    stopped.service_revision = ServiceRevision(2);
-    stopped.desired = Desired::Stopped;
-    host.place(stopped.clone());
-    host.until_placement(FIRST, InstanceState::Stopped).await;
-    host.until_named(1).await;
-
-    stopped.desired = Desired::Removed;
-    host.place(stopped);
-    host.until_placement(FIRST, InstanceState::Removed).await;
-    // The second one vanishes without a word of the Master's.
-    host.change(Own {
-        gone_placements: vec![FIRST, SECOND],
-        ..Own::default()
-    });
-    host.until("nothing is left", |host| host.inventory.is_empty())
-        .await;
-    host.until_named(0).await;
-}
-
-#[test]
-fn the_life_of_containers_on_a_real_engine() {
-    let dir = std::env::temp_dir().join(format!("kontena-agent-engine-{}", std::process::id()));
-    let there = dir.clone();
-    let test = std::thread::spawn(move || {
-        // The threads of the runtime are born in this namespace.
-        unshare(CloneFlags::CLONE_NEWNET).expect("root is needed");
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(runtime.spawn(story(there))).unwrap();
-    });
-    let result = test.join();
-    let _ = std::fs::remove_dir_all(&dir);
-    assert!(result.is_ok(), "see above");
 }
