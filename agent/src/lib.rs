@@ -13,13 +13,11 @@ pub mod fuzzing;
 pub mod keys;
 pub mod link;
 pub mod measures;
-pub mod overlay;
 pub mod pings;
 pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod run;
-pub mod task;
 
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use crate::overlay::{Overlay, waits_longer};
+use kontena_overlay::{Overlay, extra_intervals};
 
 /// How often the overlay is measured in a small grid.
 const EVERY: Duration = Duration::from_secs(10);
@@ -21,8 +21,8 @@ pub type MeasuresSlot = watch::Receiver<Option<Arc<Measures>>>;
 pub async fn watch(overlay: Arc<Overlay>, slot: watch::Sender<Option<Arc<Measures>>>) {
     let mut peers = 0;
     loop {
-        sleep(EVERY + EVERY * waits_longer(peers)).await;
-        match overlay.measures().await {
+        sleep(EVERY + EVERY * extra_intervals(peers)).await;
+        match overlay.statistics().await {
             Ok(measures) => {
                 peers = measures.paths.len();
                 slot.send_replace(Some(Arc::new(measures)));

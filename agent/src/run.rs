@@ -18,12 +18,12 @@ use crate::docker::observe::Doubts;
 use crate::docker::{self, bridge, events, networks};
 use crate::keys::HostKeys;
 use crate::link::{self, Link};
-use crate::overlay::Overlay;
 use crate::pings::{Pings, PingsSlot};
 use crate::reconcile::{Reconciler, Slots};
 use crate::report::HostSlot;
-use crate::task::Tasks;
 use crate::{dns, facts, keys, measures};
+use kontena_overlay::Overlay;
+use kontena_task::Tasks;
 
 /// How soon an overlay that could not be opened is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);

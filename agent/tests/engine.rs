@@ -22,10 +22,9 @@ use kontena_agent::dns::zone::Zone;
 use kontena_agent::docker::events;
 use kontena_agent::docker::observe::Doubts;
 use kontena_agent::keys;
-use kontena_agent::overlay::Overlay;
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
-use kontena_agent::task::Tasks;
+use kontena_overlay::Overlay;
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{
     Changes, Command, CommandKind, CommandState, Desired, GridSettings, InstanceState, NodeEntry,
@@ -38,6 +37,7 @@ use kontena_schema::ids::{
 };
 use kontena_schema::mac::Mac;
 use kontena_schema::path::Site;
+use kontena_task::Tasks;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::watch;
 use tokio::time::timeout;

@@ -398,7 +398,7 @@ mod tests {
         let dir = crate::testing::TempDir::new();
         let socket = dir.path().join("engine");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let mut tasks = crate::task::Tasks::new();
+        let mut tasks = kontena_task::Tasks::new();
         tasks.spawn("engine", engine(listener));
         let version = bollard::API_DEFAULT_VERSION;
         let docker = Docker::connect_with_unix(socket.to_str().unwrap(), 10, version).unwrap();

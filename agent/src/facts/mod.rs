@@ -249,7 +249,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::task::Tasks;
+    use kontena_task::Tasks;
 
     #[test]
     fn the_first_region_label_is_the_region() {

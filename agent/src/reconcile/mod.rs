@@ -34,10 +34,12 @@ use crate::docker::networks::BridgesSlot;
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
 use crate::keys::HostKeys;
-use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates, waits_longer};
 use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
+use kontena_overlay::{
+    BRIDGE, EgressPolicy, Overlay, OverlayIntent, OwnState, PeerStates, extra_intervals,
+};
 use rightful::{attachments, locals};
 use works::{Ended, Works};
 
@@ -48,12 +50,12 @@ const TICK: Duration = Duration::from_secs(10);
 const OVERLAY_RETRY: Duration = Duration::from_secs(1);
 
 /// Peers that come and go change no path; they are told together, so that a grid that
-/// comes up is not told node by node. In a large one for longer, by [`waits_longer`].
+/// comes up is not told node by node. In a large one for longer, by [`extra_intervals`].
 const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// Pairs that turn clear wait for others that do, so that a grid that comes up is not busy
 /// with passes: a while, or so many times as long as the last pass took, and at most a
-/// second, in a large grid longer by [`waits_longer`].
+/// second, in a large grid longer by [`extra_intervals`].
 const CLEARED_TOGETHER: Duration = Duration::from_millis(250);
 const CLEARED_AFTER_PASSES: u32 = 8;
 const CLEARED_WITHIN: Duration = Duration::from_secs(1);
@@ -86,7 +88,7 @@ pub struct Reconciler {
     engine_away: bool,
     overlay: Arc<Overlay>,
     /// What the overlay knows of this node's pairs.
-    pairs: watch::Receiver<PairStates>,
+    pairs: watch::Receiver<PeerStates>,
     works: Works,
     journal: Journal,
     attached: BTreeMap<PlacementId, Result<(), String>>,
@@ -120,7 +122,7 @@ impl Reconciler {
             store,
             observer,
             engine_away: false,
-            pairs: overlay.pairs(),
+            pairs: overlay.peers(),
             overlay,
             works,
             journal,
@@ -279,7 +281,7 @@ impl Reconciler {
         };
         let now = Instant::now();
         if intent.suits(&pairs) {
-            let times = waits_longer(intent.peers.len());
+            let times = extra_intervals(intent.peers.len());
             let due = now + PEERS_TOLD_AFTER * times.saturating_add(1);
             self.peers_due.get_or_insert(due);
             return true;
@@ -304,7 +306,7 @@ impl Reconciler {
         let Some(intent) = self.carried_out.as_mut().filter(suits) else {
             return false;
         };
-        intent.set_pairs(&pairs);
+        intent.set_peers(&pairs);
         self.peers = self.overlay.peer_reports(intent);
         let directory = self.slots.directory.borrow().clone();
         self.publish_state(&directory, &self.observer.last());
@@ -325,12 +327,12 @@ impl Reconciler {
             |id| self.applied == Revision::ZERO || matches!(self.attached.get(&id), Some(Ok(())));
         let attachments = attachments(directory, containers, has_interface);
         let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
-        let fence = self.fence();
+        let egress = self.egress();
         let state = OwnState {
             attachments,
             keys: self.slots.keys.borrow_and_update().own.clone(),
-            pairs: self.pairs.borrow_and_update().clone(),
-            fence,
+            peers: self.pairs.borrow_and_update().clone(),
+            egress,
         };
         let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, state);
         if self.may_rest(&intent) {
@@ -371,19 +373,19 @@ impl Reconciler {
         let (Some((at, _)), Some(carried_out)) = (self.settled, &self.carried_out) else {
             return false;
         };
-        at.elapsed() < TICK * waits_longer(intent.peers.len())
-            && self.overlay.seals()
+        at.elapsed() < TICK * extra_intervals(intent.peers.len())
+            && self.overlay.encrypts()
             && intent.asks_the_same(carried_out)
             && carried_out.suits(&self.pairs.borrow())
     }
 
     /// Containers have no business with the Master, on whichever way.
-    fn fence(&mut self) -> Fence {
+    fn egress(&mut self) -> EgressPolicy {
         let mut bridges = self.slots.bridges.borrow_and_update().clone();
         if let Some(bridges) = &mut bridges {
             bridges.insert(BRIDGE.to_owned());
         }
-        Fence {
+        EgressPolicy {
             masters: self.slots.masters.borrow_and_update().clone(),
             bridges,
         }
@@ -466,7 +468,7 @@ impl Reconciler {
 
 /// How long after a pass that took so long pairs may turn clear, with so many peers.
 fn cleared_together(took: Duration, peers: usize) -> Duration {
-    let most = CLEARED_WITHIN + CLEARED_WITHIN_MORE * waits_longer(peers);
+    let most = CLEARED_WITHIN + CLEARED_WITHIN_MORE * extra_intervals(peers);
     (took * CLEARED_AFTER_PASSES).clamp(CLEARED_TOGETHER, most)
 }
 

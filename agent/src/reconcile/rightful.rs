@@ -10,8 +10,8 @@ use kontena_schema::mac::Mac;
 use crate::directory::Directory;
 use crate::dns::zone::Local;
 use crate::docker::observe::{Container, State};
-use crate::overlay::Attachment;
 use crate::plan::holds_lease;
+use kontena_overlay::Attachment;
 
 /// The running containers that have their addresses rightly.
 fn rightful<'a>(
