@@ -22,6 +22,7 @@ use kontena_agent::dns::zone::Zone;
 use kontena_agent::docker::events;
 use kontena_agent::docker::observe::Doubts;
 use kontena_agent::keys;
+use kontena_agent::overlay::{self, Sources};
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
 use kontena_overlay::Overlay;
@@ -175,17 +176,24 @@ impl Host {
         let (_, keys) = watch::channel(Arc::new(keys::load(&store, &keys::generate).host_keys()));
         let (_, masters) = watch::channel(None);
         let (_, bridges) = watch::channel(Some(BTreeSet::from(["docker0".to_owned()])));
-        let slots = Slots {
-            directory: received,
+        let (containers_in, containers) = watch::channel(Arc::default());
+        let sources = Sources {
+            directory: received.clone(),
             keys,
             masters,
             bridges,
+            containers,
+        };
+        let overlay = Arc::new(Overlay::new().await.unwrap());
+        let slots = Slots {
+            directory: received,
+            overlay: overlay::start(&mut tasks, &overlay, sources),
             doubts,
+            attached: containers_in,
             zone: zone_in,
             host: host_in,
         };
-        let overlay = Arc::new(Overlay::new().await.unwrap());
-        let reconciler = Reconciler::new(slots, store.clone(), overlay, Some(tools));
+        let reconciler = Reconciler::new(slots, store.clone(), Some(tools));
         tasks.spawn("reconcile", reconciler.run());
         Self {
             docker,

@@ -34,6 +34,7 @@ mod plan;
 mod reconciler;
 mod statistics;
 mod sys;
+pub mod task;
 mod wireguard;
 
 pub use error::{Cause, OverlayError};
@@ -42,6 +43,7 @@ pub use model::intent::{Attachment, OverlayIntent, OwnNode, OwnState, PeerIntent
 pub use model::pace::extra_intervals;
 pub use model::peer::{Clear, Ends, PeerState, PeerStates};
 pub use model::reachability::{CheckOutcome, CheckOutcomes};
+pub use model::request::{Membership, OverlayState, Request};
 pub use model::state::{EgressPolicy, Encryption};
 pub use peer::encryption::EncryptedBy;
 pub use peer::table::Health;

@@ -181,26 +181,25 @@ impl Overlay {
             ..Default::default()
         };
         let seen = (&self.netlink, &self.peers, &self.namespace);
-        let observed = observe(seen, &intent.attachments).await;
+        let observed = observe(seen, intent.attachments()).await;
         let (observed, unseen) = match observed {
             Ok(seen) => seen,
             Err(error) => {
                 let why = error.to_string();
-                let told = |(&id, now): (&PlacementId, &Attachment)| match before.attached.get(&id)
-                {
+                let told = |(id, now): (PlacementId, &Attachment)| match before.attached.get(&id) {
                     Some(before) if is_still(before, now) => (id, Ok(())),
                     _ => (id, Err(why.clone())),
                 };
-                report.attached = intent.attachments.iter().map(told).collect();
+                report.attached = intent.attachments().map(told).collect();
                 report.errors.push(error);
                 return report;
             }
         };
-        report.attached = intent.attachments.keys().map(|&id| (id, Ok(()))).collect();
+        report.attached = intent.attachments().map(|(id, _)| (id, Ok(()))).collect();
         for unseen in unseen {
             let id = unseen.placement;
             let before = id.and_then(|id| before.attached.get(&id));
-            let now = id.and_then(|id| intent.attachments.get(&id));
+            let now = id.and_then(|id| intent.attachment(id));
             let same = before.zip(now).is_some_and(|(old, new)| is_still(old, new));
             let keeps = same && !unseen.error.is_lasting();
             report.failed(id.filter(|_| !keeps), unseen.error);
@@ -233,7 +232,7 @@ impl Overlay {
         }
         report.peers = self.peer_reports(&intent);
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
-        before.attached = intent.attachments.clone();
+        before.attached = intent.attachments.clone().unwrap_or_default();
         before.attached.retain(|id, _| attached(id));
         report.carried_out = Some(intent);
         report
@@ -247,7 +246,7 @@ impl Overlay {
         let mut report = OverlayReport::default();
         let seen = (&self.netlink, &self.peers, &self.namespace);
         self.peers.want(BTreeMap::new(), &BTreeMap::new());
-        match observe(seen, &BTreeMap::new()).await {
+        match observe(seen, []).await {
             Ok((observed, unseen)) => {
                 report
                     .errors

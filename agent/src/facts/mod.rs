@@ -50,6 +50,7 @@ pub struct HostFacts {
 }
 
 /// Who is asked for what the engine knows of its host.
+#[derive(Clone)]
 pub enum Source {
     /// The engine.
     Engine(Docker),

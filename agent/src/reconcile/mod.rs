@@ -1,9 +1,10 @@
 //! The loop that makes the host agree with the directory.
 //!
 //! Woken by a new directory, by an event of the engine, by a step that ended, by
-//! a tick: observe, plan, start the steps, reconcile the overlay, publish names
-//! and state. A hint and the tick run the same pass, and a pass that finds
-//! everything right changes nothing.
+//! a tick: observe, plan, start the steps, tell the overlay which containers are to be
+//! attached, publish names and state. A hint and the tick run the same pass, and a pass
+//! that finds everything right changes nothing. The overlay converges in a task of its
+//! own; what becomes of it is published as soon as it is known.
 //!
 //! Invariants: without a directory that the Master gave, nothing is removed;
 //! attachments come from what runs, not from what was started, so that a
@@ -16,63 +17,43 @@ mod commands;
 mod rightful;
 mod works;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddrV4;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kontena_schema::agent::{CommandKind, CommandState, PeerReport};
-use kontena_schema::ids::{NodeId, PlacementId, Revision};
+use kontena_overlay::OverlayState;
+use kontena_schema::agent::{CommandKind, CommandState};
+use kontena_schema::ids::{NodeId, Revision};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
 use crate::dns::zone::{Local, Zone};
-use crate::docker::networks::BridgesSlot;
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
-use crate::keys::HostKeys;
+use crate::overlay::Containers;
 use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
-use kontena_overlay::{
-    BRIDGE, EgressPolicy, Overlay, OverlayIntent, OwnState, PeerStates, extra_intervals,
-};
 use rightful::{attachments, locals};
 use works::{Ended, Works};
 
 /// How often everything is looked at even if nothing rang.
 const TICK: Duration = Duration::from_secs(10);
 
-/// How soon an overlay with errors is tried again.
-const OVERLAY_RETRY: Duration = Duration::from_secs(1);
-
-/// Peers that come and go change no path; they are told together, so that a grid that
-/// comes up is not told node by node. In a large one for longer, by [`extra_intervals`].
-const PEERS_TOLD_AFTER: Duration = Duration::from_secs(2);
-
-/// Pairs that turn clear wait for others that do, so that a grid that comes up is not busy
-/// with passes: a while, or so many times as long as the last pass took, and at most a
-/// second, in a large grid longer by [`extra_intervals`].
-const CLEARED_TOGETHER: Duration = Duration::from_millis(250);
-const CLEARED_AFTER_PASSES: u32 = 8;
-const CLEARED_WITHIN: Duration = Duration::from_secs(1);
-const CLEARED_WITHIN_MORE: Duration = Duration::from_secs(3);
-
 /// What the loop listens to and where it publishes.
+#[derive(Clone)]
 pub struct Slots {
     /// What the Master wants.
     pub directory: watch::Receiver<Arc<Directory>>,
-    /// This host's keys.
-    pub keys: watch::Receiver<Arc<HostKeys>>,
-    /// Where the Master is; none while that is not known.
-    pub masters: watch::Receiver<Option<BTreeSet<SocketAddrV4>>>,
-    /// What the engine's bridges are called.
-    pub bridges: BridgesSlot,
+    /// What became of the overlay.
+    pub overlay: watch::Receiver<Arc<OverlayState>>,
     /// Containers that have to be looked at.
     pub doubts: Arc<Doubts>,
+    /// What the overlay must know of the containers.
+    pub attached: watch::Sender<Arc<Containers>>,
     /// The names.
     pub zone: watch::Sender<Arc<Zone>>,
     /// The state of the host.
@@ -86,31 +67,17 @@ pub struct Reconciler {
     store: Store,
     observer: Observer,
     engine_away: bool,
-    overlay: Arc<Overlay>,
-    /// What the overlay knows of this node's pairs.
-    pairs: watch::Receiver<PeerStates>,
     works: Works,
     journal: Journal,
-    attached: BTreeMap<PlacementId, Result<(), String>>,
     /// What the names were last made of.
     named: Option<(Arc<Directory>, BTreeSet<Local>)>,
-    /// When the overlay is tried again after an error.
-    overlay_retry: Option<Instant>,
-    peers: Vec<PeerReport>,
-    /// What the last pass made of the overlay.
-    carried_out: Option<OverlayIntent>,
-    /// When it did, if all went well, and how long it took.
-    settled: Option<(Instant, Duration)>,
-    /// When changes of peers are told that are nothing else.
-    peers_due: Option<Instant>,
-    applied: Revision,
-    /// The overlay was taken down after the node's removal.
-    torn_down: bool,
+    /// The removed grid is forgotten on disk, too.
+    forgotten: bool,
 }
 
 impl Reconciler {
     /// A loop over the given slots; without tools there is no engine.
-    pub fn new(slots: Slots, store: Store, overlay: Arc<Overlay>, tools: Option<Tools>) -> Self {
+    pub fn new(slots: Slots, store: Store, tools: Option<Tools>) -> Self {
         let journal = match store.commands::<Journal>() {
             Ok(journal) => journal.unwrap_or_default().resumed(),
             Err(_) => Journal::lost(&slots.directory.borrow()),
@@ -122,19 +89,10 @@ impl Reconciler {
             store,
             observer,
             engine_away: false,
-            pairs: overlay.peers(),
-            overlay,
             works,
             journal,
-            attached: BTreeMap::new(),
             named: None,
-            overlay_retry: None,
-            peers: Vec::new(),
-            carried_out: None,
-            settled: None,
-            peers_due: None,
-            applied: Revision::ZERO,
-            torn_down: false,
+            forgotten: false,
         }
     }
 
@@ -143,24 +101,17 @@ impl Reconciler {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let retries = [self.works.backoff.next(Instant::now()), self.overlay_retry];
-            let retry = retries.into_iter().flatten().min();
+            let retry = self.works.backoff.next(Instant::now());
             let retry = retry.unwrap_or_else(|| Instant::now() + TICK);
-            let told = self.peers_due.unwrap_or(retry);
             let doubts = self.slots.doubts.clone();
             tokio::select! {
                 Ok(()) = self.slots.directory.changed() => {}
                 () = doubts.changed() => {}
                 ended = self.works.ended(&doubts) => self.command_ended(ended),
-                Ok(()) = self.pairs.changed() => if self.pairs_wait() {
+                Ok(()) = self.slots.overlay.changed() => {
+                    self.overlay_changed();
                     continue;
-                },
-                () = sleep_until(told.into()), if self.peers_due.is_some() => if self.tell_peers() {
-                    continue;
-                },
-                Ok(()) = self.slots.keys.changed() => {}
-                Ok(()) = self.slots.masters.changed() => {}
-                Ok(()) = self.slots.bridges.changed() => {}
+                }
                 () = sleep_until(retry.into()) => {}
                 _ = ticks.tick() => doubts.add_all(),
             }
@@ -183,9 +134,9 @@ impl Reconciler {
         self.publish_names(&directory, &containers);
         self.start_steps(&directory, &containers);
         self.start_commands(&directory, &containers).await;
-        self.reconcile_overlay(&directory, &containers).await;
-        self.publish_names(&directory, &containers);
-        self.publish_state(&directory, &containers);
+        self.tell_overlay(&directory, &containers);
+        self.forget_grid(&directory);
+        self.publish(&directory, &containers);
     }
 
     /// Looks at the containers. What was seen last stands in for an engine that
@@ -273,148 +224,59 @@ impl Reconciler {
         tokio::task::block_in_place(|| self.store.save_commands(&self.journal))
     }
 
-    /// Whether what is known of the pairs now asks for no pass, or for none yet.
-    fn pairs_wait(&mut self) -> bool {
-        let pairs = self.pairs.borrow_and_update();
-        let Some(intent) = &self.carried_out else {
-            return false;
-        };
-        let now = Instant::now();
-        if intent.suits(&pairs) {
-            let times = extra_intervals(intent.peers.len());
-            let due = now + PEERS_TOLD_AFTER * times.saturating_add(1);
-            self.peers_due.get_or_insert(due);
-            return true;
-        }
-        // What is to be sealed waits for nobody.
-        let peers = intent.peers.len();
-        let after = self
-            .settled
-            .map(|(at, took)| at + cleared_together(took, peers));
-        let Some(after) = after.filter(|after| *after > now && !intent.is_urgent(&pairs)) else {
-            return false;
-        };
-        self.overlay_retry = Some(self.overlay_retry.map_or(after, |at| at.min(after)));
-        true
-    }
-
-    /// Tells of the peers; false if their paths are to change first.
-    fn tell_peers(&mut self) -> bool {
-        self.peers_due = None;
-        let pairs = self.pairs.borrow_and_update().clone();
-        let suits = |intent: &&mut OverlayIntent| intent.suits(&pairs);
-        let Some(intent) = self.carried_out.as_mut().filter(suits) else {
-            return false;
-        };
-        intent.set_peers(&pairs);
-        self.peers = self.overlay.peer_reports(intent);
-        let directory = self.slots.directory.borrow().clone();
-        self.publish_state(&directory, &self.observer.last());
-        true
-    }
-
-    async fn reconcile_overlay(&mut self, directory: &Directory, containers: &[Container]) {
-        self.overlay_retry = None;
-        if directory.removed {
-            return self.tear_down(containers).await;
-        }
-        let (Some(grid), Some(own)) = (&directory.grid, directory.own()) else {
-            return;
-        };
-        self.torn_down = false;
+    /// Tells the overlay which containers are to have an interface.
+    fn tell_overlay(&self, directory: &Directory, containers: &[Container]) {
+        let overlay = self.slots.overlay.borrow().clone();
         // Before the first pass that went well nobody knows who has one.
-        let has_interface =
-            |id| self.applied == Revision::ZERO || matches!(self.attached.get(&id), Some(Ok(())));
-        let attachments = attachments(directory, containers, has_interface);
-        let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
-        let egress = self.egress();
-        let state = OwnState {
-            attachments,
-            keys: self.slots.keys.borrow_and_update().own.clone(),
-            peers: self.pairs.borrow_and_update().clone(),
-            egress,
+        let has_interface = |id| {
+            let attached = overlay.attached.get(&id);
+            overlay.applied == Revision::ZERO || matches!(attached, Some(Ok(())))
         };
-        let intent = OverlayIntent::from_directory(grid, own, nodes, endpoints, state);
-        if self.may_rest(&intent) {
-            self.applied = directory.revision();
-            // What was known of the pairs was read, and may be new.
-            self.peers_due.get_or_insert_with(Instant::now);
-            return;
-        }
-        let began = Instant::now();
-        let report = self.overlay.reconcile(&intent).await;
-        for err in &report.errors {
-            error!(%err, "overlay");
-        }
-        for (placement, result) in &report.attached {
-            if let Err(reason) = result {
-                warn!(%placement, reason, "not attached");
+        let new = Containers {
+            attachments: Some(attachments(directory, containers, has_interface)),
+            left: directory.removed && !self.engine_away && containers.is_empty(),
+        };
+        self.slots.attached.send_if_modified(|old| {
+            let differs = **old != new;
+            if differs {
+                *old = Arc::new(new);
             }
-        }
-        if report.errors.is_empty() && self.applied != directory.revision() {
-            self.applied = directory.revision();
-            info!(revision = %self.applied, steps = report.steps_applied, "reconciled");
-        } else {
-            debug!(revision = %self.applied, steps = report.steps_applied, "looked");
-        }
-        let failed = !report.errors.is_empty() || report.attached.values().any(Result::is_err);
-        self.overlay_retry = failed.then(|| Instant::now() + OVERLAY_RETRY);
-        self.settled = (!failed).then(|| (Instant::now(), began.elapsed()));
-        self.attached = report.attached;
-        self.peers = report.peers;
-        self.peers_due = None;
-        self.carried_out = report.carried_out;
+            differs
+        });
     }
 
-    /// Whether the overlay can be left as it is: it was made so a short while ago. A look
-    /// costs as much as there are peers; what others do to it in the kernel is mended that
-    /// much later.
-    fn may_rest(&self, intent: &OverlayIntent) -> bool {
-        let (Some((at, _)), Some(carried_out)) = (self.settled, &self.carried_out) else {
-            return false;
-        };
-        at.elapsed() < TICK * extra_intervals(intent.peers.len())
-            && self.overlay.encrypts()
-            && intent.asks_the_same(carried_out)
-            && carried_out.suits(&self.pairs.borrow())
-    }
-
-    /// Containers have no business with the Master, on whichever way.
-    fn egress(&mut self) -> EgressPolicy {
-        let mut bridges = self.slots.bridges.borrow_and_update().clone();
-        if let Some(bridges) = &mut bridges {
-            bridges.insert(BRIDGE.to_owned());
-        }
-        EgressPolicy {
-            masters: self.slots.masters.borrow_and_update().clone(),
-            bridges,
+    /// What was kept on disk of a grid that this node was removed from goes last.
+    fn forget_grid(&mut self, directory: &Directory) {
+        if !directory.removed {
+            self.forgotten = false;
+        } else if !self.forgotten && self.slots.overlay.borrow().left {
+            match self.store.forget() {
+                Ok(()) => self.forgotten = true,
+                Err(err) => error!(%err, "the removed grid is not forgotten"),
+            }
+            info!(complete = self.forgotten, "left the grid");
         }
     }
 
-    /// Nothing of a grid that this node was removed from stays: first the
-    /// containers, then the overlay, then what was kept on disk.
-    async fn tear_down(&mut self, containers: &[Container]) {
-        self.attached.clear();
-        self.peers.clear();
-        self.carried_out = None;
-        self.settled = None;
-        if self.torn_down || self.engine_away || !containers.is_empty() {
-            return;
+    /// The overlay changed: who answers to which name may have, and what is reported.
+    fn overlay_changed(&mut self) {
+        self.slots.overlay.borrow_and_update();
+        let directory = self.slots.directory.borrow().clone();
+        self.forget_grid(&directory);
+        // Before the first look there is nothing to report.
+        if self.slots.host.borrow().is_some() {
+            let containers = self.observer.last();
+            self.publish(&directory, &containers);
         }
-        let errors = self.overlay.remove_all().await;
-        for err in &errors {
-            error!(%err, "overlay");
-        }
-        if let Err(err) = self.store.forget() {
-            error!(%err, "the removed grid is not forgotten");
-        }
-        self.torn_down = errors.is_empty();
-        self.overlay_retry = (!self.torn_down).then(|| Instant::now() + OVERLAY_RETRY);
-        info!(complete = self.torn_down, "left the grid");
+    }
+
+    fn publish(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
+        self.publish_names(directory, containers);
+        self.publish_state(directory, containers);
     }
 
     fn publish_names(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
-        let local = locals(directory, containers, &self.attached);
+        let local = locals(directory, containers, &self.slots.overlay.borrow().attached);
         let same = |(old, named): &(Arc<Directory>, BTreeSet<Local>)| {
             Arc::ptr_eq(old, directory) && *named == local
         };
@@ -429,6 +291,7 @@ impl Reconciler {
 
     fn publish_state(&self, directory: &Directory, containers: &[Container]) {
         let node = node(directory);
+        let overlay = self.slots.overlay.borrow().clone();
         let (of, _) = by_placement(&directory.placements, containers);
         let reports = directory.placements.values().map(|placement| {
             let subject = Subject::Placement(placement.id);
@@ -436,16 +299,16 @@ impl Reconciler {
                 node: node.unwrap_or(NodeId(0)),
                 phase: self.works.phase(placement.id),
                 failure: self.works.backoff.reason(&subject),
-                attached: self.attached.get(&placement.id),
+                attached: overlay.attached.get(&placement.id),
             };
             let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
             (placement.id, derive(placement, mine, &around))
         });
         let told = Told {
-            applied: self.applied.min(directory.revision()),
+            applied: overlay.applied.min(directory.revision()),
             placements: reports.collect(),
             commands: self.journal.reports(directory),
-            peers: self
+            peers: overlay
                 .peers
                 .iter()
                 .map(|peer| (peer.node, peer.clone()))
@@ -466,31 +329,6 @@ impl Reconciler {
     }
 }
 
-/// How long after a pass that took so long pairs may turn clear, with so many peers.
-fn cleared_together(took: Duration, peers: usize) -> Duration {
-    let most = CLEARED_WITHIN + CLEARED_WITHIN_MORE * extra_intervals(peers);
-    (took * CLEARED_AFTER_PASSES).clamp(CLEARED_TOGETHER, most)
-}
-
 fn node(directory: &Directory) -> Option<NodeId> {
     directory.me.as_ref().map(|me| me.node)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_more_a_pass_costs_the_longer_pairs_wait_to_turn_clear() {
-        let ms = Duration::from_millis;
-        assert_eq!(cleared_together(ms(10), 2), CLEARED_TOGETHER);
-        assert_eq!(cleared_together(ms(100), 2), ms(800));
-        assert_eq!(
-            cleared_together(ms(600), 2),
-            CLEARED_WITHIN,
-            "5 s are promised"
-        );
-        assert_eq!(cleared_together(ms(600), 253), ms(4800));
-        assert_eq!(cleared_together(ms(60_000), 253), ms(10_000));
-    }
 }

@@ -348,7 +348,7 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
         .map(|c| (c.placement, c.attachment()))
         .collect();
     let state = OwnState {
-        attachments,
+        attachments: Some(attachments),
         keys: own.keys.clone(),
         peers: own.peers(),
         egress: EgressPolicy {

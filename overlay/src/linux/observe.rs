@@ -32,7 +32,7 @@ use crate::wireguard::Looked;
 /// only a part of it is told beside the rest.
 pub(crate) async fn observe(
     (netlink, paths, own_namespace): (&Netlink, &PeerManager, &Namespace),
-    attachments: &BTreeMap<PlacementId, Attachment>,
+    attachments: impl IntoIterator<Item = (PlacementId, &Attachment)>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
     // In a large grid each takes its time.
@@ -253,12 +253,12 @@ fn lock<'a>(mut port: impl Iterator<Item = &'a InfoBridgePort>) -> Option<bool> 
 async fn containers(
     links: &Links,
     own_namespace: &Namespace,
-    attachments: &BTreeMap<PlacementId, Attachment>,
+    attachments: impl IntoIterator<Item = (PlacementId, &Attachment)>,
     unseen: &mut Vec<Unseen>,
 ) -> BTreeMap<PlacementId, Option<ContainerEnd>> {
     let mut seen = BTreeMap::from([(own_namespace.id, "the host".to_owned())]);
     let mut containers = BTreeMap::new();
-    for (&placement, attachment) in attachments {
+    for (placement, attachment) in attachments {
         let host_end = links.index(Link::HostEnd(placement));
         match container_end(attachment, host_end, &mut seen).await {
             Ok(end) => {

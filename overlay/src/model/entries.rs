@@ -33,7 +33,7 @@ pub(crate) struct Entries {
 
 impl Entries {
     pub(crate) fn of(intent: &OverlayIntent) -> Self {
-        let local = intent.attachments.values().map(|to| (to.address, to.mac));
+        let local = intent.attachments().map(|(_, to)| (to.address, to.mac));
         let mut entries = Self {
             accepted: BTreeSet::new(),
             floods: BTreeSet::new(),

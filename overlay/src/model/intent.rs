@@ -47,8 +47,9 @@ pub struct OverlayIntent {
     /// What containers do not reach.
     pub egress: EgressPolicy,
     /// The containers of this host that are to have an `ethwe`. It is complete:
-    /// what is not in it loses its interface.
-    pub attachments: BTreeMap<PlacementId, Attachment>,
+    /// what is not in it loses its interface. While it is not known, every interface
+    /// stays as it is.
+    pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
 }
 
 /// This node's place on the overlay.
@@ -130,8 +131,9 @@ pub(crate) enum Reach {
 /// What an intent has besides the directory.
 #[derive(Clone, Debug, Default)]
 pub struct OwnState {
-    /// The containers of this host that are to have an `ethwe`.
-    pub attachments: BTreeMap<PlacementId, Attachment>,
+    /// The containers of this host that are to have an `ethwe`; none while they are not
+    /// known.
+    pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
     /// This host's keys.
     pub keys: Vec<PrivateKey>,
     /// What is known of the peers.
@@ -149,16 +151,23 @@ impl OverlayIntent {
         endpoints: impl IntoIterator<Item = &'a Endpoint>,
         state: OwnState,
     ) -> Self {
+        Self::of_grid(grid, own, nodes, endpoints).with(state)
+    }
+
+    /// What the directory asks for on node `own`, with nothing known of this host yet.
+    pub fn of_grid<'a>(
+        grid: &GridSettings,
+        own: &NodeEntry,
+        nodes: impl IntoIterator<Item = &'a NodeEntry>,
+        endpoints: impl IntoIterator<Item = &'a Endpoint>,
+    ) -> Self {
         let remote = |e: &Endpoint| RemoteEndpoint {
             address: e.address,
             mac: e.mac(),
             node: e.node,
         };
         let peers = nodes.into_iter().filter(|node| node.id != own.id);
-        let peer = |node: &NodeEntry| {
-            let state = state.peers.get(&node.id).copied().unwrap_or_default();
-            (node.id, PeerIntent::of(grid, own, node, state))
-        };
+        let peer = |node: &NodeEntry| (node.id, PeerIntent::of(grid, own, node));
         Self {
             vni: grid.vni,
             supernet: grid.supernet,
@@ -180,11 +189,32 @@ impl OverlayIntent {
                 .filter(|e| e.node != own.id)
                 .map(remote)
                 .collect(),
-            keys: state.keys,
+            keys: Vec::new(),
             encryption: Encryption::default(),
-            egress: state.egress,
-            attachments: state.attachments,
+            egress: EgressPolicy::default(),
+            attachments: None,
         }
+    }
+
+    /// The same, with this host's own state.
+    #[must_use]
+    pub fn with(mut self, state: OwnState) -> Self {
+        self.set_peers(&state.peers);
+        self.keys = state.keys;
+        self.egress = state.egress;
+        self.attachments = state.attachments;
+        self
+    }
+
+    /// The containers that are to have an `ethwe`, as far as they are known.
+    pub(crate) fn attachments(&self) -> impl Iterator<Item = (PlacementId, &Attachment)> {
+        let known = self.attachments.iter().flatten();
+        known.map(|(&placement, to)| (placement, to))
+    }
+
+    /// One of them.
+    pub(crate) fn attachment(&self, placement: PlacementId) -> Option<&Attachment> {
+        self.attachments.as_ref()?.get(&placement)
     }
 
     /// Whether the same would be made of these peers: nobody's path, nobody's place and
@@ -324,7 +354,7 @@ impl PeerIntent {
         next.is_some() && pair.key == next
     }
 
-    fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry, state: PeerState) -> Self {
+    fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry) -> Self {
         let trusted = &grid.trusted_subnets;
         let right = peer_address(&own.site, &node.site);
         // Where it is not found at the right address, it may be at its other one.
@@ -347,7 +377,7 @@ impl PeerIntent {
                 .site
                 .public_ip
                 .filter(|_| node.behind_nat == Some(true)),
-            state,
+            state: PeerState::default(),
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn intent(state: PeerState) -> OverlayIntent {
         keys: Vec::new(),
         encryption: Encryption::Sleeve,
         egress: EgressPolicy::default(),
-        attachments: BTreeMap::new(),
+        attachments: Some(BTreeMap::new()),
     }
 }
 

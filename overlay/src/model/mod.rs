@@ -10,4 +10,5 @@ pub(crate) mod intent;
 pub(crate) mod pace;
 pub(crate) mod peer;
 pub(crate) mod reachability;
+pub(crate) mod request;
 pub(crate) mod state;

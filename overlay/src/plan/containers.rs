@@ -11,9 +11,12 @@ use crate::plan::step::Step;
 
 /// Takes away what has no container, or the wrong one.
 pub(crate) fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
+    if intent.attachments.is_none() {
+        return;
+    }
     for &placement in observed.host_ends.keys() {
         let keep = match (
-            intent.attachments.get(&placement),
+            intent.attachment(placement),
             observed.containers.get(&placement),
         ) {
             (None, _) => false,
@@ -33,22 +36,21 @@ fn is_of_lease(end: &ContainerEnd, to: &Attachment) -> bool {
 
 /// Gives every container what it is to have and can be looked into.
 pub(crate) fn attach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
-    for (&placement, to) in &intent.attachments {
+    for (placement, to) in intent.attachments() {
         if let Some(end) = observed.containers.get(&placement) {
             let end = end.as_ref().filter(|end| is_of_lease(end, to));
             let host_end = observed.host_ends.get(&placement).filter(|_| end.is_some());
-            attach_one(intent, placement, (host_end, end), steps);
+            attach_one(intent, (placement, to), (host_end, end), steps);
         }
     }
 }
 
 fn attach_one(
     intent: &OverlayIntent,
-    placement: PlacementId,
+    (placement, to): (PlacementId, &Attachment),
     (host_end, end): (Option<&HostEnd>, Option<&ContainerEnd>),
     steps: &mut Vec<Step>,
 ) {
-    let to = &intent.attachments[&placement];
     let address = intent.on_link(to.address);
     let mtu = intent.mtu;
     let port = PortSettings {

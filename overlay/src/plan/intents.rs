@@ -147,7 +147,7 @@ prop_compose! {
             },
             peers: peers.into_iter().map(peer).collect(),
             endpoints: endpoints.into_values().collect(),
-            attachments: local.into_iter().map(attachment).collect(),
+            attachments: Some(local.into_iter().map(attachment).collect()),
         }
     }
 }

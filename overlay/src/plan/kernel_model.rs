@@ -31,7 +31,7 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
         path_probes: None,
         remote: BTreeMap::new(),
         host_ends: BTreeMap::new(),
-        containers: intent.attachments.keys().map(|&id| (id, None)).collect(),
+        containers: intent.attachments().map(|(id, _)| (id, None)).collect(),
     }
 }
 

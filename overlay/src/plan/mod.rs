@@ -63,12 +63,10 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         steps.push(Step::DeleteLink(Link::Vxlan));
     }
     detach(intent, observed, &mut steps);
-    remove_entries(
-        &entries,
-        observed.bridge.as_ref(),
-        (vxlan, &remote),
-        &mut steps,
-    );
+    // While the containers are not known, a neighbour may be one of them.
+    let known = observed.bridge.as_ref();
+    let known = known.filter(|_| intent.attachments.is_some());
+    remove_entries(&entries, known, (vxlan, &remote), &mut steps);
     set_bridge(intent, observed.bridge.as_ref(), &mut steps);
     listen_for_path_probes(intent, observed.path_probes, &mut steps);
     create_vxlan(intent, vxlan, &mut steps);

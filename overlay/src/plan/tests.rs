@@ -25,7 +25,7 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     }
     let old = std::mem::take(&mut model.containers);
     let end = |id: &PlacementId| old.get(id).cloned().unwrap_or_default();
-    model.containers = second.attachments.keys().map(|id| (*id, end(id))).collect();
+    model.containers = second.attachments().map(|(id, _)| (id, end(&id))).collect();
     // A container that was restarted has no interface; its host end lingers.
     if damage & 1 != 0 {
         model.containers.values_mut().for_each(|end| *end = None);
@@ -385,7 +385,7 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
         egress: EgressPolicy::default(),
         peers: BTreeMap::new(),
         endpoints: Vec::new(),
-        attachments: BTreeMap::from([(PlacementId(1), attachment)]),
+        attachments: Some(BTreeMap::from([(PlacementId(1), attachment)])),
     };
     let mut model = bare(&intent);
     for step in plan(&intent, &model.clone()) {

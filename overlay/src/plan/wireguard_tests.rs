@@ -58,7 +58,7 @@ fn intent() -> OverlayIntent {
         keys: vec![PrivateKey::from_octets([1; 32])],
         encryption: Encryption::WireGuard,
         egress: EgressPolicy::default(),
-        attachments: BTreeMap::new(),
+        attachments: Some(BTreeMap::new()),
     }
 }
 

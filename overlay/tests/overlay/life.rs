@@ -114,10 +114,22 @@ fn overlay_tells_which_container_could_not_be_attached_and_attaches_the_rest() {
     let [_, dead, shared] = &host.containers[..] else {
         unreachable!()
     };
-    intent.attachments.get_mut(&dead.placement).unwrap().pid = i32::MAX;
+    intent
+        .attachments
+        .as_mut()
+        .unwrap()
+        .get_mut(&dead.placement)
+        .unwrap()
+        .pid = i32::MAX;
     // A container in the host's namespace must never get an interface.
     let own = host.netns.inside(|| nix::unistd::gettid().as_raw());
-    intent.attachments.get_mut(&shared.placement).unwrap().pid = own;
+    intent
+        .attachments
+        .as_mut()
+        .unwrap()
+        .get_mut(&shared.placement)
+        .unwrap()
+        .pid = own;
     let report = host.reconcile(&intent);
     assert_eq!(report.errors.len(), 2, "{:?}", report.errors);
     let why = |placement| report.attached[placement].clone().unwrap_err();

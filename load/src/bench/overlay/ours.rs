@@ -102,7 +102,7 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
             let pairs = agents[at].overlay.peers().borrow().clone();
             let pair = pairs.values().next().copied().unwrap_or_default();
             let state = OwnState {
-                attachments: attachments(host.number, &containers[at]),
+                attachments: Some(attachments(host.number, &containers[at])),
                 keys: vec![key(host.number)],
                 peers: pairs,
                 egress: EgressPolicy::default(),
