@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dependencies;
+mod crates;
 mod documents;
+mod modules;
 mod settings;
 mod sources;
 mod tree;
+mod words;
