@@ -16,4 +16,5 @@ mod life;
 mod ping;
 mod reach;
 mod reachability;
+mod task;
 mod wireguard;
