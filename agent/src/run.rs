@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::apply::Tools;
 use crate::config::{Config, EngineConfig};
-use crate::directory::{Directory, Store, StoreError};
+use crate::directory::{Directory, InstallError, Store, StoreError};
 use crate::dns::zone::Zone;
 use crate::docker::observe::Doubts;
 use crate::docker::{self, bridge, events, networks};
@@ -38,6 +38,9 @@ pub enum RunError {
     /// The state directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Containers would have nothing to wait in.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// Signals cannot be received.
     #[error("signals cannot be received: {0}")]
     Signals(#[from] std::io::Error),

@@ -21,6 +21,10 @@ use super::labels::{self, Origin};
 
 /// Where the waiting program is in a container.
 const WAIT: &str = "/w/w";
+/// How its directory is mounted. Where SELinux is enforcing, no container may
+/// execute a file of the host's that has not the label for all containers, which
+/// `z` sets. Elsewhere it changes nothing.
+const WAIT_MOUNT: &str = "/w:ro,z";
 /// Seconds between SIGTERM and SIGKILL where the service says nothing; Docker's
 /// own default.
 pub const STOP_GRACE_S: u32 = 10;
@@ -105,7 +109,7 @@ fn host_config(placement: &Placement, around: &Surroundings<'_>, waits: bool) ->
     let spec = &placement.spec;
     let log = LOG_OPTIONS.map(|(key, value)| (key.to_owned(), value.to_owned()));
     HostConfig {
-        binds: waits.then(|| vec![format!("{}:/w:ro", around.bin.display())]),
+        binds: waits.then(|| vec![format!("{}:{WAIT_MOUNT}", around.bin.display())]),
         network_mode: Some("bridge".to_owned()),
         dns: Some(vec![around.resolver.to_string()]),
         dns_search: Some(name::search_domains(
@@ -237,7 +241,7 @@ mod tests {
         assert_eq!(body.hostname.unwrap(), "web-1");
         assert_eq!(body.image.unwrap(), "kontena/toolbox:latest");
         let host = body.host_config.unwrap();
-        assert_eq!(host.binds.unwrap(), ["/var/lib/kontena/bin:/w:ro"]);
+        assert_eq!(host.binds.unwrap(), ["/var/lib/kontena/bin:/w:ro,z"]);
         assert_eq!(host.dns.unwrap(), ["172.17.0.1"]);
         assert_eq!(
             host.dns_search.unwrap(),
