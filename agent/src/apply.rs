@@ -24,6 +24,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(15 * 60);
 const START_WITHIN: Duration = Duration::from_secs(120);
 
 /// What steps work with.
+#[derive(Clone)]
 pub struct Tools {
     /// The engine.
     pub docker: Docker,

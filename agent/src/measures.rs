@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::docker::sizes::DataSlot;
-use crate::overlay::{Overlay, waits_longer};
+use kontena_overlay::{Overlay, extra_intervals};
 
 /// How often the overlay is measured in a small grid.
 const EVERY: Duration = Duration::from_secs(10);
@@ -26,8 +26,8 @@ pub async fn watch(
 ) {
     let mut peers = 0;
     loop {
-        sleep(EVERY + EVERY * waits_longer(peers)).await;
-        match overlay.measures().await {
+        sleep(EVERY + EVERY * extra_intervals(peers)).await;
+        match overlay.statistics().await {
             Ok(measures) => {
                 peers = measures.paths.len();
                 let measures = HostMeasures {

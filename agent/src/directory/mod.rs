@@ -25,7 +25,7 @@ use kontena_schema::ids::{
 use kontena_schema::limits::PINGS_MAX;
 use serde::{Deserialize, Serialize};
 
-pub use store::{Store, StoreError, write_atomically};
+pub use store::{InstallError, Store, StoreError, write_atomically};
 
 /// Who this host is in which grid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

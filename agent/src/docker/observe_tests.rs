@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use super::*;
 use crate::docker::container::State;
 use crate::docker::container::tests::LABELS;
-use crate::task::Tasks;
 use crate::testing::TempDir;
+use kontena_task::Tasks;
 
 const BOUND: Duration = Duration::from_secs(60);
 

@@ -78,8 +78,14 @@ impl Data {
     }
 }
 
-/// Measures, as long as the volumes are listed.
-pub async fn watch(mut volumes: VolumesSlot, slot: watch::Sender<Option<Arc<Data>>>) {
+/// Measures, for ever; without an engine there is nothing to measure.
+pub async fn watch(volumes: VolumesSlot, slot: watch::Sender<Option<Arc<Data>>>) {
+    measure_all(volumes, slot).await;
+    std::future::pending().await
+}
+
+/// Measures as long as the volumes are listed.
+async fn measure_all(mut volumes: VolumesSlot, slot: watch::Sender<Option<Arc<Data>>>) {
     let mut sizes = BTreeMap::new();
     let mut all_due = Instant::now();
     let mut listens = true;

@@ -22,6 +22,10 @@ use super::labels::{self, Origin};
 /// Where the directory of the waiting program is in a container, and the program.
 pub(super) const WAIT_DIR: &str = "/w";
 const WAIT: &str = "/w/w";
+/// How its directory is mounted. Where SELinux is enforcing, no container may
+/// execute a file of the host's that has not the label for all containers, which
+/// `z` sets. Elsewhere it changes nothing.
+const WAIT_MOUNT: &str = "/w:ro,z";
 /// Seconds between SIGTERM and SIGKILL where the service says nothing; Docker's
 /// own default.
 pub const STOP_GRACE_S: u32 = 10;
@@ -110,7 +114,7 @@ fn host_config(placement: &Placement, context: &CreateContext<'_>, waits: bool) 
     let spec = &placement.spec;
     let log = LOG_OPTIONS.map(|(key, value)| (key.to_owned(), value.to_owned()));
     HostConfig {
-        binds: waits.then(|| vec![format!("{}:{WAIT_DIR}:ro", context.bin.display())]),
+        binds: waits.then(|| vec![format!("{}:{WAIT_MOUNT}", context.bin.display())]),
         mounts: Some(context.mounts.clone()),
         network_mode: Some("bridge".to_owned()),
         dns: Some(vec![context.resolver.to_string()]),
@@ -245,7 +249,7 @@ mod tests {
         assert_eq!(body.hostname.unwrap(), "web-1");
         assert_eq!(body.image.unwrap(), "kontena/toolbox:latest");
         let host = body.host_config.unwrap();
-        assert_eq!(host.binds.unwrap(), ["/var/lib/kontena/bin:/w:ro"]);
+        assert_eq!(host.binds.unwrap(), ["/var/lib/kontena/bin:/w:ro,z"]);
         assert_eq!(host.dns.unwrap(), ["172.17.0.1"]);
         assert_eq!(
             host.dns_search.unwrap(),

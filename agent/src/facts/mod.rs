@@ -50,6 +50,7 @@ pub struct HostFacts {
 }
 
 /// Who is asked for what the engine knows of its host.
+#[derive(Clone)]
 pub enum Source {
     /// The engine.
     Engine(Docker),
@@ -249,7 +250,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::task::Tasks;
+    use kontena_task::Tasks;
 
     #[test]
     fn the_first_region_label_is_the_region() {

@@ -34,6 +34,7 @@ use crate::report::HostSlot;
 use machine::{Credential, End, Machine, Next};
 
 /// What the link tells.
+#[derive(Clone)]
 pub struct Slots {
     /// The state of the host.
     pub host: HostSlot,

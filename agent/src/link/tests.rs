@@ -26,8 +26,8 @@ use crate::directory::tests::{directory, snapshot, welcome};
 use crate::facts::HostFacts;
 use crate::pings::Told;
 use crate::report::{self, HostState};
-use crate::task::Tasks;
 use crate::testing::TempDir;
+use kontena_task::Tasks;
 
 const BOUND: Duration = Duration::from_secs(20);
 

@@ -24,8 +24,8 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tracing::{error, info};
 
 use crate::directory::Directory;
-use crate::overlay::{Echoes, Overlay};
 use crate::report::HostSlot;
+use kontena_overlay::{Echoes, Overlay};
 
 /// What is told of pings, and of which node they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

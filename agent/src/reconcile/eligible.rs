@@ -13,8 +13,8 @@ use kontena_schema::mac::Mac;
 use crate::directory::Directory;
 use crate::dns::zone::Local;
 use crate::docker::container::{Container, HealthCheck};
-use crate::overlay::Attachment;
 use crate::plan::holds_lease;
+use kontena_overlay::Attachment;
 
 /// The running containers that hold their leases, with their first processes.
 fn eligible<'a>(

@@ -17,10 +17,10 @@ use kontena_agent::dns::zone::Zone;
 use kontena_agent::docker::dirty::DirtySet;
 use kontena_agent::docker::{events, volumes};
 use kontena_agent::keys;
-use kontena_agent::overlay::Overlay;
+use kontena_agent::overlay::{self, Sources};
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
-use kontena_agent::task::Tasks;
+use kontena_overlay::Overlay;
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{
     Changes, Desired, GridSettings, InstanceState, NodeEntry, Own, Placement, PlacementReport,
@@ -31,6 +31,7 @@ use kontena_schema::ids::{
     Epoch, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision, ServiceRevision,
 };
 use kontena_schema::path::Site;
+use kontena_task::Tasks;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::watch;
@@ -206,18 +207,25 @@ impl Host {
         let (_, bridges) = watch::channel(Some(BTreeSet::from(["docker0".to_owned()])));
         let (volumes_in, volumes) = watch::channel(None);
         tasks.spawn("volumes", volumes::watch(docker.clone(), volumes_in));
-        let slots = Slots {
-            directory: received,
+        let (containers_in, containers) = watch::channel(Arc::default());
+        let sources = Sources {
+            directory: received.clone(),
             keys,
             masters,
             bridges,
+            containers,
+        };
+        let overlay = Arc::new(Overlay::new().await.unwrap());
+        let slots = Slots {
+            directory: received,
+            overlay: overlay::start(&mut tasks, &overlay, sources),
             dirty,
             volumes,
+            attached: containers_in,
             zone: zone_in,
             host: host_in,
         };
-        let overlay = Arc::new(Overlay::new().await.unwrap());
-        let reconciler = Reconciler::new(slots, store.clone(), overlay, Some(tools));
+        let reconciler = Reconciler::new(slots, store.clone(), Some(tools));
         tasks.spawn("reconcile", reconciler.run());
         Self {
             docker: connect(Path::new(ENGINE)).await,

@@ -9,9 +9,9 @@ use bollard::models::{ContainerConfig, ContainerCreateBody, ExecConfig, HealthCo
 use bollard::query_parameters::{CommitContainerOptionsBuilder, CreateContainerOptions};
 use kontena_agent::directory::Store;
 use kontena_agent::report::HostState;
-use kontena_agent::task::Tasks;
 use kontena_schema::agent::{Health, InstanceState, Own};
 use kontena_schema::ids::{PlacementId, ServiceRevision};
+use kontena_task::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod change;
+mod join;
 mod leave;
 mod log;
 mod lost;
