@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod master;
 pub mod net;
 pub mod networks;
+pub mod overlap;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
