@@ -4,7 +4,7 @@ mod confirm;
 mod progress;
 pub(crate) mod tables;
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, stderr, stdout};
 
 pub(crate) use confirm::confirm;
 pub(crate) use progress::Step;
@@ -70,6 +70,12 @@ impl Output {
         if !self.json {
             print(text);
         }
+    }
+
+    /// Warns, of what was done all the same; on standard error, for programs too.
+    pub(crate) fn warn(self, text: &str) {
+        use std::io::Write;
+        let _ = writeln!(stderr(), " [warn] {text}");
     }
 
     /// Begins something that may take a while.
