@@ -11,6 +11,7 @@ mod lost;
 mod model;
 mod names;
 mod outage;
+mod overlap;
 mod reach;
 mod removal;
 mod restart;
