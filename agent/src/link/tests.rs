@@ -62,6 +62,7 @@ fn facts() -> HostFacts {
             cpus: 1,
             mem_total_bytes: 1,
             keys: None,
+            networks: None,
         },
     }
 }

@@ -12,6 +12,7 @@ mod keys;
 mod leases;
 mod ledger;
 mod measures;
+mod overlap;
 mod pings;
 mod queries;
 mod ready;

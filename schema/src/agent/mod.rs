@@ -81,6 +81,8 @@ pub mod close {
     pub const SUPERSEDED: u16 = 4041;
     /// Another host has the same engine id and is connected.
     pub const NODE_DUPLICATE: u16 = 4043;
+    /// A network of the host overlaps one of the grid: the host cannot join.
+    pub const NETWORK_OVERLAP: u16 = 4044;
     /// The grid has 254 nodes already.
     pub const GRID_FULL_NODES: u16 = 4042;
     /// Another node of the grid has the same public key: make a new one.

@@ -12,6 +12,7 @@ mod lost;
 mod model;
 mod names;
 mod outage;
+mod overlap;
 mod reach;
 mod removal;
 mod restart;
