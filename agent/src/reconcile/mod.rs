@@ -13,6 +13,7 @@
 
 mod backoff;
 mod commands;
+mod names;
 mod rightful;
 mod works;
 
@@ -29,7 +30,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
-use crate::dns::zone::{Local, Zone};
+use crate::dns::zone::Zone;
 use crate::docker::networks::BridgesSlot;
 use crate::docker::observe::{Container, Doubts, Observer};
 use crate::docker::words;
@@ -38,7 +39,8 @@ use crate::overlay::{BRIDGE, Fence, Overlay, OverlayIntent, OwnState, PairStates
 use crate::plan::{Situation, Subject, by_placement, lease_reason, plan};
 use crate::report::{Circumstances, HostState, Told, derive, inventory};
 use commands::Journal;
-use rightful::{attachments, locals};
+use names::Names;
+use rightful::attachments;
 use works::{Ended, Works};
 
 /// How often everything is looked at even if nothing rang.
@@ -90,8 +92,7 @@ pub struct Reconciler {
     works: Works,
     journal: Journal,
     attached: BTreeMap<PlacementId, Result<(), String>>,
-    /// What the names were last made of.
-    named: Option<(Arc<Directory>, BTreeSet<Local>)>,
+    names: Names,
     /// When the overlay is tried again after an error.
     overlay_retry: Option<Instant>,
     peers: Vec<PeerReport>,
@@ -113,6 +114,7 @@ impl Reconciler {
             Ok(journal) => journal.unwrap_or_default().resumed(),
             Err(_) => Journal::lost(&slots.directory.borrow()),
         };
+        let names = Names::new(&slots.directory.borrow());
         let observer = Observer::new(tools.as_ref().map(|tools| tools.docker.clone()));
         let works = Works::new(tools, slots.directory.clone());
         Self {
@@ -125,7 +127,7 @@ impl Reconciler {
             works,
             journal,
             attached: BTreeMap::new(),
-            named: None,
+            names,
             overlay_retry: None,
             peers: Vec::new(),
             carried_out: None,
@@ -412,17 +414,8 @@ impl Reconciler {
     }
 
     fn publish_names(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
-        let local = locals(directory, containers, &self.attached);
-        let same = |(old, named): &(Arc<Directory>, BTreeSet<Local>)| {
-            Arc::ptr_eq(old, directory) && *named == local
-        };
-        if self.named.as_ref().is_some_and(same) {
-            return;
-        }
-        self.slots
-            .zone
-            .send_replace(Arc::new(Zone::build(directory, &local)));
-        self.named = Some((directory.clone(), local));
+        let (zone, attached) = (&self.slots.zone, &self.attached);
+        self.names.publish(zone, directory, containers, attached);
     }
 
     fn publish_state(&self, directory: &Directory, containers: &[Container]) {
