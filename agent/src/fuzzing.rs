@@ -6,11 +6,11 @@
 
 use kontena_fuzz::Target;
 
-use crate::dns::fuzzing::{DNS, RESOLVERS};
+use crate::dns::fuzzing::{ANSWERS, DNS, RESOLVERS};
 use crate::overlay::fuzzing::{NETLINK, PROBE, UAPI};
 
 /// One for each parser.
-pub const TARGETS: &[Target] = &[PROBE, NETLINK, UAPI, DNS, RESOLVERS];
+pub const TARGETS: &[Target] = &[PROBE, NETLINK, UAPI, DNS, ANSWERS, RESOLVERS];
 
 #[cfg(test)]
 mod tests {
@@ -22,6 +22,7 @@ mod tests {
         netlink: NETLINK => 20_000,
         uapi: UAPI => 20_000,
         dns: DNS => 20_000,
+        answers: ANSWERS => 20_000,
         resolvers: RESOLVERS => 20_000,
     }
 }

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use crate::apply::Tools;
 use crate::config::{Config, EngineConfig};
 use crate::directory::{Directory, Store, StoreError};
+use crate::dns::lookup::Lookup;
 use crate::dns::zone::Zone;
 use crate::docker::observe::Doubts;
 use crate::docker::{self, bridge, events, networks};
@@ -73,7 +74,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(), RunError> {
     let known = Arc::new(store.directory().unwrap_or_default());
     info!(revision = %known.revision(), "what was known of the grid");
-    let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, [])));
+    let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, []).incomplete()));
+    let lookup = Lookup::of_host();
 
     let (received_in, received) = watch::channel(known.clone());
     let (directory_in, directory) = watch::channel(known);
@@ -85,18 +87,20 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     let (public_in, public_ip) = watch::channel(None);
     tasks.spawn(
         "public-ip",
-        facts::watch_public_ip(config.clone(), public_in),
+        facts::watch_public_ip(config.clone(), lookup.clone(), public_in),
     );
 
     let (masters_in, masters) = watch::channel(None);
-    tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
+    let master = facts::master::watch(config.clone(), lookup.clone(), masters_in);
+    tasks.spawn("master", master);
 
     let doubts = Arc::new(Doubts::default());
     let (bridges_in, bridges) = watch::channel(None);
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
-            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &doubts).await;
+            let names = (zone, lookup.clone());
+            let tools = start_engine(tasks, engine, &store, bridges_in, names, &doubts).await;
             (facts::Source::Engine(tools.docker.clone()), Some(tools))
         }
         None => {
@@ -133,7 +137,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
         measures,
         pings,
     };
-    let link = Link::new(config, store, received_in, slots, key_taken);
+    let link = Link::new(config, store, received_in, slots, key_taken, lookup);
     tasks.spawn("link", link.run());
     Ok(())
 }
@@ -144,13 +148,16 @@ async fn start_engine(
     engine: &EngineConfig,
     store: &Store,
     bridges: watch::Sender<Option<BTreeSet<String>>>,
-    zone: watch::Receiver<Arc<Zone>>,
+    (zone, lookup): (watch::Receiver<Arc<Zone>>, Lookup),
     doubts: &Arc<Doubts>,
 ) -> Tools {
     let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
     // Names are served from what was known, before and without the engine.
     let (bridge_in, bridge) = watch::channel(None);
-    tasks.spawn("names", dns::server::run(bridge.clone(), zone));
+    tasks.spawn(
+        "names",
+        dns::server::run(bridge.clone(), zone, lookup.upstreams().clone()),
+    );
     tasks.spawn("bridge", bridge::watch(name, bridge_in));
     let docker = docker::connect(&engine.socket).await;
     name_in.send_replace(bridge::name(&docker).await);
