@@ -5,10 +5,10 @@
 
 use kontena_fuzz::Target;
 
-use crate::dns::fuzzing::{DNS, RESOLVERS};
+use crate::dns::fuzzing::{ANSWERS, DNS, RESOLVERS};
 
 /// One for each parser.
-pub const TARGETS: &[Target] = &[DNS, RESOLVERS];
+pub const TARGETS: &[Target] = &[DNS, ANSWERS, RESOLVERS];
 
 #[cfg(test)]
 mod tests {
@@ -17,6 +17,7 @@ mod tests {
     kontena_fuzz::replays! {
         TARGETS,
         dns: DNS => 20_000,
+        answers: ANSWERS => 20_000,
         resolvers: RESOLVERS => 20_000,
     }
 }

@@ -7,17 +7,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kontena_overlay::{
     Attachment, BRIDGE, EgressPolicy, Membership, Overlay, OverlayIntent, OverlayState, Request,
 };
+use kontena_schema::agent::GridSettings;
 use kontena_schema::ids::PlacementId;
 use kontena_task::Tasks;
 use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::error;
 
 use crate::directory::Directory;
 use crate::docker::networks::BridgesSlot;
+use crate::facts::overlap::{self, Refusal};
 use crate::keys::HostKeys;
+
+/// How soon a host that may not have the overlay is looked at again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// What is known of this host's containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,10 +58,15 @@ impl Sources {
     /// Keeps the request as new as what it is made of, for ever.
     pub async fn watch(mut self, request: watch::Sender<Arc<Request>>) {
         let mut grid = GridPart::default();
+        let mut entry = Entry::default();
         loop {
-            let new = self.request(&mut grid);
+            let mut new = self.request(&mut grid);
+            if !entry.allows(&new, grid.settings()).await {
+                new.grid = Membership::Unknown;
+            }
             request.send_replace(Arc::new(new));
             tokio::select! {
+                () = sleep(LOOK_AGAIN_AFTER), if !entry.is_open() => {}
                 Ok(()) = self.directory.changed() => {}
                 Ok(()) = self.keys.changed() => {}
                 Ok(()) = self.masters.changed() => {}
@@ -98,6 +111,39 @@ pub fn start(
     state
 }
 
+/// Whether the overlay may be brought up on this host, which is asked until it may: one
+/// that is up stays.
+#[derive(Default)]
+struct Entry {
+    open: bool,
+    refused: Option<Refusal>,
+}
+
+impl Entry {
+    /// Whether it is known that it may, or nothing is to be brought up.
+    fn is_open(&self) -> bool {
+        self.open || self.refused.is_none()
+    }
+
+    async fn allows(&mut self, request: &Request, settings: Option<&GridSettings>) -> bool {
+        let (Membership::Member { .. }, Some(settings)) = (&request.grid, settings) else {
+            // Another grid is asked about anew.
+            *self = Self::default();
+            return true;
+        };
+        if self.open {
+            return true;
+        }
+        let refused = overlap::refusal(settings, request.egress.masters.as_ref()).await;
+        if let Some(why) = refused.as_ref().filter(|_| refused != self.refused) {
+            error!(%why, "the overlay is not brought up");
+        }
+        self.open = refused.is_none();
+        self.refused = refused;
+        self.open
+    }
+}
+
 /// Containers have no business with the Master, on whichever way: the overlay is one.
 fn bridges(of_engine: Option<BTreeSet<String>>) -> Option<BTreeSet<String>> {
     let mut bridges = of_engine?;
@@ -114,6 +160,11 @@ struct GridPart {
 }
 
 impl GridPart {
+    /// The settings of the grid that it was made of.
+    fn settings(&self) -> Option<&GridSettings> {
+        self.made_of.as_ref()?.grid.as_ref()
+    }
+
     fn of(&mut self, directory: &Arc<Directory>, left: bool) -> Membership {
         if directory.removed {
             // First the containers go, then the overlay.

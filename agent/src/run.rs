@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::apply::Tools;
 use crate::config::{Config, EngineConfig};
 use crate::directory::{Directory, InstallError, Store, StoreError};
+use crate::dns::lookup::Lookup;
 use crate::dns::zone::Zone;
 use crate::docker::dirty::DirtySet;
 use crate::docker::volumes::VolumesSlot;
@@ -83,7 +84,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(), RunError> {
     let known = Arc::new(store.directory().unwrap_or_default());
     info!(revision = %known.revision(), "what was known of the grid");
-    let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, [])));
+    let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, []).incomplete()));
+    let lookup = Lookup::of_host();
     let (received_in, directory) = start_directory(tasks, &store, known);
     let key_taken = Arc::new(Notify::new());
     let keys = start_keys(tasks, &store, &directory, &key_taken);
@@ -94,7 +96,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     let sources = Sources {
         directory: directory.clone(),
         keys: keys.clone(),
-        masters: start_masters(tasks, &config),
+        masters: start_masters(tasks, &config, &lookup),
         bridges,
         containers,
     };
@@ -109,18 +111,20 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
         host,
         facts,
     };
-    let (of_link, link_store) = (config.clone(), store.clone());
+    let (of_link, link_store, of_link_lookup) = (config.clone(), store.clone(), lookup.clone());
     tasks.supervise("link", move || {
         let (config, store) = (of_link.clone(), link_store.clone());
         let (slots, taken) = (slots.clone(), key_taken.clone());
-        Link::new(config, store, received_in.clone(), slots, taken).run()
+        let (received_in, lookup) = (received_in.clone(), of_link_lookup.clone());
+        Link::new(config, store, received_in, slots, taken, lookup).run()
     });
 
     let dirty = Arc::new(DirtySet::default());
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
-            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &dirty).await;
+            let names = (zone, lookup.clone());
+            let tools = start_engine(tasks, engine, &store, bridges_in, names, &dirty).await;
             let docker = tools.docker.clone();
             tasks.supervise("volumes", move || {
                 volumes::watch(docker.clone(), volumes_in.clone())
@@ -133,7 +137,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
             (facts::Source::Kernel { id }, None)
         }
     };
-    start_facts(tasks, source, &config, keys, facts_in);
+    start_facts(tasks, (source, lookup), &config, keys, facts_in);
     let slots = Slots {
         directory,
         overlay: overlay_state,
@@ -171,18 +175,19 @@ fn start_directory(
 fn start_masters(
     tasks: &mut Tasks,
     config: &Arc<Config>,
+    lookup: &Lookup,
 ) -> watch::Receiver<Option<BTreeSet<SocketAddrV4>>> {
     let (masters_in, masters) = watch::channel(None);
-    let config = config.clone();
+    let (config, lookup) = (config.clone(), lookup.clone());
     tasks.supervise("master", move || {
-        facts::master::watch(config.clone(), masters_in.clone())
+        facts::master::watch(config.clone(), lookup.clone(), masters_in.clone())
     });
     masters
 }
 
 fn start_facts(
     tasks: &mut Tasks,
-    source: facts::Source,
+    (source, lookup): (facts::Source, Lookup),
     config: &Arc<Config>,
     keys: watch::Receiver<Arc<HostKeys>>,
     facts: watch::Sender<Option<Arc<facts::HostFacts>>>,
@@ -190,7 +195,7 @@ fn start_facts(
     let (public_in, public_ip) = watch::channel(None);
     let of_public = config.clone();
     tasks.supervise("public-ip", move || {
-        facts::watch_public_ip(of_public.clone(), public_in.clone())
+        facts::watch_public_ip(of_public.clone(), lookup.clone(), public_in.clone())
     });
     let config = config.clone();
     tasks.supervise("facts", move || {
@@ -228,14 +233,16 @@ async fn start_engine(
     engine: &EngineConfig,
     store: &Store,
     bridges: watch::Sender<Option<BTreeSet<String>>>,
-    zone: watch::Receiver<Arc<Zone>>,
+    (zone, lookup): (watch::Receiver<Arc<Zone>>, Lookup),
     dirty: &Arc<DirtySet>,
 ) -> Tools {
     let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
     // Names are served from what was known, before and without the engine.
     let (bridge_in, bridge) = watch::channel(None);
     let at = bridge.clone();
-    tasks.supervise("names", move || dns::server::run(at.clone(), zone.clone()));
+    tasks.supervise("names", move || {
+        dns::server::run(at.clone(), zone.clone(), lookup.upstreams().clone())
+    });
     tasks.supervise("bridge", move || {
         bridge::watch(name.clone(), bridge_in.clone())
     });

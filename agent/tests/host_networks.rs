@@ -6,20 +6,20 @@
 use ipnetwork::Ipv4Network;
 use kontena_agent::facts::networks;
 use kontena_agent::facts::overlap::{Refusal, refusal};
-use kontena_lab::{Keeper, Place};
+use kontena_lab::{Keeper, Netns};
 use kontena_schema::address::{DEFAULT_SUBNET, DEFAULT_SUPERNET, InnerSubnet};
 use kontena_schema::agent::GridSettings;
 use kontena_schema::ids::GridId;
 
 /// A host with an `eth0` and an `eth1`.
-fn host() -> (Keeper, Place) {
-    let (keeper, place) = Keeper::start();
-    place.run("ip link add eth0 type veth peer name eth1");
+fn host() -> (Keeper, Netns) {
+    let (keeper, netns) = Keeper::start();
+    netns.run("ip link add eth0 type veth peer name eth1");
     for device in ["eth0", "eth1"] {
-        place.run(&format!("ip link set {device} up"));
+        netns.run(&format!("ip link set {device} up"));
     }
-    place.run("ip addr add 192.168.7.2/24 dev eth0");
-    (keeper, place)
+    netns.run("ip addr add 192.168.7.2/24 dev eth0");
+    (keeper, netns)
 }
 
 fn grid() -> GridSettings {
@@ -68,7 +68,7 @@ fn on(all: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
 
 #[test]
 fn networks_of_interfaces_and_of_routes_in_every_table_are_told() {
-    let (keeper, place) = host();
+    let (keeper, netns) = host();
     for line in [
         "ip addr add 10.1.2.3/32 dev eth1",
         "ip addr add 10.3.0.1 peer 10.4.0.1/24 dev eth1",
@@ -82,7 +82,7 @@ fn networks_of_interfaces_and_of_routes_in_every_table_are_told() {
         // None that a grid could overlap.
         "ip addr add 198.51.100.1/24 dev eth1",
     ] {
-        place.run(line);
+        netns.run(line);
     }
     let all = on(&[
         ("10.1.2.3/32", "eth1"),
@@ -99,7 +99,7 @@ fn networks_of_interfaces_and_of_routes_in_every_table_are_told() {
 
 #[test]
 fn default_routes_and_the_overlays_own_networks_are_left_out() {
-    let (keeper, place) = host();
+    let (keeper, netns) = host();
     for line in [
         "ip route add default via 192.168.7.1",
         "ip route add 0.0.0.0/1 via 192.168.7.1",
@@ -116,23 +116,23 @@ fn default_routes_and_the_overlays_own_networks_are_left_out() {
         "ip addr add 100.127.81.1/32 dev kontena-wg",
         "ip route add 100.127.81.0/24 dev kontena-wg",
     ] {
-        place.run(line);
+        netns.run(line);
     }
     assert_eq!(told(&keeper), on(&[("192.168.7.0/24", "eth0")]));
     // Without a gateway it is a network.
-    place.run("ip route add 10.0.0.0/8 dev eth1 metric 7");
+    netns.run("ip route add 10.0.0.0/8 dev eth1 metric 7");
     let both = [("10.0.0.0/8", "eth1"), ("192.168.7.0/24", "eth0")];
     assert_eq!(told(&keeper), on(&both));
 }
 
 #[test]
 fn the_overlay_is_not_brought_up_over_the_hosts_network_and_not_given_up_for_it() {
-    let (keeper, place) = host();
+    let (keeper, netns) = host();
     let ask = || inside(&keeper, async { refusal(&grid(), None).await });
     assert_eq!(ask(), None);
     // As a container's network is, of which the host has the bridge.
-    place.run("ip link add br-0123456789ab type bridge");
-    place.run("ip addr add 10.81.96.1/20 dev br-0123456789ab");
+    netns.run("ip link add br-0123456789ab type bridge");
+    netns.run("ip addr add 10.81.96.1/20 dev br-0123456789ab");
     let Some(Refusal::Network(found)) = ask() else {
         panic!("{:?}", ask())
     };
@@ -140,8 +140,8 @@ fn the_overlay_is_not_brought_up_over_the_hosts_network_and_not_given_up_for_it(
     assert_eq!((found.host.network, found.grid), (network, grid().supernet));
     assert_eq!(found.host.interface.as_deref(), Some("br-0123456789ab"));
 
-    place.run("ip link add kontena type bridge");
+    netns.run("ip link add kontena type bridge");
     assert!(ask().is_some(), "a bridge without its address is not up");
-    place.run("ip addr add 10.81.0.1/17 dev kontena");
+    netns.run("ip addr add 10.81.0.1/17 dev kontena");
     assert_eq!(ask(), None);
 }

@@ -18,7 +18,7 @@ use bollard::query_parameters::{
 };
 use kontena_agent::directory::Store;
 use kontena_agent::docker::labels::Origin;
-use kontena_agent::docker::spec::{ImageCommand, Surroundings, create_body};
+use kontena_agent::docker::spec::{CreateContext, ImageConfig, create_body};
 use kontena_schema::agent::{Desired, Placement};
 use kontena_schema::http::services::ServiceSpec;
 use kontena_schema::ids::{LeaseNumber, NodeId, PlacementId, ServiceRevision};
@@ -100,7 +100,7 @@ fn placement() -> Placement {
 /// to stop.
 async fn waiting_container(docker: &Docker, bin: &Path, stop_signal: &str) -> String {
     let placement = placement();
-    let around = Surroundings {
+    let around = CreateContext {
         origin: Origin {
             placement: placement.id,
             node: NodeId(1),
@@ -111,10 +111,12 @@ async fn waiting_container(docker: &Docker, bin: &Path, stop_signal: &str) -> St
         grid: "waiting-test",
         resolver: [172, 17, 0, 1].into(),
         bin,
+        mounts: Vec::new(),
     };
-    let image = ImageCommand {
+    let image = ImageConfig {
         entrypoint: Vec::new(),
         cmd: vec!["true".to_owned()],
+        volumes: Vec::new(),
     };
     let mut body = create_body(&placement, &image, &around).unwrap();
     body.stop_signal = Some(stop_signal.to_owned());

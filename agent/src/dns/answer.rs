@@ -30,7 +30,7 @@ const A_BYTES: usize = 16;
 /// Seconds for which a client may keep an answer, and a denial.
 const TTL: u32 = 1;
 /// Bytes of a header.
-const HEADER_BYTES: usize = 12;
+pub(super) const HEADER_BYTES: usize = 12;
 
 /// Where the names of grids end.
 static APEX: LazyLock<Name> = LazyLock::new(|| {
@@ -39,7 +39,7 @@ static APEX: LazyLock<Name> = LazyLock::new(|| {
 });
 
 /// How the query came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// In a datagram; long answers are cut off.
     Udp,
@@ -96,6 +96,33 @@ pub fn refusal(packet: &[u8], code: ResponseCode) -> Vec<u8> {
     reply
 }
 
+/// Header and question of `packet`, as an answer with a code. Without the question, some
+/// clients wait on for an answer (Go's).
+pub fn failure(packet: &[u8], code: ResponseCode) -> Vec<u8> {
+    let mut reply = refusal(packet, code);
+    if packet[4..6] == [0, 1]
+        && let Some(end) = question_end(packet)
+    {
+        reply.extend(&packet[HEADER_BYTES..end]);
+        reply[5] = 1;
+    }
+    reply
+}
+
+/// Where the first question ends, if its name is spelled out.
+fn question_end(packet: &[u8]) -> Option<usize> {
+    let mut at = HEADER_BYTES;
+    loop {
+        match usize::from(*packet.get(at)?) {
+            0 => break,
+            length @ 1..=63 => at += 1 + length,
+            _ => return None,
+        }
+    }
+    let end = at + 1 + 4;
+    (end <= packet.len()).then_some(end)
+}
+
 /// A name that is answered here.
 #[derive(Debug, PartialEq, Eq)]
 enum Subject {
@@ -120,6 +147,15 @@ impl Subject {
             .collect();
         let address = octets.join(".").parse().ok()?;
         zone.has_reverse(address).then_some(Self::Address(address))
+    }
+
+    /// Whether nothing of it may come to light that is not known yet.
+    fn is_settled(&self, zone: &Zone) -> bool {
+        zone.is_complete()
+            || match self {
+                Self::Name(name) => zone.addresses(name).is_some_and(|known| !known.is_empty()),
+                Self::Address(address) => zone.name(*address).is_some(),
+            }
     }
 
     /// The owner of the zone's SOA.
@@ -163,10 +199,10 @@ fn fill(reply: &mut Message, zone: &Zone, query: &Query, subject: &Subject) -> R
     if !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
         return ResponseCode::Refused;
     }
-    if !zone.is_known() {
+    let (exists, records) = records(zone, query, subject);
+    if records.is_empty() && !subject.is_settled(zone) {
         return ResponseCode::ServFail;
     }
-    let (exists, records) = records(zone, query, subject);
     let soa = soa(zone, subject);
     if records.is_empty() {
         reply.add_authority(soa);

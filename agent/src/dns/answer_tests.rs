@@ -113,10 +113,34 @@ fn foreign_names_are_forwarded() {
 }
 
 #[test]
-fn before_anything_is_known_nothing_is_denied() {
-    let query = query("testapp-web.kontena.local.", RecordType::A);
-    let reply = ask(&Zone::default(), &query, Transport::Udp);
-    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+fn while_there_may_be_more_nothing_is_denied_and_what_is_known_is_served() {
+    use RecordType::{A, AAAA, PTR};
+    use ResponseCode::{NoError, ServFail};
+    let stored = Zone::build(&directory(), []).incomplete();
+    let never_joined = Zone::default();
+    for (zone, name, kind, expected) in [
+        // One of the own host, which the directory has and which was not looked at yet.
+        (&stored, "testapp-web-1.kontena.local.", A, (ServFail, 0)),
+        (&stored, "testapp-web-1.kontena.local.", AAAA, (ServFail, 0)),
+        (&stored, "1.1.81.10.in-addr.arpa.", PTR, (ServFail, 0)),
+        (&stored, "nobody.demo.kontena.local.", A, (ServFail, 0)),
+        (&stored, "testapp.demo.kontena.local.", A, (ServFail, 0)),
+        // What is on another node.
+        (&stored, "testapp-web.demo.kontena.local.", A, (NoError, 1)),
+        (&stored, "testapp-web-2.kontena.local.", AAAA, (NoError, 0)),
+        (&stored, "2.1.81.10.in-addr.arpa.", PTR, (NoError, 1)),
+        (
+            &never_joined,
+            "testapp-web.kontena.local.",
+            A,
+            (ServFail, 0),
+        ),
+        (&never_joined, "kontena.local.", A, (ServFail, 0)),
+    ] {
+        let reply = ask(zone, &query(name, kind), Transport::Udp);
+        let said = (reply.metadata.response_code, reply.answers.len());
+        assert_eq!(said, expected, "{name} {kind}");
+    }
 }
 
 #[test]

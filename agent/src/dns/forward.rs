@@ -1,170 +1,254 @@
 //! Foreign names: the query goes to the host's resolvers as it came, and the
-//! answer back as it came.
+//! answer back as it came, the number apart.
+//!
+//! The resolvers are asked in the order of the host's list. The next one is asked when one
+//! says that it cannot or will not answer, when it cannot be reached, and when it has been
+//! silent for a while, without giving it up: the first good answer wins. If there is none in
+//! the time that clients wait, the best of the bad ones is passed on. Dead ones are asked last, or not at all
+//! ([`super::health`]).
+//!
+//! Invariants: a query takes no longer than clients wait; it never goes back to where it came
+//! from, and one of this host's own to no program of this host, which would ask here again.
+//!
+//! Absent on purpose: `hickory-resolver`, see `infra/adr/0009-forwarding.md`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hickory_proto::op::ResponseCode;
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::timeout;
+use tokio::time::sleep_until;
 use tracing::debug;
 
-use super::answer::{Transport, refusal};
-use super::stream::{read_message, write_message};
+use super::answer::{Transport, failure};
+use super::exchange::{ask, code};
+use super::upstream::{Resolver, Turns, Upstreams};
 
-/// One resolver gets this long; clients mostly give up after five seconds.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// More resolvers than this are not tried: libc does not either.
-const RESOLVERS_MAX: usize = 3;
-/// How old the list of resolvers may be.
-const READ_EVERY: Duration = Duration::from_secs(1);
-const PORT: u16 = 53;
+/// Clients give up after five seconds (libc's default).
+const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
+/// So long one resolver alone is waited for. Most names take a resolver less, and with the
+/// third one there is still time left.
+const NEXT_AFTER: Duration = Duration::from_secs(1);
 
-/// The host's resolvers.
+/// Forwards what containers ask.
 pub struct Forwarder {
-    resolv_confs: Vec<PathBuf>,
+    upstreams: Arc<Upstreams>,
     /// This server itself: asking it would go round in circles.
     own: Ipv4Addr,
-    port: u16,
-    read: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
 }
 
 impl Forwarder {
-    /// Forwards to the resolvers of the first file like `/etc/resolv.conf` that
-    /// names any.
-    pub fn new(resolv_confs: Vec<PathBuf>, own: Ipv4Addr) -> Self {
-        Self {
-            resolv_confs,
-            own,
-            port: PORT,
-            read: Mutex::new(None),
-        }
+    /// Forwards for the server at an address.
+    pub fn new(upstreams: Arc<Upstreams>, own: Ipv4Addr) -> Self {
+        Self { upstreams, own }
     }
 
-    /// For tests: the resolvers listen on another port.
-    #[cfg(test)]
-    pub fn with_port(self, port: u16) -> Self {
-        Self { port, ..self }
+    /// The answer to a client's query.
+    pub async fn forward(&self, query: &[u8], over: Transport, client: IpAddr) -> Vec<u8> {
+        let may = |resolver: &Resolver| may_ask(resolver, self.own, client);
+        let turns = self.upstreams.turns(over, may).await;
+        let answer = resolve(&self.upstreams, turns, query, over).await;
+        answer.unwrap_or_else(|| failure(query, ResponseCode::ServFail))
     }
+}
 
-    /// The answer of the first resolver that gives one, else a refusal.
-    pub async fn forward(&self, query: &[u8], over: Transport) -> Vec<u8> {
-        for resolver in self.resolvers() {
-            let asked = async {
-                match over {
-                    Transport::Udp => ask_udp(resolver, query).await,
-                    Transport::Tcp => ask_tcp(resolver, query).await,
+fn may_ask(resolver: &Resolver, own: Ipv4Addr, client: IpAddr) -> bool {
+    let ip = resolver.address.ip();
+    ip != own && ip != client && !(resolver.local && client == own)
+}
+
+/// The best answer to a query of those whose turn it is; none if nobody answers.
+pub(super) async fn resolve(
+    upstreams: &Arc<Upstreams>,
+    turns: Turns,
+    query: &[u8],
+    over: Transport,
+) -> Option<Vec<u8>> {
+    for resolver in &turns.probed {
+        upstreams.probe(*resolver, query, over);
+    }
+    let mut race = Race {
+        upstreams,
+        query,
+        over,
+        turns,
+        pending: FuturesUnordered::new(),
+        asked: Vec::new(),
+        best: None,
+    };
+    let answer = race.run().await;
+    // Who has just been asked may be about to answer.
+    race.give_up(if answer.is_some() {
+        NEXT_AFTER
+    } else {
+        Duration::ZERO
+    });
+    answer.or(race.best)
+}
+
+type Exchange<'a> = Pin<Box<dyn Future<Output = (SocketAddr, io::Result<Vec<u8>>)> + Send + 'a>>;
+
+/// One query, and the resolvers that were asked.
+struct Race<'a> {
+    upstreams: &'a Upstreams,
+    query: &'a [u8],
+    over: Transport,
+    turns: Turns,
+    pending: FuturesUnordered<Exchange<'a>>,
+    /// Who has not answered yet, and when it was asked.
+    asked: Vec<(SocketAddr, Instant)>,
+    /// The best of the bad answers.
+    best: Option<Vec<u8>>,
+}
+
+impl Race<'_> {
+    /// The first good answer.
+    async fn run(&mut self) -> Option<Vec<u8>> {
+        let end = Instant::now() + ANSWER_WITHIN;
+        self.ask_next();
+        let mut next = Instant::now() + NEXT_AFTER;
+        while !self.pending.is_empty() {
+            tokio::select! {
+                Some((resolver, result)) = self.pending.next() => {
+                    let good = self.ended(resolver, result);
+                    if good.is_some() {
+                        return good;
+                    }
+                    self.ask_next();
+                    next = Instant::now() + NEXT_AFTER;
                 }
-            };
-            match timeout(ANSWER_WITHIN, asked).await {
-                Ok(Ok(answer)) => return answer,
-                Ok(Err(err)) => debug!(%resolver, %err, "no answer"),
-                Err(_) => debug!(%resolver, "no answer in time"),
+                () = sleep_until(next.into()), if self.has_next() => {
+                    self.ask_next();
+                    next = Instant::now() + NEXT_AFTER;
+                }
+                () = sleep_until(end.into()) => break,
             }
         }
-        refusal(query, ResponseCode::ServFail)
+        None
     }
 
-    fn resolvers(&self) -> Vec<SocketAddr> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*read {
-            Some((at, resolvers)) if at.elapsed() < READ_EVERY => resolvers.clone(),
-            _ => {
-                let named = |file| {
-                    let text = std::fs::read_to_string(file).unwrap_or_default();
-                    nameservers(&text, self.own)
-                };
-                let mut files = self.resolv_confs.iter().map(named);
-                let found = files.find(|resolvers| !resolvers.is_empty());
-                let resolvers = found
-                    .into_iter()
-                    .flatten()
-                    .map(|ip| SocketAddr::new(ip, self.port))
-                    .collect::<Vec<_>>();
-                *read = Some((Instant::now(), resolvers.clone()));
-                resolvers
+    /// Asks the next one, if there is any.
+    fn ask_next(&mut self) {
+        let next = match self.turns.first.pop_front() {
+            None if self.best.is_none() => self.turns.last.pop_front(),
+            next => next,
+        };
+        if let Some(resolver) = next {
+            self.start(resolver);
+        }
+    }
+
+    fn has_next(&self) -> bool {
+        let dead = self.best.is_none() && !self.turns.last.is_empty();
+        dead || !self.turns.first.is_empty()
+    }
+
+    fn start(&mut self, resolver: SocketAddr) {
+        let (query, over) = (self.query, self.over);
+        self.asked.push((resolver, Instant::now()));
+        self.pending.push(Box::pin(async move {
+            (resolver, ask(resolver, query, over).await)
+        }));
+    }
+
+    /// Takes what came of asking a resolver; a good answer is handed on.
+    fn ended(&mut self, resolver: SocketAddr, result: io::Result<Vec<u8>>) -> Option<Vec<u8>> {
+        let place = self.asked.iter().position(|(asked, _)| *asked == resolver);
+        let (_, asked) = self.asked.swap_remove(place?);
+        match result {
+            Ok(answer) => {
+                self.upstreams.answered(resolver, self.over);
+                match worth(&answer) {
+                    Worth::Good => return Some(answer),
+                    worth
+                        if self
+                            .best
+                            .as_deref()
+                            .is_none_or(|best| worth > self::worth(best)) =>
+                    {
+                        self.best = Some(answer);
+                    }
+                    _ => {}
+                }
+            }
+            Err(err) => {
+                debug!(%resolver, %err, "no answer");
+                if !is_ours(&err) {
+                    self.upstreams.failed(resolver, self.over, asked);
+                }
+            }
+        }
+        None
+    }
+
+    /// Holds against those that did not answer that they had so long.
+    fn give_up(&mut self, had: Duration) {
+        for (resolver, asked) in self.asked.drain(..) {
+            if asked.elapsed() >= had {
+                self.upstreams.failed(resolver, self.over, asked);
             }
         }
     }
 }
 
-pub(super) fn nameservers(text: &str, own: Ipv4Addr) -> Vec<IpAddr> {
-    let parse = |line: &str| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok())?
-    };
-    text.lines()
-        .filter_map(parse)
-        .filter(|ip| *ip != own)
-        .take(RESOLVERS_MAX)
-        .collect()
+/// What an answer is worth to who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    /// The resolver does not serve this host.
+    Refused,
+    /// It does, and could not find out.
+    Failed,
+    /// It knows.
+    Good,
 }
 
-async fn ask_udp(resolver: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let any: IpAddr = match resolver {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    // A socket of its own: the kernel chooses a port that nobody can guess.
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(resolver).await?;
-    socket.send(query).await?;
-    let mut answer = vec![0; usize::from(u16::MAX)];
-    loop {
-        let length = socket.recv(&mut answer).await?;
-        if answers(query, &answer[..length]) {
-            answer.truncate(length);
-            return Ok(answer);
-        }
+fn worth(answer: &[u8]) -> Worth {
+    match code(answer) {
+        ResponseCode::Refused | ResponseCode::NotImp => Worth::Refused,
+        ResponseCode::ServFail => Worth::Failed,
+        // What the client has to mend is no resolver's fault.
+        _ => Worth::Good,
     }
 }
 
-async fn ask_tcp(resolver: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(resolver).await?;
-    write_message(&mut stream, query).await?;
-    let answer = read_message(&mut stream).await?;
-    let answer = answer.filter(|answer| answers(query, answer));
-    answer.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an answer to nothing asked"))
-}
-
-/// Same id, and a response.
-fn answers(query: &[u8], answer: &[u8]) -> bool {
-    answer.len() >= 12 && answer[..2] == query[..2] && answer[2] & 0x80 != 0
+/// Whether this host itself has not the means to ask.
+fn is_ours(err: &io::Error) -> bool {
+    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    err.raw_os_error().is_some_and(|code| ours.contains(&code))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::TempDir;
 
     #[test]
-    fn the_first_file_that_names_a_resolver_counts() {
-        let dir = TempDir::new();
-        let files = ["missing", "own", "good", "unused"].map(|name| dir.path().join(name));
+    fn no_query_goes_round_in_circles() {
         let own = Ipv4Addr::new(172, 17, 0, 1);
-        for (file, text) in files
-            .iter()
-            .zip(["", "172.17.0.1", "192.0.2.1", "192.0.2.2"])
-            .skip(1)
-        {
-            std::fs::write(file, format!("nameserver {text}\n")).unwrap();
+        let container = IpAddr::from([172, 17, 0, 5]);
+        let resolver = |ip: &str, local| Resolver {
+            address: SocketAddr::new(ip.parse().unwrap(), 53),
+            local,
+        };
+        let (far, stub) = (resolver("192.0.2.53", false), resolver("127.0.0.53", true));
+        for (resolver, client, may) in [
+            (far, container, true),
+            (far, own.into(), true),
+            (stub, container, true),
+            (stub, own.into(), false),
+            (resolver("172.17.0.1", true), container, false),
+            // A container that is the host's resolver, and asks here.
+            (resolver("172.17.0.5", false), container, false),
+            (resolver("172.17.0.5", false), [172, 17, 0, 6].into(), true),
+        ] {
+            assert_eq!(
+                may_ask(&resolver, own, client),
+                may,
+                "{resolver:?} {client}"
+            );
         }
-        let forwarder = Forwarder::new(files.to_vec(), own);
-        assert_eq!(forwarder.resolvers(), ["192.0.2.1:53".parse().unwrap()]);
-    }
-
-    #[test]
-    fn the_server_never_asks_itself() {
-        let text = "# nameserver 1.1.1.1\nsearch x\nnameserver 172.17.0.1\n\
-                    nameserver 192.0.2.53\nnameserver fe80::1%eth0\nnameserver 2001:db8::53\n";
-        let found = nameservers(text, [172, 17, 0, 1].into());
-        let expected: [IpAddr; 2] = [
-            "192.0.2.53".parse().unwrap(),
-            "2001:db8::53".parse().unwrap(),
-        ];
-        assert_eq!(found, expected);
     }
 }

@@ -10,8 +10,9 @@ use kontena_fuzz::{Input, Target};
 use kontena_schema::agent::{Endpoint, GridSettings};
 use kontena_schema::ids::{GridId, LeaseNumber, NodeId, PlacementId};
 
-use super::answer::{Transport, Verdict, answer};
-use super::forward::nameservers;
+use super::answer::{HEADER_BYTES, Transport, Verdict, answer};
+use super::exchange::answers;
+use super::resolv_conf::{RESOLVERS_MAX, ResolvConf};
 use super::zone::Zone;
 use crate::directory::Directory;
 
@@ -23,7 +24,14 @@ pub(crate) const DNS: Target = Target {
     seeds: dns_seeds,
 };
 
-/// A few addresses that the text names, and never our own.
+/// An answer that is taken for one to a query has its number, and its question or none.
+pub(crate) const ANSWERS: Target = Target {
+    name: "answers",
+    check: answers_match,
+    seeds: answers_seeds,
+};
+
+/// A few addresses that the text names.
 pub(crate) const RESOLVERS: Target = Target {
     name: "resolvers",
     check: resolvers,
@@ -34,8 +42,6 @@ pub(crate) const RESOLVERS: Target = Target {
     },
 };
 
-const HEADER_BYTES: usize = 12;
-const OWN: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 /// As many instances as no datagram holds.
 const INSTANCES: u8 = 100;
 
@@ -207,11 +213,44 @@ fn dns_seeds() -> Vec<Vec<u8>> {
 
 fn resolvers(octets: &[u8]) {
     let text = String::from_utf8_lossy(octets);
-    let found = nameservers(&text, OWN);
-    assert!(found.len() <= 3 && !found.contains(&IpAddr::V4(OWN)));
-    let named = |ip: &IpAddr| text.split_whitespace().any(|word| word.parse() == Ok(*ip));
+    let found = ResolvConf::parse(&text).nameservers;
+    assert!(found.len() <= RESOLVERS_MAX);
+    let canonical = |word: &str| word.parse().map(|ip: IpAddr| ip.to_canonical());
+    let named = |ip: &IpAddr| {
+        text.split_whitespace()
+            .any(|word| canonical(word) == Ok(*ip))
+    };
     assert!(found.iter().all(named), "{found:?} are not all named");
     let line = |ip: &IpAddr| format!("nameserver {ip}\n");
     let again: String = found.iter().map(line).collect();
-    assert_eq!(nameservers(&again, OWN), found);
+    assert_eq!(ResolvConf::parse(&again).nameservers, found);
+}
+
+/// The first octet says how long the query is; the answer comes after it.
+fn answers_match(octets: &[u8]) {
+    let mut input = Input::new(octets);
+    let length = usize::from(input.octet());
+    let (query, answer) = input.rest().split_at_checked(length).unwrap_or_default();
+    if answers(query, answer) {
+        assert_eq!(query[..2], answer[..2], "the number");
+        assert!(answer[2] & 0x80 != 0, "a query answers nothing");
+        let bare = answer[4..6] == [0, 0];
+        assert!(bare || asked(query) == asked(answer), "the question");
+        assert!(
+            !bare || ![0, 3].contains(&(answer[3] & 0xf)),
+            "it says something"
+        );
+    }
+}
+
+fn answers_seeds() -> Vec<Vec<u8>> {
+    let queries = dns_seeds().into_iter().map(|seed| seed[1..].to_vec());
+    let seed = |query: Vec<u8>| {
+        let mut answer = query.clone();
+        answer[2] |= 0x80;
+        let bare = [&answer[..3], &[0x85, 0, 0, 0, 0, 0, 0, 0, 0]].concat();
+        let length = u8::try_from(query.len()).expect("it is short");
+        [answer, bare].map(|answer| [&[length], &query[..], &answer].concat())
+    };
+    queries.flat_map(seed).collect()
 }

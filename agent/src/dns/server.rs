@@ -1,53 +1,60 @@
 //! The sockets of the name server.
+//!
+//! Whoever asks is a container, and may be hostile: what it can hold of this server at once is
+//! a fair share ([`super::shares`]), and each wait for it has an end.
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::answer::{Transport, Verdict, answer, refusal};
+use super::answer::{Transport, Verdict, answer, failure};
 use super::forward::Forwarder;
+use super::shares::{Place, Shares};
 use super::stream::{read_message, write_message};
+use super::upstream::Upstreams;
 use super::zone::Zone;
-use crate::docker::bridge::BridgeSlot;
 
-/// Foreign queries under way: each holds a socket for up to six seconds.
+/// Foreign queries under way over UDP: each holds a socket for up to 4.5 s, and up to three while
+/// resolvers are silent. Over TCP each connection has one.
 const FORWARDS_MAX: usize = 256;
 /// Open TCP connections: each holds a descriptor while its client is idle.
 const CONNECTIONS_MAX: usize = 128;
 /// An idle connection is closed after this time (RFC 7766 section 6.2.3 speaks of
 /// seconds).
 const IDLE_MAX: Duration = Duration::from_secs(10);
-/// A datagram with a query; queries are far smaller.
+/// A query, in a datagram or in a stream; they are far smaller.
 const QUERY_BYTES_MAX: usize = 4096;
 /// How soon a failed bind is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// How soon connections are accepted again after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PORT: u16 = 53;
-/// The host's own file, seen through its first process; a container's file, which
-/// is what this agent itself has, was copied when the agent was created.
-const RESOLV_CONFS: [&str; 2] = ["/proc/1/root/etc/resolv.conf", "/etc/resolv.conf"];
 
 /// Where the names are to be seen.
 pub type ZoneSlot = watch::Receiver<Arc<Zone>>;
 
 /// Serves on the bridge's address, for ever, and follows it when it changes.
-pub async fn run(mut bridge: BridgeSlot, zone: ZoneSlot) {
+pub async fn run(
+    mut bridge: watch::Receiver<Option<Ipv4Addr>>,
+    zone: ZoneSlot,
+    upstreams: Arc<Upstreams>,
+) {
     let mut told = false;
     loop {
         let Some(address) = *bridge.borrow_and_update() else {
             let _ = bridge.changed().await;
             continue;
         };
-        let forwarder = Forwarder::new(RESOLV_CONFS.map(PathBuf::from).to_vec(), address);
+        let forwarder = Forwarder::new(upstreams.clone(), address);
         let served = async {
             let server = Server::bind(address, PORT, zone.clone(), forwarder).await?;
             info!(%address, "names are served");
@@ -77,7 +84,8 @@ pub struct Server {
 struct Shared {
     zone: ZoneSlot,
     forwarder: Forwarder,
-    forwards: Semaphore,
+    forwards: Arc<Shares>,
+    connections: Arc<Shares>,
 }
 
 impl Server {
@@ -93,7 +101,8 @@ impl Server {
         let shared = Shared {
             zone,
             forwarder,
-            forwards: Semaphore::new(FORWARDS_MAX),
+            forwards: Shares::new("queries", FORWARDS_MAX),
+            connections: Shares::new("connections", CONNECTIONS_MAX),
         };
         Ok(Self {
             udp: Arc::new(udp),
@@ -122,35 +131,36 @@ impl Shared {
         let zone = self.zone.borrow().clone();
         answer(&zone, query, over)
     }
-
-    /// Forwards, or refuses when too many are under way.
-    async fn forward(&self, query: &[u8], over: Transport) -> Vec<u8> {
-        match self.forwards.try_acquire() {
-            Ok(_place) => self.forwarder.forward(query, over).await,
-            Err(_) => refusal(query, ResponseCode::ServFail),
-        }
-    }
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) -> io::Result<Infallible> {
-    let mut buffer = vec![0; QUERY_BYTES_MAX];
+    // One byte more shows what is too long.
+    let mut buffer = vec![0; QUERY_BYTES_MAX + 1];
     let mut forwards = JoinSet::new();
     loop {
         let (length, from) = tokio::select! {
             received = socket.recv_from(&mut buffer) => received?,
             Some(_) = forwards.join_next() => continue,
         };
+        if length > QUERY_BYTES_MAX {
+            continue;
+        }
         let query = &buffer[..length];
         match shared.decide(query, Transport::Udp) {
             Verdict::Reply(reply) => send(&socket, &reply, from).await,
             Verdict::Drop => {}
-            Verdict::Forward => {
-                let (query, socket, shared) = (query.to_vec(), socket.clone(), shared.clone());
-                forwards.spawn(async move {
-                    let reply = shared.forward(&query, Transport::Udp).await;
-                    send(&socket, &reply, from).await;
-                });
-            }
+            Verdict::Forward => match shared.forwards.take(from.ip()) {
+                None => send(&socket, &failure(query, ResponseCode::Refused), from).await,
+                Some(place) => {
+                    let (socket, shared) = (socket.clone(), shared.clone());
+                    let query = query.to_vec();
+                    forwards.spawn(async move {
+                        let _place = place;
+                        let asked = shared.forwarder.forward(&query, Transport::Udp, from.ip());
+                        send(&socket, &asked.await, from).await;
+                    });
+                }
+            },
         }
     }
 }
@@ -165,30 +175,41 @@ async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
 async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) -> io::Result<Infallible> {
     let mut connections = JoinSet::new();
     loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                let (stream, from) = accepted?;
-                let shared = shared.clone();
-                connections.spawn(async move {
-                    if let Err(err) = serve_connection(stream, &shared).await {
-                        debug!(%from, %err, "a connection broke");
-                    }
-                });
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                // It is the fault of one connection, or of all descriptors being in use.
+                debug!(%err, "a connection was not accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-            Some(_) = connections.join_next() => {}
+        };
+        // Who has its share finds the connection closed.
+        if let Some(place) = shared.connections.take(from.ip()) {
+            connections.spawn(connection(stream, from, shared.clone(), place));
         }
     }
 }
 
-async fn serve_connection(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn connection(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>, _place: Place) {
+    if let Err(err) = serve_connection(stream, from.ip(), &shared).await {
+        debug!(%from, %err, "a connection broke");
+    }
+}
+
+async fn serve_connection(mut stream: TcpStream, from: IpAddr, shared: &Shared) -> io::Result<()> {
     loop {
-        let Ok(read) = timeout(IDLE_MAX, read_message(&mut stream)).await else {
-            return Ok(());
-        };
+        // Bounds who says nothing, and who says it slowly.
+        let read = timeout(IDLE_MAX, read_message(&mut stream, QUERY_BYTES_MAX));
+        let Ok(read) = read.await else { return Ok(()) };
         let Some(query) = read? else { return Ok(()) };
         let reply = match shared.decide(&query, Transport::Tcp) {
             Verdict::Reply(reply) => reply,
-            Verdict::Forward => shared.forward(&query, Transport::Tcp).await,
+            Verdict::Forward => shared.forwarder.forward(&query, Transport::Tcp, from).await,
             Verdict::Drop => return Ok(()),
         };
         match timeout(IDLE_MAX, write_message(&mut stream, &reply)).await {

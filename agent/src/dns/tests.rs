@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
@@ -14,12 +13,14 @@ use tokio::time::timeout;
 use super::forward::Forwarder;
 use super::server::Server;
 use super::stream::{read_message, write_message};
+use super::testing::{BOUND, name, root, upstreams};
 use super::zone::{Local, Zone};
 use crate::directory::tests::{directory, placement};
 use crate::testing::TempDir;
 use kontena_task::Tasks;
 
-const BOUND: Duration = Duration::from_secs(20);
+/// Another address than the client's, whose queries do not go back to it.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 struct Bed {
     address: SocketAddr,
@@ -30,10 +31,10 @@ struct Bed {
 
 /// A server whose resolver listens on `resolver`.
 async fn bed(resolver: u16) -> Bed {
-    let dir = TempDir::new();
-    let conf = dir.path().join("resolv.conf");
-    std::fs::write(&conf, "nameserver 127.0.0.1\n").unwrap();
-    let forwarder = Forwarder::new(vec![conf], Ipv4Addr::new(172, 17, 0, 1)).with_port(resolver);
+    let dir = root(&[]);
+    name(&dir, [RESOLVER.into()]);
+    let upstreams = upstreams(&[&dir], resolver);
+    let forwarder = Forwarder::new(upstreams, Ipv4Addr::new(172, 17, 0, 1));
     let (zone, slot) = watch::channel(Arc::new(Zone::build(&directory(), [])));
     let server = Server::bind(Ipv4Addr::LOCALHOST, 0, slot, forwarder)
         .await
@@ -69,7 +70,7 @@ async fn ask_udp(address: SocketAddr, query: &[u8]) -> Vec<u8> {
 
 async fn ask_tcp(stream: &mut TcpStream, query: &[u8]) -> Vec<u8> {
     write_message(stream, query).await.unwrap();
-    let answer = timeout(BOUND, read_message(stream))
+    let answer = timeout(BOUND, read_message(stream, 4096))
         .await
         .expect("no answer over TCP");
     answer.unwrap().expect("the connection ended")
@@ -95,7 +96,7 @@ async fn both_transports_answer_and_follow_the_zone() {
 
 #[tokio::test]
 async fn foreign_queries_go_to_the_resolver_and_back_unchanged() {
-    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = TcpListener::bind((RESOLVER, 0)).await.unwrap();
     let udp = UdpSocket::bind(tcp.local_addr().unwrap()).await.unwrap();
     let bed = bed(udp.local_addr().unwrap().port()).await;
     // The resolver's answer is the query with the bit of an answer and a mark.
@@ -117,7 +118,7 @@ async fn foreign_queries_go_to_the_resolver_and_back_unchanged() {
     });
     tasks.spawn("tcp", async move {
         let (mut stream, _) = tcp.accept().await.unwrap();
-        let query = read_message(&mut stream).await.unwrap().unwrap();
+        let query = read_message(&mut stream, 4096).await.unwrap().unwrap();
         write_message(&mut stream, &answered(&query, b"tcp"))
             .await
             .unwrap();

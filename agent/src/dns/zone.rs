@@ -4,6 +4,9 @@
 //! Endpoints of other nodes come from the directory; those of this node from
 //! what is observed to run, so that a container that starts or dies here is
 //! right at once and while the Master is away.
+//!
+//! An agent that has just started knows what was on disk, and not yet what runs here
+//! ([`super::startup`]). Its zone is not complete: what it has is served, and nothing is denied.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -45,6 +48,7 @@ pub struct Zone {
     /// The addresses whose reverse names are answered here.
     addresses: Option<Ipv4Network>,
     serial: u32,
+    complete: bool,
 }
 
 impl Zone {
@@ -55,6 +59,7 @@ impl Zone {
             return zone;
         };
         let me = directory.me.as_ref().map(|me| me.node);
+        zone.complete = true;
         zone.addresses = Some(grid.supernet);
         zone.serial = u32::try_from(directory.revision().0 & 0xffff_ffff).unwrap_or_default();
         zone.names.insert(ZONE.to_owned(), Vec::new());
@@ -82,6 +87,14 @@ impl Zone {
         zone
     }
 
+    /// The same, while there may be more names.
+    pub fn incomplete(self) -> Self {
+        Self {
+            complete: false,
+            ..self
+        }
+    }
+
     fn add(
         &mut self,
         grid: &str,
@@ -105,9 +118,9 @@ impl Zone {
         }
     }
 
-    /// Whether anything is known; until then no name may be denied.
-    pub fn is_known(&self) -> bool {
-        self.addresses.is_some()
+    /// Whether a name that is not there does not exist.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// The addresses of a name in lower case; none if there is no such name.
@@ -171,7 +184,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_directory_nothing_is_known() {
-        assert!(!Zone::build(&Directory::default(), []).is_known());
+    fn a_zone_is_complete_with_a_directory_and_what_runs_here() {
+        assert!(!Zone::build(&Directory::default(), []).is_complete());
+        assert!(!Zone::build(&directory(), []).incomplete().is_complete());
+        assert!(Zone::build(&directory(), []).is_complete());
     }
 }

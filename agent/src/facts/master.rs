@@ -9,26 +9,30 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
 use crate::config::Config;
+use crate::dns::lookup::Lookup;
 
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 const KEPT: Duration = Duration::from_hours(1);
 
 /// Publishes the Master's addresses whenever they change, for ever.
-pub async fn watch(config: Arc<Config>, slot: watch::Sender<Option<BTreeSet<SocketAddrV4>>>) {
+pub async fn watch(
+    config: Arc<Config>,
+    lookup: Lookup,
+    slot: watch::Sender<Option<BTreeSet<SocketAddrV4>>>,
+) {
     let mut seen = Seen::default();
     let host = config.uri.host_str().unwrap_or_default().to_owned();
     let port = config.uri.port_or_known_default().unwrap_or_default();
     loop {
-        let pause = match lookup_host((host.trim_matches(['[', ']']), port)).await {
+        let pause = match lookup.addresses(&host, port).await {
             Ok(found) => {
-                if seen.add(found, Instant::now()) {
+                if seen.add(found.into_iter(), Instant::now()) {
                     slot.send_replace(Some(seen.0.keys().copied().collect()));
                 }
                 LOOK_EVERY

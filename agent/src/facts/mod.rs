@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use url::Url;
 
 use crate::config::Config;
+use crate::dns::lookup::Lookup;
 use crate::docker::words;
 use crate::keys::HostKeys;
 
@@ -199,14 +200,18 @@ fn private_ip(config: &Config) -> Option<Ipv4Addr> {
 }
 
 /// Publishes the public address whenever an answer differs, for ever.
-pub async fn watch_public_ip(config: Arc<Config>, slot: watch::Sender<Option<Ipv4Addr>>) {
+pub async fn watch_public_ip(
+    config: Arc<Config>,
+    lookup: Lookup,
+    slot: watch::Sender<Option<Ipv4Addr>>,
+) {
     if let Some(given) = config.public_ip {
         slot.send_replace(Some(given));
         return std::future::pending().await;
     }
     let mut told = false;
     loop {
-        match resolve(&config.public_ip_resolver).await {
+        match resolve(&config.public_ip_resolver, &lookup).await {
             Ok(address) => {
                 told = false;
                 slot.send_if_modified(|old| old.replace(address) != Some(address));
@@ -230,9 +235,11 @@ pub async fn watch_public_ip(config: Arc<Config>, slot: watch::Sender<Option<Ipv
     }
 }
 
-async fn resolve(url: &Url) -> Result<Ipv4Addr, String> {
+async fn resolve(url: &Url, lookup: &Lookup) -> Result<Ipv4Addr, String> {
     let fail = |err: reqwest::Error| format!("{url}: {}", err.without_url());
-    let mut client = reqwest::Client::builder().timeout(RESOLVE_WITHIN);
+    let mut client = reqwest::Client::builder()
+        .dns_resolver(lookup.clone())
+        .timeout(RESOLVE_WITHIN);
     if url.scheme() == "http" {
         // A host without certificates of authorities can ask all the same.
         client = client.tls_certs_only([]);
@@ -297,8 +304,14 @@ mod tests {
     async fn the_public_address_is_what_the_resolver_says() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (url, _tasks) = resolver("192.0.2.7\n").await;
-        assert_eq!(resolve(&url).await, Ok([192, 0, 2, 7].into()));
+        let lookup = Lookup::of_host();
+        assert_eq!(resolve(&url, &lookup).await, Ok([192, 0, 2, 7].into()));
         let (url, _tasks) = resolver("<html>").await;
-        assert!(resolve(&url).await.unwrap_err().contains("no IPv4 address"));
+        assert!(
+            resolve(&url, &lookup)
+                .await
+                .unwrap_err()
+                .contains("no IPv4 address")
+        );
     }
 }

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Secret};
 use crate::directory::{Directory, Store};
+use crate::dns::lookup::Lookup;
 use crate::facts::FactsSlot;
 use crate::measures::MeasuresSlot;
 use crate::pings::PingsSlot;
@@ -58,6 +59,8 @@ pub struct Link {
     pings: PingsSlot,
     /// Rung when another node of the grid has this host's key.
     key_taken: Arc<Notify>,
+    /// How the Master's name is looked up.
+    lookup: Lookup,
     machine: Machine,
     /// Tells this run of the agent from any other that shows the same engine id.
     instance: Uuid,
@@ -76,6 +79,7 @@ impl Link {
         directory: watch::Sender<Arc<Directory>>,
         slots: Slots,
         key_taken: Arc<Notify>,
+        lookup: Lookup,
     ) -> Self {
         let Slots {
             host,
@@ -93,6 +97,7 @@ impl Link {
             measures,
             pings,
             key_taken,
+            lookup,
             machine,
             instance: Uuid::new_v4(),
             connections: 0,

@@ -44,7 +44,11 @@ impl Link {
             Due::Nothing(until) => until,
             Due::Ping | Due::Look | Due::Dead => return Err(End::Silent),
         };
-        let socket = timeout_at(deadline.into(), socket::connect(&self.config, token)).await;
+        let socket = timeout_at(
+            deadline.into(),
+            socket::connect(&self.config, &self.lookup, token),
+        )
+        .await;
         let socket = socket.map_err(|_| End::Silent)??;
         self.connections += 1;
         let mut session = Session {

@@ -3,7 +3,6 @@
 //! The authorities are read for every try: a new file is used without a restart,
 //! and an agent that was started before its file was there gets through later.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +24,7 @@ use url::Url;
 
 use super::machine::End;
 use crate::config::{Config, Secret};
+use crate::dns::lookup::Lookup;
 
 /// One address of the Master gets this long; another of its addresses may work.
 const TCP_WITHIN: Duration = Duration::from_secs(3);
@@ -37,14 +37,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 pub type Socket = WebSocketStream<Box<dyn Transport>>;
 
 /// Connects to the Master with a token.
-pub async fn connect(config: &Config, token: &Secret) -> Result<Socket, End> {
+pub async fn connect(config: &Config, lookup: &Lookup, token: &Secret) -> Result<Socket, End> {
     let request = request(&config.uri, token)?;
     let host = config
         .uri
         .host_str()
         .ok_or_else(|| failed("the address has no host"))?;
     let port = config.uri.port_or_known_default().unwrap_or(443);
-    let tcp = connect_tcp(host.trim_matches(['[', ']']), port).await?;
+    let tcp = connect_tcp(lookup, host, port).await?;
     let transport: Box<dyn Transport> = match config.uri.scheme() {
         "wss" => Box::new(connect_tls(host, tcp, config.ca.as_deref()).await?),
         _ => Box::new(tcp),
@@ -77,12 +77,9 @@ fn request(uri: &Url, token: &Secret) -> Result<http::Request<()>, End> {
     Ok(request)
 }
 
-async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, End> {
-    let found = timeout(TCP_WITHIN, tokio::net::lookup_host((host, port))).await;
-    let addresses: Vec<SocketAddr> = found
-        .map_err(|_| failed(format!("{host} was not resolved in time")))?
-        .map_err(|err| failed(format!("{host} was not resolved: {err}")))?
-        .collect();
+async fn connect_tcp(lookup: &Lookup, host: &str, port: u16) -> Result<TcpStream, End> {
+    let found = lookup.addresses(host, port).await;
+    let addresses = found.map_err(|err| failed(format!("{host} was not resolved: {err}")))?;
     let mut last = failed(format!("{host} has no address"));
     for address in addresses {
         match timeout(TCP_WITHIN, TcpStream::connect(address)).await {
@@ -139,4 +136,38 @@ fn authorities(ca: Option<&Path>) -> Result<RootCertStore, End> {
         return Err(failed(format!("{from} has no certificate of an authority")));
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use clap::Parser;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::Args;
+    use crate::dns::testing::{BOUND, Says, resolvers, root, upstreams};
+
+    #[tokio::test]
+    async fn the_master_is_found_by_its_name_beside_a_dead_resolver() {
+        let here = Says::Address(Ipv4Addr::LOCALHOST);
+        let (port, resolvers) = resolvers([Says::Nothing, here]).await;
+        let root = root(&resolvers);
+        let lookup = Lookup::new(upstreams(&[&root], port));
+        let master = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!(
+            "ws://master.example:{}",
+            master.local_addr().unwrap().port()
+        );
+        let args = ["kontena-agent", "--uri", &uri, "--token", "join"];
+        let config = Args::parse_from(args).check().unwrap();
+        let accepted = async {
+            let (stream, _) = master.accept().await.unwrap();
+            tokio_tungstenite::accept_async(stream).await.unwrap()
+        };
+        let connected = async { tokio::join!(connect(&config, &lookup, &config.token), accepted) };
+        let (socket, _) = timeout(BOUND, connected).await.expect("it is not found");
+        assert!(socket.is_ok(), "{:?}", socket.err());
+    }
 }

@@ -105,6 +105,7 @@ async fn bed(known: Directory, node_token: Option<&str>) -> Bed {
             pings: pings_out,
         },
         Arc::default(),
+        crate::dns::lookup::Lookup::of_host(),
     );
     let mut tasks = Tasks::new();
     tasks.spawn("link", link.run());

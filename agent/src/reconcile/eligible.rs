@@ -76,6 +76,18 @@ pub fn locals(
         .collect()
 }
 
+/// Whether it is known of every container that has its address rightly whether it is on
+/// the overlay.
+pub fn all_decided(
+    directory: &Directory,
+    containers: &[Container],
+    attached: &BTreeMap<PlacementId, Result<(), String>>,
+) -> bool {
+    eligible(directory, containers)
+        .filter(|(placement, ..)| placement.desired != Desired::Removed)
+        .all(|(placement, ..)| attached.contains_key(&placement.id))
+}
+
 #[cfg(test)]
 mod tests {
     use std::slice::from_ref;

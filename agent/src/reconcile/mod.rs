@@ -18,8 +18,8 @@ mod commands;
 mod eligible;
 mod jobs;
 mod leftovers;
+mod names;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use tracing::{error, info};
 
 use crate::apply::Tools;
 use crate::directory::{Directory, Store};
-use crate::dns::zone::{Local, Zone};
+use crate::dns::zone::Zone;
 use crate::docker::container::Container;
 use crate::docker::dirty::{DirtySet, Look};
 use crate::docker::observe::Observer;
@@ -41,9 +41,10 @@ use crate::overlay::Containers;
 use crate::plan::{PlanInput, Subject, by_placement, lease_reason, plan};
 use crate::report::{Context, HostState, Reported, derive, inventory};
 use commands::Journal;
-use eligible::{attachments, locals};
+use eligible::attachments;
 use jobs::{Ended, Jobs};
 use leftovers::Leftovers;
+use names::Names;
 
 /// How often everything is looked at even if nothing rang.
 const TICK: Duration = Duration::from_secs(10);
@@ -76,8 +77,7 @@ pub struct Reconciler {
     leftovers: Leftovers,
     jobs: Jobs,
     journal: Journal,
-    /// What the names were last made of.
-    named: Option<(Arc<Directory>, BTreeSet<Local>)>,
+    names: Names,
     /// The removed grid is forgotten on disk, too.
     forgotten: bool,
 }
@@ -89,6 +89,7 @@ impl Reconciler {
             Ok(journal) => journal.unwrap_or_default().resumed(),
             Err(_) => Journal::lost(&slots.directory.borrow()),
         };
+        let names = Names::new(&slots.directory.borrow());
         let observer = Observer::new(tools.as_ref().map(|tools| tools.docker.clone()));
         let jobs = Jobs::new(tools, slots.directory.clone());
         Self {
@@ -98,7 +99,7 @@ impl Reconciler {
             leftovers: Leftovers::default(),
             jobs,
             journal,
-            named: None,
+            names,
             forgotten: false,
         }
     }
@@ -272,17 +273,9 @@ impl Reconciler {
     }
 
     fn publish_names(&mut self, directory: &Arc<Directory>, containers: &[Container]) {
-        let local = locals(directory, containers, &self.slots.overlay.borrow().attached);
-        let same = |(old, named): &(Arc<Directory>, BTreeSet<Local>)| {
-            Arc::ptr_eq(old, directory) && *named == local
-        };
-        if self.named.as_ref().is_some_and(same) {
-            return;
-        }
-        self.slots
-            .zone
-            .send_replace(Arc::new(Zone::build(directory, &local)));
-        self.named = Some((directory.clone(), local));
+        let (zone, overlay) = (&self.slots.zone, self.slots.overlay.borrow());
+        self.names
+            .publish(zone, directory, containers, &overlay.attached);
     }
 
     fn publish_state(&self, directory: &Directory, containers: &[Container]) {

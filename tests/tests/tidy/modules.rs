@@ -216,7 +216,6 @@ fn flatten(tree: &UseTree, prefix: &mut Vec<String>, leaves: &mut Vec<(String, V
                 flatten(tree, prefix, leaves);
             }
         }
-        _ => {}
     }
 }
 

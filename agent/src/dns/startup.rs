@@ -1,0 +1,83 @@
+//! When an agent that has just started knows enough to say of a name that it does not
+//! exist. Pure.
+//!
+//! It must have seen what runs here, and it must have heard from the Master what happened
+//! while it was not there. A Master that is away is not waited for: names that clients
+//! search in several domains are found only when those before them are denied.
+
+use std::time::{Duration, Instant};
+
+use kontena_schema::ids::Epoch;
+
+use crate::directory::{Directory, Reached};
+
+/// How long the Master is waited for; a connection takes a fraction of a second.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
+
+/// What an agent had when it started, until that is of no interest any more.
+#[derive(Debug)]
+pub struct Startup {
+    began: Instant,
+    stored: (Option<Epoch>, Option<Reached>),
+    over: bool,
+}
+
+impl Startup {
+    /// It starts with a stored directory.
+    pub fn new(stored: &Directory, now: Instant) -> Self {
+        Self {
+            began: now,
+            stored: position(stored),
+            over: false,
+        }
+    }
+
+    /// Whether names may be denied, now that it is known or not what runs here. Once they
+    /// may, they always may.
+    pub fn is_over(&mut self, directory: &Directory, own_known: bool, now: Instant) -> bool {
+        let heard = position(directory) != self.stored;
+        let waited = now.duration_since(self.began) >= HEARD_WITHIN;
+        self.over |= own_known && (heard || waited);
+        self.over
+    }
+}
+
+fn position(directory: &Directory) -> (Option<Epoch>, Option<Reached>) {
+    let epoch = directory.me.as_ref().map(|me| me.epoch);
+    (epoch, directory.reached.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::{directory, snapshot};
+
+    #[test]
+    fn names_are_denied_when_host_and_master_were_heard() {
+        let (now, stored) = (Instant::now(), directory());
+        let mut newer = stored.clone();
+        newer.merge(snapshot(8)).unwrap();
+        let mut again = stored.clone();
+        again.me.as_mut().unwrap().epoch = Epoch(99);
+        for heard in [newer, again] {
+            let mut startup = Startup::new(&stored, now);
+            assert!(!startup.is_over(&stored, true, now));
+            assert!(!startup.is_over(&heard, false, now));
+            assert!(startup.is_over(&heard, true, now));
+            assert!(
+                startup.is_over(&heard, false, now),
+                "it does not begin again"
+            );
+        }
+    }
+
+    #[test]
+    fn a_master_that_is_away_is_not_waited_for_long() {
+        let (now, stored) = (Instant::now(), directory());
+        let mut startup = Startup::new(&stored, now);
+        let later = now + HEARD_WITHIN;
+        assert!(!startup.is_over(&stored, true, later - Duration::from_millis(1)));
+        assert!(!startup.is_over(&stored, false, later));
+        assert!(startup.is_over(&stored, true, later));
+    }
+}
