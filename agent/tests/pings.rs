@@ -15,7 +15,7 @@ use kontena_schema::path::Path;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use kontena_overlay_lab::{Host, eventually, settle, trusting, underlay, world};
+use kontena_overlay_lab::{Host, converge, eventually, trusting, underlay, world};
 
 /// What a host's directory has when it was asked for pings.
 fn directory(own: &Host, all: &[&Host], pings: Vec<Ping>) -> Arc<Directory> {
@@ -182,7 +182,7 @@ fn overlay_pings_run_side_by_side_and_are_few() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = all[..] else { unreachable!() };
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     let path = (b.node.id, Path::Unknown);
     let running = Running::start(a, directory(a, &all, vec![]), path);
     let many = PINGS_MAX as i64 + 1;

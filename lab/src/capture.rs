@@ -1,4 +1,4 @@
-//! Looking at every packet of a device while something happens.
+//! Captures every packet of a device while something runs.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,33 +13,33 @@ use nix::sys::socket::{
 
 use crate::Netns;
 
-/// What waits to be looked at; more than a whole test sends in a burst.
+/// Buffer for packets that are not read yet; more than a whole test sends in a burst.
 const BUFFER: usize = 1 << 30;
 
-/// What was seen.
+/// The result of a capture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// How many packets were looked at. What the kernel does not cut on this device is
-    /// one packet.
+    /// How many packets were captured. A frame that the kernel has not segmented yet counts
+    /// once.
     pub packets: u64,
-    /// How many of them held the marker, by the UDP port that they went to; 0 for what
-    /// is not UDP over IPv4.
+    /// How many of them contained the marker, by UDP destination port; 0 for anything but
+    /// UDP over IPv4.
     pub marked: BTreeMap<u16, u64>,
-    /// How many came and were not looked at.
+    /// How many packets the capture missed.
     pub lost: u32,
 }
 
-/// Looks at the packets of a device meanwhile, in both directions, up to the last that
-/// came before the end.
+/// Captures the packets of a device, in both directions, while `work` runs and until the last
+/// one that came before its end.
 pub fn capture(netns: &Netns, device: &str, marker: &[u8], work: impl FnOnce()) -> Seen {
     let socket = netns.inside(|| listen(device));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let looking = scope.spawn(|| look(&socket, marker, &done));
-        // Who looks must be told of the end before a failure goes on.
+        let capturing = scope.spawn(|| look(&socket, marker, &done));
+        // The capture has to be stopped before a panic goes on.
         let worked = catch_unwind(AssertUnwindSafe(work));
         done.store(true, Ordering::Release);
-        let seen = looking.join().unwrap();
+        let seen = capturing.join().unwrap();
         worked.unwrap_or_else(|failure| resume_unwind(failure));
         seen
     })
@@ -71,7 +71,7 @@ fn look(socket: &OwnedFd, marker: &[u8], done: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let mut packet = vec![0; 1 << 17];
     loop {
-        // Asked first: what came before it was said is still read.
+        // Read first: packets that came before it was set are still captured.
         let last = done.load(Ordering::Acquire);
         if let Ok(length) = nix::unistd::read(socket, &mut packet) {
             seen.packets += 1;
@@ -89,7 +89,7 @@ fn look(socket: &OwnedFd, marker: &[u8], done: &AtomicBool) -> Seen {
     }
 }
 
-/// The port that a frame goes to, if it is UDP over IPv4 without options.
+/// The UDP destination port of a frame, if it is UDP over IPv4 without options.
 fn udp_port(frame: &[u8]) -> u16 {
     let udp = frame.get(12..15) == Some(&[8, 0, 0x45]) && frame.get(23) == Some(&17);
     match frame.get(36..38) {

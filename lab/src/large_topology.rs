@@ -1,10 +1,10 @@
 //! A switch for as many hosts as a grid takes, and its Master.
 //!
-//! The addresses are 198.18.0.0/15, which is for benchmarks (RFC 2544): the range of
-//! the small lab has no netns for a Master beside 254 hosts. What the kernel learns of
-//! neighbours is bounded over all namespaces together (`gc_thresh3`, 1024), far below
-//! the pairs of such a switch; entries that are permanent do not count. So every host
-//! knows all others from the start, as behind a router that answers for them.
+//! The addresses are from 198.18.0.0/15, which is for benchmarks (RFC 2544): the range of the
+//! small lab has no room for a Master beside 254 hosts. The kernel limits the neighbours that it
+//! learns in all namespaces together (`gc_thresh3`, 1024) to far fewer than such a switch has
+//! pairs of hosts; permanent entries do not count. So every host has permanent entries for all
+//! others, as if behind a router that answers for them.
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -14,10 +14,10 @@ use crate::{Netns, Switch};
 /// The addresses of the switch.
 pub const SUBNET: &str = "198.18.0.0/15";
 
-/// The most hosts that there are addresses for here.
+/// The most hosts that this address plan has room for.
 pub const HOSTS_MAX: u16 = 1000;
 
-/// The address of a host: 198.18.0.0 and its number, from 1 on.
+/// The address of a host: 198.18.0.0 plus its number, from 1 on.
 pub fn address(number: u16) -> Ipv4Addr {
     let [high, low] = number.to_be_bytes();
     Ipv4Addr::new(198, 18, high, low)

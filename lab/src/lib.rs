@@ -1,12 +1,12 @@
-//! A world for tests and benchmarks of what happens on networks: a switch, hosts on it;
-//! few for a test ([`underlay`]), or as many as a grid takes ([`large_topology`]).
+//! A network for tests and benchmarks: a switch with hosts, a few for a test ([`underlay`]) or as
+//! many as a grid takes ([`large_topology`]).
 //!
-//! A host is a thread in a network namespace of its own. Namespaces have no names
-//! and vanish with their threads and processes, also when a test panics. It needs
-//! root, and what Debian's iproute2, iputils-ping and nftables bring.
+//! A host is a thread in a network namespace of its own. Namespaces have no names and vanish with
+//! their threads and processes, also when a test panics. It needs root, and Debian's iproute2,
+//! iputils-ping and nftables.
 //!
-//! What fails here fails the test or the benchmark that called it, so there are no
-//! errors to return.
+//! A failure in here fails the test or benchmark that called it, so there are no errors to
+//! return.
 #![allow(clippy::unwrap_used)]
 
 mod capture;
@@ -27,15 +27,15 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 pub use capture::{Seen, capture};
 
-/// How long anything may take to become so.
+/// How long any state may take to be reached.
 pub const BOUND: Duration = Duration::from_secs(10);
 
-/// Waits until `look` finds something; fails with the last thing it said.
+/// Waits until `look` succeeds; fails with its last error.
 pub fn eventually<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
     within(BOUND, what, look)
 }
 
-/// The same for what takes longer than [`BOUND`], since somebody else is patient.
+/// The same with a longer bound than [`BOUND`], for what other programs delay.
 pub fn within<T>(bound: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
@@ -48,14 +48,14 @@ pub fn within<T>(bound: Duration, what: &str, mut look: impl FnMut() -> Result<T
     }
 }
 
-/// A network namespace that somebody keeps alive.
+/// A network namespace that a task keeps alive.
 #[derive(Clone, Debug)]
 pub struct Netns {
     task: i32,
 }
 
 impl Netns {
-    /// The task that keeps it alive, as the kernel numbers it.
+    /// The id of the task that keeps it alive.
     pub fn task(&self) -> i32 {
         self.task
     }
@@ -69,7 +69,7 @@ impl Netns {
         format!("/proc/{}/ns/net", self.task)
     }
 
-    /// A program that will run inside, and end with the thread that starts it.
+    /// A program that will run inside, and is killed with the thread that starts it.
     pub fn command(&self, line: &str) -> Command {
         let mut words = line.split_whitespace();
         let mut command = Command::new(words.next().unwrap());
@@ -85,13 +85,13 @@ impl Netns {
         command
     }
 
-    /// Runs a program to its end inside.
+    /// Runs a program inside, until it exits.
     pub fn output(&self, line: &str) -> Output {
         let mut command = self.command(line);
         command.output().unwrap_or_else(|e| panic!("{line}: {e}"))
     }
 
-    /// Runs a program that must succeed; tells what it wrote.
+    /// Runs a program that must succeed; returns its output.
     pub fn run(&self, line: &str) -> String {
         let output = self.output(line);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -99,7 +99,7 @@ impl Netns {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs a program that must succeed and reads what it is to do.
+    /// Runs a program that must succeed, with this input.
     pub fn feed(&self, line: &str, input: &str) {
         let mut command = self.command(line);
         let mut child = command
@@ -113,7 +113,7 @@ impl Netns {
         assert!(status.success(), "{line}: {status}");
     }
 
-    /// Runs a function on a thread inside.
+    /// Runs a function on a new thread inside.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let namespace = std::fs::File::open(self.path()).unwrap();
         let inside = move || {
@@ -123,7 +123,7 @@ impl Netns {
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
     }
 
-    /// Whether one of a few pings is answered.
+    /// Whether a ping is answered.
     pub fn ping(&self, to: Ipv4Addr) -> Result<(), String> {
         let output = self.output(&format!("ping -n -c 1 -W 1 {to}"));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -140,9 +140,9 @@ impl Netns {
     }
 }
 
-/// The network between hosts.
+/// A switch: the network between hosts.
 pub struct Switch {
-    /// Where it is.
+    /// Its namespace.
     pub netns: Netns,
     _keeper: Keeper,
 }
@@ -161,8 +161,8 @@ impl Switch {
         switch
     }
 
-    /// Keeps the kernel's packet filter off frames that the switch passes on, as on any
-    /// switch. Where the filter's module comes later, it begins with the filter on.
+    /// Keeps the kernel's packet filters off bridged frames, as on any switch. A filter module
+    /// that is loaded later starts with them on.
     pub fn filter_nothing(&self) {
         self.netns.inside(|| {
             for filter in ["arptables", "ip6tables", "iptables"] {
@@ -204,7 +204,7 @@ impl Keeper {
     /// Makes a namespace, with `lo` up.
     pub fn start() -> (Self, Netns) {
         let (jobs, inbox) = mpsc::channel::<Job>();
-        let (give, take) = mpsc::channel();
+        let (give, receive) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("root may make network namespaces");
             give.send(nix::unistd::gettid().as_raw()).unwrap();
@@ -213,7 +213,7 @@ impl Keeper {
             }
         });
         let netns = Netns {
-            task: take.recv().unwrap(),
+            task: receive.recv().unwrap(),
         };
         netns.run("ip link set lo up");
         (
@@ -225,16 +225,16 @@ impl Keeper {
         )
     }
 
-    /// Runs a function on the thread inside.
+    /// Runs a function on the keeper's thread.
     pub fn run<T, F>(&self, work: F) -> T
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let (give, take) = mpsc::channel();
+        let (give, receive) = mpsc::channel();
         let job: Job = Box::new(move || drop(give.send(work())));
         self.jobs.as_ref().unwrap().send(job).unwrap();
-        take.recv().expect("the job ends without a panic")
+        receive.recv().expect("the job ends without a panic")
     }
 }
 
@@ -250,7 +250,7 @@ pub fn underlay(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, number)
 }
 
-/// Counts what arrives at a device, before any filter.
+/// Counts packets that arrive at a device, before any filter.
 pub fn count(netns: &Netns, device: &str, what: &str) {
     netns.run("nft add table netdev probe");
     netns.run(&format!(
@@ -259,12 +259,12 @@ pub fn count(netns: &Netns, device: &str, what: &str) {
     netns.run(&format!("nft add rule netdev probe in {what} counter"));
 }
 
-/// How much of it arrived.
+/// How many were counted.
 pub fn counted(netns: &Netns) -> u64 {
     packets(&netns.run("nft -j list chain netdev probe in"))
 }
 
-/// Sends a frame as it is from a device.
+/// Sends a raw frame from a device.
 pub fn send(netns: &Netns, device: &str, frame: &[u8]) {
     let device = std::ffi::CString::new(device).unwrap();
     let sent = netns.inside(|| {
@@ -294,7 +294,7 @@ pub fn send(netns: &Netns, device: &str, frame: &[u8]) {
     assert_eq!(sent, frame.len().cast_signed());
 }
 
-/// The first counter in what `nft -j` lists.
+/// The first counter in the output of `nft -j list`.
 pub fn packets(listing: &str) -> u64 {
     fn find(value: &serde_json::Value) -> Option<u64> {
         let counted = value["packets"].as_u64();

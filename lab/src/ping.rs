@@ -1,5 +1,4 @@
-//! Pings without a process for each: whoever pings everybody sends them by the
-//! thousand.
+//! Pings without a process for each, for tests that send thousands.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -13,15 +12,15 @@ use crate::Netns;
 
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
-/// `ICMP_FILTER` of linux/icmp.h: a bit for each type that is not wanted.
+/// `ICMP_FILTER` of linux/icmp.h: a bit for each type to drop.
 const ICMP_FILTER: libc::c_int = 1;
-/// An IPv4 header without options, and the eight bytes of an echo.
+/// An IPv4 header without options, and the eight bytes of an ICMP echo header.
 const ANSWER_BYTES: usize = 20 + 8;
 
-/// A netns's own ICMP socket; it never waits.
+/// A raw ICMP socket in a namespace; it never blocks.
 pub struct Pinger {
     socket: OwnedFd,
-    /// Tells its pings from those of others in the netns.
+    /// Tells its pings from others in the namespace.
     id: u16,
 }
 
@@ -58,7 +57,7 @@ impl Pinger {
         Ok(())
     }
 
-    /// Who answered, if an answer is there.
+    /// The sender of an answer, if there is one.
     pub fn receive(&self) -> Option<Ipv4Addr> {
         let mut answer = [0; 256];
         loop {
@@ -109,7 +108,7 @@ mod tests {
         pinger.send(Ipv4Addr::LOCALHOST).unwrap();
         let from = eventually("an answer", || pinger.receive().ok_or(String::new()));
         assert_eq!(from, Ipv4Addr::LOCALHOST);
-        // Nothing leads there.
+        // There is no route.
         assert!(pinger.send(Ipv4Addr::new(192, 0, 2, 1)).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong on the data plane.
+//! Errors of the data plane.
 
 use std::io;
 
@@ -15,7 +15,7 @@ pub enum OverlayError {
         /// Why it failed.
         cause: Cause,
     },
-    /// A change was refused.
+    /// A change failed.
     #[error("cannot {step}: {cause}")]
     Step {
         /// The change.
@@ -23,9 +23,9 @@ pub enum OverlayError {
         /// Why it failed.
         cause: Cause,
     },
-    /// Changes were not tried, because one that they need or that protects them
-    /// had failed; an error before this one tells which.
-    #[error("did not try {steps} more steps, because what must come before them failed")]
+    /// Changes that were skipped because a change that they depend on, or that protects them,
+    /// failed; an error before this one names it.
+    #[error("skipped {steps} more steps, because a step that they depend on failed")]
     Unprotected {
         /// How many.
         steps: usize,
@@ -33,8 +33,7 @@ pub enum OverlayError {
 }
 
 impl OverlayError {
-    /// Whether it says something about the container, rather than that it could
-    /// not be looked at.
+    /// Whether it is a property of the container, rather than a failure to look at it.
     pub(crate) fn is_lasting(&self) -> bool {
         let (Self::Observe { cause, .. } | Self::Step { cause, .. }) = self else {
             return false;
@@ -65,7 +64,7 @@ pub enum Cause {
     Program {
         /// The program.
         program: &'static str,
-        /// The last of what it advertised.
+        /// Its last line of output.
         message: String,
     },
     /// The encrypted path cannot be started.
@@ -80,13 +79,13 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Makes a cause of an IO error.
+    /// Wraps an IO error.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         |error| Cause::Io { what, error }
     }
 
-    /// Whether the kernel says that the thing is not there.
+    /// Whether the kernel says that the object does not exist.
     pub(crate) fn is_missing(&self) -> bool {
         let Cause::Kernel(error) = self else {
             return false;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kontena_fuzz::Target;
 
-use crate::peer::heartbeat::{BYTES_WITHOUT_PATH_PROBES, Heartbeat, ProbesHeard};
+use crate::peer::heartbeat::{BYTES_WITHOUT_PATH_PROBES, Heartbeat, ProbesReceived};
 use crate::wireguard::fuzzing::{NETLINK, UAPI};
 
 /// One for each parser.
@@ -30,20 +30,20 @@ fn heartbeat(octets: &[u8]) {
     let written = heartbeat.write();
     // A version that knows no path_probes writes nothing of them.
     let as_read = match heartbeat.path_probes {
-        ProbesHeard::Unknown => &written[..BYTES_WITHOUT_PATH_PROBES],
+        ProbesReceived::Unknown => &written[..BYTES_WITHOUT_PATH_PROBES],
         _ => &written[..],
     };
     assert_eq!(Heartbeat::read(as_read), Some(heartbeat));
-    if let ProbesHeard::UpTo(_) = heartbeat.path_probes {
+    if let ProbesReceived::UpTo(_) = heartbeat.path_probes {
         assert_eq!(written[40..44], octets[40..44], "path_probes");
     }
     assert_eq!(written[..4], octets[..4], "the magic");
     assert_eq!(written[4], octets[4] & 1, "the flags");
     assert_eq!(written[8..24], octets[8..24], "agreement, number, run");
-    if heartbeat.heard.is_some() {
+    if heartbeat.last_received.is_some() {
         assert_eq!(written[24..32], octets[24..32], "what was heard");
     }
-    if heartbeat.hears_at.is_some() {
+    if heartbeat.sees_peer_at.is_some() {
         assert_eq!(written[32..38], octets[32..38], "where it is heard");
     }
     for length in 0..BYTES_WITHOUT_PATH_PROBES {
@@ -54,17 +54,17 @@ fn heartbeat(octets: &[u8]) {
 fn seeds() -> Vec<Vec<u8>> {
     let whole = Heartbeat {
         agreement: 0x0102_0304_0506_0708,
-        hears_at: Some(std::net::SocketAddrV4::new([198, 51, 100, 7].into(), 6783)),
+        sees_peer_at: Some(std::net::SocketAddrV4::new([198, 51, 100, 7].into(), 6783)),
         accepts: true,
         number: 5,
         run: 6,
-        heard: Some((9, Duration::from_micros(256))),
-        path_probes: ProbesHeard::UpTo(4),
+        last_received: Some((9, Duration::from_micros(256))),
+        path_probes: ProbesReceived::UpTo(4),
     };
     let first = Heartbeat {
-        hears_at: None,
+        sees_peer_at: None,
         accepts: false,
-        heard: None,
+        last_received: None,
         ..whole
     };
     // A later version adds at the end.

@@ -1,10 +1,10 @@
 //! Echoes over the overlay (ICMP, RFC 792), from this node's own address on it.
 //!
-//! They leave through the bridge like the frames of a container, and so take exactly the
-//! way that those take, encrypted or in clear. The kernel of the other host answers, whether
-//! an agent lives there or not.
+//! They leave through the bridge like a container's frames, and so take exactly the path that
+//! those take, encrypted or in clear. The other host's kernel answers, whether or not an agent
+//! runs there.
 //!
-//! Absent on purpose: judgement. An echo that is lost is counted and nothing more.
+//! Absent on purpose: any judgement. A lost echo is counted and nothing more.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -27,39 +27,39 @@ use crate::model::devices::BRIDGE;
 use crate::sys::netlink::Namespace;
 use crate::sys::packet;
 
-/// From one echo to the next.
+/// The interval between echoes.
 const EVERY: Duration = Duration::from_millis(200);
-/// An answer that takes longer does not count.
+/// The timeout of an answer.
 const WITHIN: Duration = Duration::from_secs(1);
-/// What an echo carries, as everybody's `ping` has it.
+/// The payload of an echo; that of the usual `ping`.
 const PAYLOAD: usize = 56;
-/// What the longest packet carries.
+/// The payload of the longest packet.
 const PAYLOAD_MAX: usize = OVERLAY_MTU as usize - IPV4 - HEADER;
-/// How often an echo of full length is tried where short ones are answered: that one was
-/// lost says little of its length.
+/// How many full-size echoes are tried if short ones are answered: the loss of a single one says
+/// little about its size.
 const FULL_SIZE_TRIES: u16 = 3;
-/// The number of the first of those; the short ones count from 1.
+/// The sequence number of the first of them; short ones count from 1.
 const FULL_SIZE_FROM: u16 = 1000;
 
-/// Octets of an IPv4 header without options, and of an echo's.
+/// Octets of an IPv4 header without options, and of an ICMP echo header.
 const IPV4: usize = 20;
 const HEADER: usize = 8;
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
 
-/// What came of echoes.
+/// The result of a ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Echoes {
     /// How many were sent.
     pub sent: u16,
-    /// How long each that was answered took there and back.
+    /// The round-trip time of each that was answered.
     pub round_trips: Vec<Duration>,
-    /// Whether an echo as long as the overlay's MTU, and its answer, passed in one piece.
+    /// Whether an echo as long as the overlay's MTU, and its answer, passed unfragmented.
     pub full_size_passes: bool,
 }
 
-/// Sends so many echoes from the own address on the overlay to another one, and then some
-/// of full length. It takes up to 8 s.
+/// Sends so many echoes from the own overlay address to another one, and then some of full size.
+/// It takes up to 8 s.
 pub(crate) async fn echo(
     namespace: &Namespace,
     (from, to): (Ipv4Addr, Ipv4Addr),
@@ -85,8 +85,7 @@ pub(crate) async fn echo(
     })
 }
 
-/// A socket for echoes between two addresses, through the bridge and nothing else. What
-/// it sends is not cut into pieces.
+/// A socket for echoes between two addresses, through the bridge only. It never fragments.
 fn open(from: Ipv4Addr, to: Ipv4Addr) -> io::Result<StdSocket> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (family, icmp) = (AddressFamily::Inet, SockProtocol::Icmp);
@@ -95,21 +94,21 @@ fn open(from: Ipv4Addr, to: Ipv4Addr) -> io::Result<StdSocket> {
     packet::set_mtu_discovery(&socket, libc::IP_PMTUDISC_DO)?;
     let at = |address| SockaddrIn::from(SocketAddrV4::new(address, 0));
     bind(socket.as_raw_fd(), &at(from))?;
-    // Nothing of others comes in.
+    // Nothing from other addresses is received.
     connect(socket.as_raw_fd(), &at(to))?;
-    // It is of ICMP all the same; what is sent and received is the same call.
+    // It is a raw socket; std's UdpSocket has the calls that are needed.
     Ok(socket.into())
 }
 
-/// The way of one ping's echoes.
+/// The socket of one ping.
 struct Line {
     socket: UdpSocket,
-    /// Tells them from those of other pings between the two.
+    /// Distinguishes it from other pings between the two.
     id: u16,
 }
 
 impl Line {
-    /// Sends an echo. One that the kernel does not take is lost like any other.
+    /// Sends an echo. One that the kernel does not accept is lost like any other.
     async fn send(&self, number: u16, payload: usize) {
         let echo = request(self.id, number, payload);
         if let Err(err) = self.socket.send(&echo).await {
@@ -117,7 +116,7 @@ impl Line {
         }
     }
 
-    /// The next answer: its number, and how much it carries.
+    /// The next answer: its sequence number, and the size of its payload.
     async fn answer(&self) -> (u16, usize) {
         let mut packet = [0; OVERLAY_MTU as usize];
         loop {
@@ -127,7 +126,7 @@ impl Line {
                         return answer;
                     }
                 }
-                // An error is told once and is of what was sent.
+                // An error is reported once and belongs to an earlier send.
                 Err(_) => tokio::task::yield_now().await,
             }
         }
@@ -154,7 +153,7 @@ async fn series(line: &Line, count: u16) -> Vec<Duration> {
             _ = ticks.tick(), if sent.len() < all => {
                 let now = Instant::now();
                 sent.push(now);
-                // There are few.
+                // The number is small.
                 line.send(sent.len() as u16, PAYLOAD).await;
                 end = now + WITHIN;
             }
@@ -195,7 +194,7 @@ fn request(id: u16, number: u16, payload: usize) -> Vec<u8> {
     echo
 }
 
-/// What a packet answers, if it is an answer: the echo's number, and how much it carries.
+/// Parses an answer: the echo's sequence number, and the size of its payload.
 fn answer(packet: &[u8], id: u16) -> Option<(u16, usize)> {
     let header = usize::from(packet.first()? & 15) * 4;
     let [kind, _, _, _, of @ .., high, low] = packet.get(header..)?.first_chunk::<HEADER>()?;
@@ -210,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    /// As it comes in when the other host has turned it round.
+    /// The answer as it is received.
     fn reply(id: u16, number: u16, payload: usize) -> Vec<u8> {
         let mut packet = vec![0x45];
         packet.resize(IPV4, 0);
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_has_a_right_checksum_and_its_answer_is_known() {
+    fn an_echo_has_a_valid_checksum_and_its_answer_is_recognised() {
         let echo = request(0x1234, 7, PAYLOAD);
         assert_eq!(echo.len(), HEADER + PAYLOAD);
         assert_eq!(internet_checksum(&echo), 0, "with the checksum in it");
@@ -234,7 +233,7 @@ mod tests {
         assert_eq!(answer(&full, 0x1235), None, "another ping's");
         let mut other = full.clone();
         other[IPV4] = ECHO_REQUEST;
-        assert_eq!(answer(&other, 0x1234), None, "no answer");
+        assert_eq!(answer(&other, 0x1234), None, "not an answer");
         for length in 0..IPV4 + HEADER {
             assert_eq!(answer(&full[..length], 0x1234), None);
         }
@@ -242,7 +241,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_packet_is_too_strange_to_be_looked_at(
+        fn any_packet_can_be_read(
             packet in prop::collection::vec(any::<u8>(), 0..96),
             id: u16,
         ) {

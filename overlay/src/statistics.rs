@@ -1,4 +1,4 @@
-//! What is measured of the path to a peer, as the Master takes it.
+//! The measurements of the path to a peer, as the Master stores them.
 
 use std::time::Duration;
 

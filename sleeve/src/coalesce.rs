@@ -1,47 +1,47 @@
-//! Glues packets of one TCP stream together, so that the kernel takes up to 64 KiB
-//! of it as one frame.
+//! Coalesces packets of one TCP stream, so that the kernel gets up to 64 KiB of it as one
+//! frame (receive offload in user space).
 //!
-//! What is coalesced is exactly what segmenting would have made of one frame: the same
-//! headers but for sequence number, length, identification and checksums, and all
-//! payloads of one length but the last. Everything else passes as it is, in order.
+//! Only what segmentation could have produced from one frame is coalesced: headers that
+//! are equal but for sequence number, length, identification and checksums, and payloads of
+//! equal length but for the last. All other frames pass unchanged, in order.
 
 use crate::checksum::{fold, pseudo, sum};
 use crate::headers::{
     ACK, ETHERNET, IPV4, IPV4_ETHERTYPE, PROTOCOL_TCP, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS,
-    ethertype, is_fragment, seal_ipv4,
+    ethertype, is_fragment, write_ipv4_checksum,
 };
 use crate::virtio::{Gso, Header, Kind};
 
 const TRANSPORT: usize = ETHERNET + IPV4;
 /// The longest IPv4 packet.
 const LONGEST: usize = 0xffff;
-/// Most pieces of one write: as many as one call of a sender holds, and far fewer
+/// The most pieces of one write: as many packets as a sender puts into one call, and far fewer
 /// than the 1,024 buffers that a write may have.
 const PIECES: usize = 64;
 
-/// Frames that wait for the next one of their stream.
+/// Frames that are held back until it is clear whether the next one continues their stream.
 #[derive(Debug, Default)]
 pub(crate) struct Coalescer {
-    /// Where the pieces are in the buffer that all frames of a burst are in. The
-    /// first is a whole frame, the others payloads.
+    /// The pieces, as ranges of the buffer that holds the whole burst: first a whole frame,
+    /// then payloads.
     pieces: Vec<(usize, usize)>,
     stream: Option<Stream>,
 }
 
-/// What the next piece must fit.
+/// What the next segment must match.
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     header_bytes: usize,
-    /// Payload in each piece but the last.
+    /// Payload bytes of each piece but the last.
     size: usize,
     next_sequence: u32,
     next_id: u16,
     total: usize,
-    /// Nothing can follow: the last piece was short or pushed.
+    /// Nothing may follow: the last piece was short or had PSH set.
     closed: bool,
 }
 
-/// A frame whose TCP segment can be coalesced.
+/// A frame with a TCP segment that can be coalesced.
 struct Segment {
     header_bytes: usize,
     sequence: u32,
@@ -53,7 +53,7 @@ struct Segment {
 impl Segment {
     fn of(frame: &[u8]) -> Option<Self> {
         let ip = frame.get(ETHERNET..)?;
-        // IPv4 without options, no fragment, TCP.
+        // IPv4 without options, not a fragment, TCP.
         let plain = ethertype(frame)? == IPV4_ETHERTYPE
             && *ip.first()? == 0x45
             && !is_fragment(ip)?
@@ -69,7 +69,7 @@ impl Segment {
             && tcp_bytes >= TCP
             && flags & !PSH == ACK
             && payload > 0
-            && sound(ip, tcp);
+            && checksums_are_valid(ip, tcp);
         fits.then(|| Self {
             header_bytes,
             sequence: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
@@ -80,15 +80,15 @@ impl Segment {
     }
 }
 
-/// Both checksums are right: the kernel will not look at them again.
-fn sound(ip: &[u8], tcp: &[u8]) -> bool {
+/// Both checksums are valid. The kernel does not check them again.
+fn checksums_are_valid(ip: &[u8], tcp: &[u8]) -> bool {
     let pseudo = pseudo(&ip[12..20], PROTOCOL_TCP, tcp.len() as u16);
     fold(sum(&ip[..IPV4])) == 0xffff && fold(pseudo + sum(tcp)) == 0xffff
 }
 
 impl Coalescer {
-    /// Takes the frame at `at..end` of the buffer; executor over what had to wait if
-    /// the frame does not belong to it.
+    /// Adds the frame at `at..end` of the buffer. If it does not continue what is held back,
+    /// that is written first.
     pub(crate) fn push(
         &mut self,
         buffer: &mut [u8],
@@ -126,7 +126,7 @@ impl Coalescer {
         });
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing is held back.
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
@@ -153,7 +153,7 @@ impl Coalescer {
             && same(tcp(18)..stream.header_bytes)
     }
 
-    /// Executor over what waits, as the pieces of one write.
+    /// Writes what is held back, as the pieces of one write.
     pub(crate) fn flush(&mut self, buffer: &mut [u8], mut write: impl FnMut(&[&[u8]])) {
         let Some(&(at, end)) = self.pieces.first() else {
             return;
@@ -171,11 +171,11 @@ impl Coalescer {
     }
 }
 
-/// Makes the first frame's headers those of the whole.
+/// Turns the first frame's headers into those of the coalesced frame.
 fn coalesce(frame: &mut [u8], stream: &Stream) -> [u8; crate::virtio::BYTES] {
     let ip = &mut frame[ETHERNET..];
     ip[2..4].copy_from_slice(&(stream.total as u16).to_be_bytes());
-    seal_ipv4(&mut ip[..IPV4]);
+    write_ipv4_checksum(&mut ip[..IPV4]);
     let length = (stream.total - IPV4) as u16;
     let pseudo = fold(pseudo(&ip[12..20], PROTOCOL_TCP, length));
     ip[IPV4 + TCP_CHECKSUM..][..2].copy_from_slice(&pseudo.to_be_bytes());

@@ -1,4 +1,4 @@
-//! What was dropped, and why.
+//! Counters of dropped packets, by reason.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ macro_rules! drops {
             }
         }
 
-        /// The same, while it is counted.
+        /// The same, as shared counters.
         #[derive(Debug, Default)]
         pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }
 
@@ -28,25 +28,25 @@ macro_rules! drops {
 }
 
 drops! {
-    /// From the bridge: it is not what its header says, or too long.
+    /// From the bridge: contradicts its own headers, or is too long.
     malformed_out,
-    /// From the bridge: no peer has the target's MAC.
+    /// From the bridge: no peer owns the destination MAC.
     unknown_target,
-    /// From the bridge: ARP, what has a VLAN tag and may be ARP, or IPv6's neighbour
-    /// solicitation. Who has an address is answered on the host, or not at all.
+    /// From the bridge: ARP, a VLAN tag (behind which there may be ARP), or an IPv6 neighbour
+    /// solicitation. Addresses are resolved on the host or not at all.
     arp_out,
-    /// The underlay did not take it.
+    /// The underlay did not accept it.
     not_sent,
-    /// From the underlay: no message of WireGuard, or not from a peer.
+    /// From the underlay: not a WireGuard message, or not from a peer.
     not_authenticated,
-    /// From the underlay: encrypted by a peer, but not what it may send: no VXLAN of
-    /// this grid, or an encapsulation with addresses of others.
+    /// From the underlay: encrypted by a peer, but not VXLAN of this grid, or with outer
+    /// addresses that are not this peer's and ours.
     wrong_encapsulation,
-    /// From the underlay: the table does not name that peer for the source MAC.
+    /// From the underlay: the source MAC belongs to another peer, or to none.
     wrong_sender,
-    /// From the underlay: ARP, or what has a VLAN tag. No host sends it to another.
+    /// From the underlay: ARP, or a VLAN tag. No host sends those to another.
     arp_in,
-    /// The bridge did not take it.
+    /// The bridge did not accept it.
     not_delivered,
 }
 

@@ -1,4 +1,4 @@
-//! From the underlay to the bridge.
+//! Packets from the underlay to the bridge.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,42 +18,41 @@ use crate::sleeve::{Shared, retry_later};
 use crate::snapshot::{Keys, Snapshot};
 use crate::vxlan::Encapsulation;
 
-/// The most that one call receives.
+/// The most bytes that one call receives.
 const BURST: usize = 65_536;
-/// How many bytes are opened before the bridge gets what waits for its successor.
-const OPENED: usize = 4 * BURST;
-/// How many bursts are received before the table is looked at again, whatever they
-/// hold.
+/// How many bytes are decrypted before the coalesced frames are delivered.
+const DECRYPTED: usize = 4 * BURST;
+/// How many bursts are received, whatever their size, before the table is read again.
 const BURSTS: usize = 64;
-/// Packets of a session are counted up to here; none gets that far (WireGuard
-/// whitepaper section 6.1 ends one sooner), and beyond it boringtun's sums overflow.
-const LAST_COUNTER: u64 = u64::MAX - (1 << 13);
-/// The types of WireGuard's messages (whitepaper section 5.4).
+/// Data packets from this counter on are dropped. No session gets that far (WireGuard
+/// whitepaper section 6.1 ends it sooner), and beyond it boringtun's arithmetic overflows.
+const COUNTER_MAX: u64 = u64::MAX - (1 << 13);
+/// WireGuard's message types (whitepaper section 5.4).
 const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
-/// Room for the longest answer of WireGuard to one packet.
+/// Buffer space for the longest answer of WireGuard to one packet.
 const ANSWER: usize = 2048;
-/// The most that a cookie's reply has (WireGuard whitepaper section 5.4.7).
+/// The length of a cookie reply (WireGuard whitepaper section 5.4.7).
 const COOKIE_REPLY: usize = 64;
 
-/// Carries packets until the sleeve stops.
+/// Receives packets until the sleeve stops.
 pub(crate) fn run(shared: &Shared) {
     let mut work = Work::new(shared);
     while shared.wait_readable(&shared.socket) {
-        work.turn(&shared.snapshot());
+        work.receive_and_deliver(&shared.snapshot());
     }
 }
 
-/// The way of packets from the underlay, and what it keeps between two of them.
+/// The inbound path, and its buffers.
 pub(crate) struct Work<'a> {
     shared: &'a Shared,
     received: Vec<u8>,
-    /// What was opened, one packet after the other, up to `end`.
-    opened: Vec<u8>,
+    /// Decrypted packets, one after the other, up to `end`.
+    decrypted: Vec<u8>,
     end: usize,
-    /// What a tunnel kept until it had a session.
+    /// For packets that a tunnel queued until it had a session.
     answer: Vec<u8>,
     coalescer: Coalescer,
 }
@@ -63,16 +62,16 @@ impl<'a> Work<'a> {
         Self {
             shared,
             received: vec![0; BURST],
-            opened: vec![0; OPENED + BURST + ANSWER],
+            decrypted: vec![0; DECRYPTED + BURST + ANSWER],
             end: 0,
             answer: vec![0; BURST + ANSWER],
             coalescer: Coalescer::default(),
         }
     }
 
-    /// Gives the bridge what arrived. A frame that came alone may be a question whose answer
-    /// is there at once.
-    pub(crate) fn turn(&mut self, snapshot: &Snapshot) {
+    /// Delivers what arrived to the bridge. A frame that came alone may be a request whose
+    /// answer is there at once.
+    pub(crate) fn receive_and_deliver(&mut self, snapshot: &Snapshot) {
         let packets = self.receive(snapshot);
         let alone = packets == 1 && !self.coalescer.is_empty();
         self.flush();
@@ -81,22 +80,22 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Receives what there is, up to a bound; how many packets there were.
+    /// Receives what is there, up to a limit; returns the number of packets.
     pub(crate) fn receive(&mut self, snapshot: &Snapshot) -> usize {
         let mut received = std::mem::take(&mut self.received);
         let mut count = 0;
         for _ in 0..BURSTS {
-            if self.end >= OPENED {
+            if self.end >= DECRYPTED {
                 break;
             }
             match self.shared.socket.receive(&mut received) {
                 Ok((length, size, from)) => {
                     let packets = received[..length].chunks(size);
                     count += packets.len();
-                    self.open(snapshot, packets, from);
+                    self.decrypt(snapshot, packets, from);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // What an earlier packet met is told here; it was counted there.
+                // An error of an earlier send is reported here; it was counted there.
                 Err(_) => {
                     retry_later();
                     break;
@@ -109,43 +108,43 @@ impl<'a> Work<'a> {
 }
 
 impl Work<'_> {
-    /// Opens a burst.
-    pub(crate) fn open<'p>(
+    /// Decrypts a burst.
+    pub(crate) fn decrypt<'p>(
         &mut self,
         snapshot: &Snapshot,
         packets: impl Iterator<Item = &'p [u8]>,
         from: SocketAddr,
     ) {
-        // Opening makes a packet shorter, so all of a burst fit behind `OPENED`.
+        // Decryption makes a packet shorter, so a whole burst fits behind `DECRYPTED`.
         for packet in packets {
             let Some(tunnel) = self.tunnel(snapshot, packet, from) else {
                 count(&self.shared.counters.not_authenticated);
                 continue;
             };
             let at = self.end;
-            if let Some(end) = self.open_one(&tunnel, packet, from, at) {
+            if let Some(end) = self.decrypt_one(&tunnel, packet, from, at) {
                 self.end = end;
-                self.take(snapshot, &tunnel, at, end);
+                self.accept(snapshot, &tunnel, at, end);
             }
         }
     }
 
-    /// Nothing waits for what may never come.
+    /// Delivers what is held back: the rest of its stream may never come.
     pub(crate) fn flush(&mut self) {
         self.end = 0;
         let Self {
             shared,
-            opened,
+            decrypted,
             coalescer,
             ..
         } = self;
-        coalescer.flush(opened, |pieces| shared.deliver(pieces));
+        coalescer.flush(decrypted, |pieces| shared.deliver(pieces));
     }
 
-    /// Whose packet it is.
+    /// The tunnel that a packet belongs to.
     fn tunnel(&self, snapshot: &Snapshot, packet: &[u8], from: SocketAddr) -> Option<Arc<Tunnel>> {
         let receiver = match Tunn::parse_incoming_packet(packet).ok()? {
-            Packet::PacketData(_) if outlived(packet) => return None,
+            Packet::PacketData(_) if is_counter_exhausted(packet) => return None,
             Packet::PacketData(data) => data.receiver_idx,
             Packet::HandshakeResponse(response) => response.receiver_idx,
             Packet::PacketCookieReply(reply) => reply.receiver_idx,
@@ -154,8 +153,8 @@ impl Work<'_> {
         snapshot.by_index(receiver >> 8).cloned()
     }
 
-    /// Who begins a handshake. It says so under a encrypt that costs a little to open,
-    /// so under load it first has to prove its address.
+    /// The tunnel of a handshake initiation. The initiator's key is encrypted and costs
+    /// something to decrypt, so under load the sender first has to prove its address.
     fn initiator(
         &self,
         snapshot: &Snapshot,
@@ -167,7 +166,7 @@ impl Work<'_> {
             let limiter = &identity.limiter;
             match limiter.verify_packet(Some(from.ip()), packet, &mut cookie) {
                 Ok(Packet::HandshakeInit(init)) => {
-                    if !self.shared.greets(from.ip()) {
+                    if !self.shared.accepts_initiation(from.ip()) {
                         return None;
                     }
                     let (private, public) = (&identity.private.0, &identity.public);
@@ -180,16 +179,15 @@ impl Work<'_> {
                     self.shared.send(reply, from);
                     return None;
                 }
-                // It is for another key of this host, or for nobody here.
+                // It is for another key of this host, or for none.
                 _ => {}
             }
         }
         None
     }
 
-    /// Opens a packet into the buffer at `at`; where it ends, if it holds one for
-    /// the bridge.
-    fn open_one(
+    /// Decrypts a packet into the buffer at `at`; returns its end if it has contents.
+    fn decrypt_one(
         &mut self,
         tunnel: &Tunnel,
         packet: &[u8],
@@ -198,28 +196,28 @@ impl Work<'_> {
     ) -> Option<usize> {
         let kind = packet.first().copied();
         let mut state = tunnel.lock();
-        // A tunnel that waits was told no time, and its new session would be taken for one
-        // as old as that.
+        // The timers of a tunnel that is not alive are not updated; boringtun would take the
+        // new session to be as old as their last update.
         if kind == Some(INITIATION) && !tunnel.is_alive() {
             let _ = state.tunn.update_timers(&mut self.answer);
         }
-        let opened = state
+        let result = state
             .tunn
-            .decapsulate(Some(from.ip()), packet, &mut self.opened[at..]);
-        let (end, queued) = match opened {
+            .decapsulate(Some(from.ip()), packet, &mut self.decrypted[at..]);
+        let (end, queued) = match result {
             TunnResult::WriteToTunnelV4(plain, _) => (Some(at + plain.len()), true),
             TunnResult::WriteToNetwork(answer) => {
                 self.shared.send(answer, from);
-                // A cookie is asked of anybody; it says nothing of who it was.
+                // A cookie reply goes to anyone and says nothing about the sender.
                 if answer.first() == Some(&COOKIE) {
                     return None;
                 }
-                // Who answered a initiation has no session to send in yet.
+                // The responder has no session to send in yet.
                 (None, kind == Some(RESPONSE))
             }
-            // A sign of life without contents.
+            // A keepalive.
             TunnResult::Done if kind == Some(DATA) => (None, true),
-            // A cookie, which whoever saw our initiation can make.
+            // A cookie reply, which anyone that saw our initiation can forge.
             TunnResult::Done => return None,
             TunnResult::WriteToTunnelV6(..) => {
                 count(&self.shared.counters.wrong_encapsulation);
@@ -230,12 +228,11 @@ impl Work<'_> {
                 return None;
             }
         };
-        // It was encrypted by the peer: there it is. Who begins a handshake may only
-        // repeat what the peer advertised once.
+        // The peer encrypted it, so this is its endpoint. An initiation may be a replay, though.
         state.endpoint = Some(from);
         if matches!(kind, Some(RESPONSE | DATA)) {
-            tunnel.hear();
-            state.hear(from, kind == Some(RESPONSE));
+            tunnel.record_received();
+            state.record_endpoint(from, kind == Some(RESPONSE));
         }
         while queued
             && let TunnResult::WriteToNetwork(packet) =
@@ -246,11 +243,11 @@ impl Work<'_> {
         end
     }
 
-    /// Lets a frame in if the table says that it comes from there.
-    fn take(&mut self, snapshot: &Snapshot, tunnel: &Tunnel, at: usize, end: usize) {
+    /// Accepts a frame if the table has its source MAC on this peer.
+    fn accept(&mut self, snapshot: &Snapshot, tunnel: &Tunnel, at: usize, end: usize) {
         let Self {
             shared,
-            opened,
+            decrypted,
             coalescer,
             ..
         } = self;
@@ -260,7 +257,7 @@ impl Work<'_> {
             to: settings.tunnel_address,
             vni: settings.vni,
         };
-        let packet = &opened[at..end];
+        let packet = &decrypted[at..end];
         let frame = match Encapsulation::parse(packet) {
             Some((encapsulation, head)) if encapsulation == wanted => at + head,
             Some(_) => return count(&shared.counters.wrong_encapsulation),
@@ -274,7 +271,7 @@ impl Work<'_> {
                 return (shared.inbox)(Message { from, contents });
             }
         };
-        let contents = &opened[frame..end];
+        let contents = &decrypted[frame..end];
         let (Some(sender), Some(kind)) = (source(contents), ethertype(contents)) else {
             return count(&shared.counters.wrong_encapsulation);
         };
@@ -284,19 +281,19 @@ impl Work<'_> {
         if is_arp(kind) {
             return count(&shared.counters.arp_in);
         }
-        coalescer.push(opened, (frame, end), |pieces| shared.deliver(pieces));
+        coalescer.push(decrypted, (frame, end), |pieces| shared.deliver(pieces));
     }
 }
 
-/// Whether a message of WireGuard begins a handshake.
+/// Whether a WireGuard message is a handshake initiation.
 pub(crate) fn is_initiation(packet: &[u8]) -> bool {
     packet.first() == Some(&INITIATION)
 }
 
-/// Whether a packet of data has a counter that no session reaches.
-fn outlived(packet: &[u8]) -> bool {
+/// Whether a data packet has a counter that no session reaches.
+fn is_counter_exhausted(packet: &[u8]) -> bool {
     let counter = packet.get(8..16).and_then(|octets| octets.try_into().ok());
-    counter.is_none_or(|octets| u64::from_le_bytes(octets) >= LAST_COUNTER)
+    counter.is_none_or(|octets| u64::from_le_bytes(octets) >= COUNTER_MAX)
 }
 
 #[cfg(test)]
@@ -304,41 +301,41 @@ mod tests {
     use super::*;
     use crate::fuzzing::ends::{ENCAPSULATION, End, Ends, short, short_answer, with_ends};
 
-    /// What the bridge of one gets of what the other sent it.
+    /// What arrives at a host's bridge.
     fn carried(to: &End) -> Vec<Vec<u8>> {
         assert!(to.receives(1000), "nothing arrived");
-        Work::new(&to.shared).turn(&to.snapshot);
+        Work::new(&to.shared).receive_and_deliver(&to.snapshot);
         to.delivered()
     }
 
-    /// The answer that waits at the second arrives at the first.
+    /// Carries the answer that waits on the second host to the first.
     fn answer_is_carried(ends: &Ends) {
-        let (asking, asked) = (ends.first(), ends.second());
-        outbound::carry_answer(&asked.shared, &asked.snapshot);
-        assert_eq!(carried(asking), [short_answer()]);
+        let (client, server) = (ends.first(), ends.second());
+        outbound::carry_answer(&server.shared, &server.snapshot);
+        assert_eq!(carried(client), [short_answer()]);
     }
 
     #[test]
-    fn an_answer_that_is_there_leaves_with_the_question_unless_more_arrived() {
+    fn a_waiting_answer_is_sent_at_once_only_after_a_lone_request() {
         let frame = short();
         let head = ENCAPSULATION.head(&frame, frame.len()).unwrap();
-        let question = [&head[..], &frame].concat();
-        for questions in [1, 2] {
+        let request = [&head[..], &frame].concat();
+        for requests in [1, 2] {
             with_ends(|ends| {
-                let (asking, asked) = (ends.first(), ends.second());
-                (0..2).for_each(|_| asked.offer(&short_answer()));
-                for _ in 0..questions {
-                    let encrypted = ends.encrypted(&question);
-                    asking.shared.send(&encrypted, asked.address());
+                let (client, server) = (ends.first(), ends.second());
+                (0..2).for_each(|_| server.offer(&short_answer()));
+                for _ in 0..requests {
+                    let encrypted = ends.encrypted(&request);
+                    client.shared.send(&encrypted, server.address());
                 }
-                assert_eq!(carried(asked), vec![frame.clone(); questions]);
-                // It looks for one, not for all that waits.
-                let answers = usize::from(questions == 1);
+                assert_eq!(carried(server), vec![frame.clone(); requests]);
+                // One answer is sent, not all that wait.
+                let answers = usize::from(requests == 1);
                 for _ in 0..answers {
-                    assert_eq!(carried(asking), [short_answer()]);
+                    assert_eq!(carried(client), [short_answer()]);
                 }
                 for _ in answers..2 {
-                    assert!(!asking.receives(0), "it is not this thread's business");
+                    assert!(!client.receives(0), "the inbound thread sent more");
                     answer_is_carried(ends);
                 }
             });
@@ -346,36 +343,39 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_no_question() {
+    fn a_keepalive_is_not_a_request() {
         with_ends(|ends| {
-            let (asking, asked) = (ends.first(), ends.second());
-            asked.offer(&short_answer());
-            asking.shared.send(&ends.encrypted(&[]), asked.address());
-            assert!(carried(asked).is_empty());
-            assert!(!asking.receives(0));
+            let (client, server) = (ends.first(), ends.second());
+            server.offer(&short_answer());
+            client.shared.send(&ends.encrypted(&[]), server.address());
+            assert!(carried(server).is_empty());
+            assert!(!client.receives(0));
             answer_is_carried(ends);
         });
     }
 
     #[test]
-    fn a_thread_that_carries_frames_is_left_alone() {
+    fn an_answer_waits_while_the_outbound_thread_is_at_work() {
         with_ends(|ends| {
-            let (asking, asked) = (ends.first(), ends.second());
-            let turn = asked.shared.outgoing.lock();
-            asked.offer(&short_answer());
-            outbound::carry_answer(&asked.shared, &asked.snapshot);
-            assert!(!asking.receives(0));
-            drop(turn);
+            let (client, server) = (ends.first(), ends.second());
+            let busy = server.shared.outgoing.lock();
+            server.offer(&short_answer());
+            outbound::carry_answer(&server.shared, &server.snapshot);
+            assert!(!client.receives(0));
+            drop(busy);
             answer_is_carried(ends);
         });
     }
 
     #[test]
-    fn counters_that_no_session_reaches_are_refused() {
+    fn data_packets_with_counters_beyond_any_session_are_dropped() {
         let packet =
             |counter: u64| [&[4, 0, 0, 0, 0, 0, 0, 0][..], &counter.to_le_bytes()].concat();
-        assert!(!outlived(&packet(0)) && !outlived(&packet(1 << 60)));
-        assert!(outlived(&packet(u64::MAX)) && outlived(&packet(u64::MAX - 1024)));
-        assert!(outlived(&[4; 15]));
+        assert!(!is_counter_exhausted(&packet(0)) && !is_counter_exhausted(&packet(1 << 60)));
+        assert!(
+            is_counter_exhausted(&packet(u64::MAX))
+                && is_counter_exhausted(&packet(u64::MAX - 1024))
+        );
+        assert!(is_counter_exhausted(&[4; 15]));
     }
 }

@@ -1,4 +1,4 @@
-//! Keys, as the rest of the project executor them over.
+//! This crate's key type, which keeps boringtun's out of the interface.
 
 use std::fmt;
 
@@ -6,27 +6,27 @@ use boringtun::x25519::{self, StaticSecret};
 use kontena_schema::key::PublicKey;
 use rand_core::OsRng;
 
-/// The secret half of a host's key. It is shown to nobody.
+/// The private half of a host's key. It is never shown.
 #[derive(Clone)]
 pub struct PrivateKey(pub(crate) StaticSecret);
 
 impl PrivateKey {
-    /// The key of these octets.
+    /// The key with these octets.
     pub fn from_octets(octets: [u8; 32]) -> Self {
         Self(StaticSecret::from(octets))
     }
 
-    /// A new key, of the system's random numbers.
+    /// A new random key.
     pub fn generate() -> Self {
         Self(StaticSecret::random_from_rng(OsRng))
     }
 
-    /// Its octets, to be written down.
+    /// Its octets, for storage.
     pub fn to_octets(&self) -> [u8; 32] {
         self.0.to_bytes()
     }
 
-    /// The half that peers know.
+    /// The public half.
     pub fn public(&self) -> PublicKey {
         PublicKey(x25519::PublicKey::from(&self.0).to_bytes())
     }
@@ -42,7 +42,7 @@ impl Eq for PrivateKey {}
 
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the secret half of {}", self.public())
+        write!(f, "the private half of {}", self.public())
     }
 }
 

@@ -1,32 +1,32 @@
 //! Messages between the agents of two hosts, inside the tunnel.
 //!
-//! They are datagrams of UDP between the tunnel addresses, so that an agent whose
-//! kernel does the encryption sends and receives the same with a socket.
+//! They are UDP datagrams between the tunnel addresses, so that an agent whose kernel does the
+//! encryption sends and receives the same ones with a socket.
 
 use std::net::Ipv4Addr;
 
 use kontena_schema::limits::PROBE_PORT;
 
 use crate::checksum::{pseudo, sum, transport_checksum};
-use crate::headers::{IPV4, PROTOCOL_UDP, UDP, is_fragment, seal_ipv4};
+use crate::headers::{IPV4, PROTOCOL_UDP, UDP, is_fragment, write_ipv4_checksum};
 
 /// WireGuard's header and tag around a packet (whitepaper section 5.4.6).
-pub(crate) const SEAL: usize = 32;
+pub(crate) const WIREGUARD_OVERHEAD: usize = 32;
 const VERSION_AND_LENGTH: u8 = 0x45;
 const TTL: u8 = 64;
-/// Longer ones would not pass every underlay in one piece.
+/// Longer ones would be fragmented on some underlays.
 const CONTENTS_MAX: usize = 1024;
 
-/// What a peer's agent advertised.
+/// A message from a peer's agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// The peer's tunnel address; it is proven.
+    /// The peer's tunnel address, authenticated.
     pub from: Ipv4Addr,
-    /// What it advertised.
+    /// The payload.
     pub contents: Vec<u8>,
 }
 
-/// The packet of a message; none if it is too long.
+/// The packet with a message; none if that is too long.
 pub(crate) fn packet(from: Ipv4Addr, to: Ipv4Addr, contents: &[u8]) -> Option<Vec<u8>> {
     if contents.len() > CONTENTS_MAX {
         return None;
@@ -41,7 +41,7 @@ pub(crate) fn packet(from: Ipv4Addr, to: Ipv4Addr, contents: &[u8]) -> Option<Ve
     ip[9] = PROTOCOL_UDP;
     ip[12..16].copy_from_slice(&from.octets());
     ip[16..20].copy_from_slice(&to.octets());
-    seal_ipv4(ip);
+    write_ipv4_checksum(ip);
     udp[0..2].copy_from_slice(&PROBE_PORT.to_be_bytes());
     udp[2..4].copy_from_slice(&PROBE_PORT.to_be_bytes());
     udp[4..6].copy_from_slice(&udp_length.to_be_bytes());
@@ -51,7 +51,7 @@ pub(crate) fn packet(from: Ipv4Addr, to: Ipv4Addr, contents: &[u8]) -> Option<Ve
     Some(packet)
 }
 
-/// What a message between these two says; none if the packet is no such message.
+/// The contents of a message between these two; none if the packet is no such message.
 pub(crate) fn contents(packet: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Option<&[u8]> {
     let (ip, udp) = packet.split_at_checked(IPV4)?;
     let whole = usize::from(u16::from_be_bytes([ip[2], ip[3]])) == packet.len();
@@ -75,8 +75,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_message_is_read_as_it_was_written(advertised in prop::collection::vec(any::<u8>(), 0..80)) {
-            (encapsulations::MESSAGE.check)(&advertised);
+        fn a_message_is_read_as_it_was_written(contents in prop::collection::vec(any::<u8>(), 0..80)) {
+            (encapsulations::MESSAGE.check)(&contents);
         }
     }
 

@@ -9,7 +9,7 @@ use kontena_schema::mac::Mac;
 
 use crate::counters::count;
 use crate::headers::{ETHERNET, stays_on_its_host};
-use crate::message::SEAL;
+use crate::message::WIREGUARD_OVERHEAD;
 use crate::peer::Tunnel;
 use crate::segment::segments;
 use crate::sleeve::{Shared, retry_later};
@@ -23,10 +23,10 @@ const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
 /// The longest frame that leaves. A container can have the device cut what it sends into longer
 /// ones, which the underlay would have to cut again.
 const LONGEST: usize = ETHERNET + OVERLAY_MTU as usize;
-/// Room for the longest packet, and its encrypt.
-const ENCRYPTED: usize = vxlan::BYTES + LONGEST + SEAL;
-/// How long is waited for an underlay that takes nothing.
-const PATIENCE_MS: u16 = 500;
+/// Space for the longest packet, encrypted.
+const ENCRYPTED: usize = vxlan::BYTES + LONGEST + WIREGUARD_OVERHEAD;
+/// How long to wait for an underlay that accepts nothing.
+const SEND_TIMEOUT_MS: u16 = 500;
 /// How many frames are read before what they became is sent.
 const FRAMES: usize = 64;
 
@@ -51,7 +51,7 @@ pub(crate) fn run(shared: &Shared) {
 /// waited for, since who calls has packets to receive.
 pub(crate) fn carry_answer(shared: &Shared, snapshot: &Snapshot) {
     if let Ok(mut kept) = shared.outgoing.try_lock() {
-        kept.burst.patience_ms = 0;
+        kept.burst.send_timeout_ms = 0;
         // An error is met again by the thread above, and told there.
         let _ = Work { shared, kept }.carry_waiting(snapshot, 1);
     }
@@ -100,7 +100,7 @@ impl<'a> Work<'a> {
             *kept = Kept::new();
             kept
         });
-        kept.burst.patience_ms = PATIENCE_MS;
+        kept.burst.send_timeout_ms = SEND_TIMEOUT_MS;
         Self { shared, kept }
     }
 }

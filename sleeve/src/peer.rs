@@ -1,4 +1,4 @@
-//! One tunnel.
+//! A tunnel: one session between a key of this host and a key of a peer.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,12 +11,12 @@ use kontena_schema::key::PublicKey;
 use crate::initiation::Initiation;
 use crate::snapshot::Keys;
 
-/// A peer for whom no contents were encrypted for so long gets an empty packet. That keeps the way
-/// through NAT open, and tells each side that the other lives; half of the shortest time
-/// after which common routers forget (RFC 4787 asks for 2 min, many have 30 s).
+/// A tunnel without outgoing data for so long gets an empty packet. That keeps NAT mappings alive
+/// and shows each side that the other is up. It is half of the shortest mapping timeout of common
+/// routers (RFC 4787 requires 2 min, many have 30 s).
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// A peer that was not heard for so long, twice the keepalive and some, may be gone.
+/// A peer that sent nothing for so long, a little over two keepalives, may be down.
 pub const SILENT_AFTER: Duration = Duration::from_secs(35);
 
 /// A tunnel between one key of this host and one of a peer.
@@ -25,41 +25,41 @@ pub(crate) struct Tunnel {
     pub(crate) tunnel_address: Ipv4Addr,
     /// Its number in the messages of its peer.
     pub(crate) index: u32,
-    born: Instant,
-    /// Milliseconds from `born` to when the peer was last heard in it, and 1; 0 for
+    created: Instant,
+    /// Milliseconds from `created` until something was last received in it, plus 1; 0 for
     /// never.
-    heard: AtomicU64,
-    /// Whether handshakes are begun here, and not only answered.
-    begins: AtomicBool,
+    received: AtomicU64,
+    /// Whether this side initiates handshakes; otherwise it only responds.
+    initiates: AtomicBool,
     state: Mutex<State>,
 }
 
 pub(crate) struct State {
     pub(crate) tunn: Tunn,
-    /// Where it was last heard from, or is to be found.
+    /// Where packets last came from, or where the peer is expected.
     pub(crate) endpoint: Option<SocketAddr>,
-    /// Where it was heard in a session, since the table last named another place: who
-    /// begins a handshake may only repeat what the peer advertised once.
+    /// Where packets of a session came from, since the table last changed the endpoint. An
+    /// initiation proves nothing: it may be a replay.
     pub(crate) proven: Option<SocketAddr>,
-    /// Where the table advertised last that it is to be found.
-    named: Option<SocketAddr>,
+    /// The endpoint in the table.
+    configured: Option<SocketAddr>,
     pub(crate) initiation: Initiation,
-    /// How many bytes had been sent at the last look, and since when it is so many.
+    /// The bytes sent by the last keepalive check, and since when there are so many.
     sent: (usize, Instant),
 }
 
 impl State {
-    /// The peer was heard from there, in a session or with the answer to a initiation. What
-    /// comes from elsewhere says nothing of a place that is still to be tried.
-    pub(crate) fn hear(&mut self, from: SocketAddr, answered: bool) {
+    /// A packet of a session, or a handshake response, came from there. What comes from elsewhere
+    /// says nothing about a configured endpoint that is still to be tried.
+    pub(crate) fn record_endpoint(&mut self, from: SocketAddr, is_response: bool) {
         self.proven = Some(from);
-        if answered || self.named.is_none_or(|named| named == from) {
+        if is_response || self.configured.is_none_or(|configured| configured == from) {
             self.initiation.answered();
         }
     }
 
-    /// Whether it is time for an empty packet; then it counts as sent.
-    pub(crate) fn keeps_alive(&mut self, now: Instant) -> bool {
+    /// Whether a keepalive is due; if so, it counts as sent.
+    pub(crate) fn keepalive_due(&mut self, now: Instant) -> bool {
         let (_, sent, ..) = self.tunn.stats();
         let (before, since) = self.sent;
         let idle = now.saturating_duration_since(since) >= KEEPALIVE;
@@ -69,41 +69,41 @@ impl State {
         sent == before && idle
     }
 
-    /// Goes back to where the table says that the peer is.
-    pub(crate) fn forget_endpoint(&mut self) {
-        self.endpoint = self.named.or(self.endpoint);
+    /// Goes back to the endpoint in the table.
+    pub(crate) fn reset_endpoint(&mut self) {
+        self.endpoint = self.configured.or(self.endpoint);
     }
 }
 
-/// How the way to a peer is.
+/// The state of the tunnel to a peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerStatus {
     /// The peer's address inside the tunnel.
     pub tunnel_address: Ipv4Addr,
-    /// The key of the peer that is in use.
+    /// The peer's key that is in use.
     pub key: PublicKey,
     /// This host's key that is in use.
     pub own: PublicKey,
-    /// Where it was last heard from, or is to be found.
+    /// Where packets last came from, or where the peer is expected.
     pub endpoint: Option<SocketAddr>,
-    /// Where it was heard in a session, since the table last named another place.
+    /// Where packets of a session came from, since the table last changed the endpoint.
     pub proven: Option<SocketAddr>,
-    /// How long ago the last handshake was completed.
+    /// How long ago the last handshake completed.
     pub last_handshake: Option<Duration>,
-    /// How long ago anything encrypted came from it.
-    pub heard: Option<Duration>,
-    /// The share of encrypted packets that did not arrive here, from 0 to 1.
+    /// How long ago an encrypted packet was last received.
+    pub received: Option<Duration>,
+    /// The share of encrypted packets that were lost on the way here, from 0 to 1.
     pub loss: f32,
-    /// Bytes of packets that were sent.
+    /// Bytes of packets sent.
     pub sent_bytes: u64,
-    /// Bytes of packets that were received.
+    /// Bytes of packets received.
     pub received_bytes: u64,
 }
 
 impl PeerStatus {
-    /// Whether the peer was heard lately.
+    /// Whether anything was received lately.
     pub fn is_alive(&self) -> bool {
-        self.heard.is_some_and(|heard| heard < SILENT_AFTER)
+        self.received.is_some_and(|ago| ago < SILENT_AFTER)
     }
 }
 
@@ -117,7 +117,7 @@ impl Tunnel {
             tunn,
             endpoint,
             proven: None,
-            named: endpoint,
+            configured: endpoint,
             initiation: Initiation::default(),
             sent: (0, Instant::now()),
         });
@@ -125,55 +125,52 @@ impl Tunnel {
             keys,
             tunnel_address,
             index,
-            born: Instant::now(),
-            heard: AtomicU64::new(0),
-            begins: AtomicBool::new(false),
+            created: Instant::now(),
+            received: AtomicU64::new(0),
+            initiates: AtomicBool::new(false),
             state,
         }
     }
 
-    /// A panic elsewhere leaves a tunnel that is as good as before.
+    /// A panic while it was locked leaves the tunnel usable.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what the table says; whether a handshake is to begin for it, because the
-    /// table names another endpoint than before, or did not let this side begin.
-    pub(crate) fn set(&self, endpoint: Option<SocketAddr>, begins: bool) -> bool {
-        let began = self.begins.swap(begins, Ordering::Relaxed);
+    /// Applies the table; whether to initiate a handshake, because the endpoint changed or this
+    /// side did not initiate before.
+    pub(crate) fn configure(&self, endpoint: Option<SocketAddr>, initiates: bool) -> bool {
+        let initiated = self.initiates.swap(initiates, Ordering::Relaxed);
         let mut state = self.lock();
-        let renamed = state.named != endpoint;
-        if renamed {
-            state.named = endpoint;
+        let moved = state.configured != endpoint;
+        if moved {
+            state.configured = endpoint;
             state.proven = None;
-            // Where it was heard is better than nothing.
+            // The last known endpoint is better than none.
             state.endpoint = endpoint.or(state.endpoint);
         }
-        begins && (renamed || !began)
+        initiates && (moved || !initiated)
     }
 
-    pub(crate) fn begins(&self) -> bool {
-        self.begins.load(Ordering::Relaxed)
+    pub(crate) fn initiates(&self) -> bool {
+        self.initiates.load(Ordering::Relaxed)
     }
 
-    /// Something that the peer encrypted has come.
-    pub(crate) fn hear(&self) {
-        let now = self.born.elapsed().as_millis() as u64;
-        self.heard.store(now + 1, Ordering::Relaxed);
+    /// An authenticated packet was received.
+    pub(crate) fn record_received(&self) {
+        let now = self.created.elapsed().as_millis() as u64;
+        self.received.store(now + 1, Ordering::Relaxed);
     }
 
-    /// How long ago the peer was heard.
-    pub(crate) fn heard(&self) -> Option<Duration> {
-        let heard = self.heard.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(
-            self.born
-                .elapsed()
-                .saturating_sub(Duration::from_millis(heard)),
-        )
+    /// How long ago a packet was last received.
+    pub(crate) fn received(&self) -> Option<Duration> {
+        let at = self.received.load(Ordering::Relaxed).checked_sub(1)?;
+        let age = self.created.elapsed();
+        Some(age.saturating_sub(Duration::from_millis(at)))
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        self.heard().is_some_and(|heard| heard < SILENT_AFTER)
+        self.received().is_some_and(|ago| ago < SILENT_AFTER)
     }
 
     pub(crate) fn status(&self) -> PeerStatus {
@@ -186,7 +183,7 @@ impl Tunnel {
             endpoint: state.endpoint,
             proven: state.proven,
             last_handshake,
-            heard: self.heard(),
+            received: self.received(),
             loss,
             sent_bytes: sent as u64,
             received_bytes: received as u64,
@@ -210,20 +207,20 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_packet_goes_only_where_nothing_else_did() {
+    fn a_keepalive_is_sent_only_where_nothing_else_was() {
         let tunnel = tunnel();
         let mut state = tunnel.lock();
-        let begun = Instant::now();
-        let mut empty = Vec::new();
+        let start = Instant::now();
+        let mut keepalives = Vec::new();
         for second in 1..60 {
             if second == 20 {
-                // As many bytes are counted as are to be sent.
+                // Pretends that data was sent.
                 state.sent.0 = usize::MAX;
             }
-            if state.keeps_alive(begun + Duration::from_secs(second)) {
-                empty.push(second);
+            if state.keepalive_due(start + Duration::from_secs(second)) {
+                keepalives.push(second);
             }
         }
-        assert_eq!(empty, [15, 35, 50]);
+        assert_eq!(keepalives, [15, 35, 50]);
     }
 }

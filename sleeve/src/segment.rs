@@ -1,35 +1,35 @@
-//! Cuts a frame of the TAP device into frames that fit a packet, with every header
-//! and checksum as a network card would write them.
+//! Segments frames of the TAP device to fit a packet, with all headers and checksums as a
+//! network card would write them.
 //!
-//! Headers are changed in place and handed over with each piece of the payload:
-//! nothing is copied here.
+//! Headers are changed in place and passed along with each slice of the payload: nothing is
+//! copied here.
 
 use crate::checksum::{pseudo, sum, transport_checksum};
 use crate::headers::{
     CWR, ETHERNET, FIN, IPV4, IPV4_ETHERTYPE, IPV6, IPV6_ETHERTYPE, PROTOCOL_TCP, PROTOCOL_UDP,
-    PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, UDP, ethertype, is_fragment, seal_ipv4,
+    PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, UDP, ethertype, is_fragment, write_ipv4_checksum,
 };
 use crate::virtio::{Gso, Header, Kind};
 
-/// Where UDP has its checksum.
+/// Offset of the checksum in the UDP header.
 const UDP_CHECKSUM: usize = 6;
-/// More than the kernel makes of the longest frame at TCP's smallest segments (48
-/// bytes). A container may write what it likes to a socket.
+/// More segments than the kernel makes of the longest frame at TCP's smallest segment size (48
+/// bytes). A container may write anything to a raw socket.
 const PIECES: usize = 2048;
 
-/// A frame whose headers do not say what the device advertised of it.
+/// A frame whose headers contradict its virtio header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Executor over each frame, in order, as its headers and its payload. A frame that
-/// is not cut is all headers.
+/// Calls `each` with the headers and the payload of every segment, in order. A frame that
+/// is not segmented is passed as headers only.
 pub(crate) fn segments(
     header: Header,
     frame: &mut [u8],
     mut each: impl FnMut(&[u8], &[u8]),
 ) -> Result<(), Malformed> {
     match header.gso {
-        Some(gso) => cut(gso, frame, each),
+        Some(gso) => segment(gso, frame, each),
         None => {
             complete(header, frame)?;
             each(frame, &[]);
@@ -53,14 +53,14 @@ fn complete(header: Header, frame: &mut [u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Where the headers of a frame are.
+/// The layout of a frame's headers.
 struct Layout {
     v4: bool,
-    /// Where the transport's header begins, and where its payload.
+    /// Offsets of the transport header and of the payload.
     transport: usize,
     payload: usize,
     protocol: u8,
-    /// What the pseudo header adds up to, without the length.
+    /// The sum of the pseudo header, without the length.
     pseudo: u64,
 }
 
@@ -76,7 +76,7 @@ impl Layout {
             }
             (bytes, *ip.get(9)?, ip.get(12..20)?)
         } else if ethertype == IPV6_ETHERTYPE {
-            // The device is told to cut nothing that has extension headers.
+            // The device segments nothing that has extension headers.
             (IPV6, *ip.get(6)?, ip.get(8..40)?)
         } else {
             return None;
@@ -93,7 +93,7 @@ impl Layout {
         };
         let long_enough = protocol != PROTOCOL_TCP || bytes >= TCP;
         let payload = transport + bytes;
-        // There must be a payload: only frames longer than a packet are cut.
+        // There must be a payload: only frames longer than a packet are segmented.
         let well_formed = wanted && long_enough && payload < frame.len();
         well_formed.then(|| Self {
             v4,
@@ -105,7 +105,11 @@ impl Layout {
     }
 }
 
-fn cut(gso: Gso, frame: &mut [u8], mut each: impl FnMut(&[u8], &[u8])) -> Result<(), Malformed> {
+fn segment(
+    gso: Gso,
+    frame: &mut [u8],
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> Result<(), Malformed> {
     let layout = Layout::of(frame, gso.kind).ok_or(Malformed)?;
     if gso.size == 0 {
         return Err(Malformed);
@@ -127,7 +131,7 @@ fn cut(gso: Gso, frame: &mut [u8], mut each: impl FnMut(&[u8], &[u8])) -> Result
     Ok(())
 }
 
-/// What the pieces' headers are counted from.
+/// The first segment's values, from which those of the others are counted.
 struct First {
     id: u16,
     sequence: u32,
@@ -162,7 +166,7 @@ fn write_head(
         ip[2..4].copy_from_slice(&length.to_be_bytes());
         let id = first.id.wrapping_add(number as u16);
         ip[4..6].copy_from_slice(&id.to_be_bytes());
-        seal_ipv4(ip);
+        write_ipv4_checksum(ip);
     } else {
         ip[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
     }

@@ -1,14 +1,13 @@
-//! Cutting and gluing, each against what the RFCs say of headers, and both against
-//! each other.
+//! Segmentation and coalescing, each against the RFCs, and both against each other.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::checksum::fold;
 use crate::fuzzing::frames::{
-    cut_all, glue_all, gso, ip_sum, tcp_v4, tcp_v6, transport_sum, udp_v4,
+    coalesce_all, gso, ip_sum, segment_all, tcp_v4, tcp_v6, transport_sum, udp_v4,
 };
-use crate::fuzzing::segmenting::{are_cut_again, is_cut};
+use crate::fuzzing::segmenting::{check_round_trip, check_segments};
 use crate::virtio;
 
 fn number(frame: &[u8], at: usize) -> u32 {
@@ -16,10 +15,10 @@ fn number(frame: &[u8], at: usize) -> u32 {
 }
 
 #[test]
-fn tcp_is_cut_with_numbers_flags_and_checksums_of_each_piece() {
+fn each_tcp_segment_has_its_own_sequence_number_flags_and_checksums() {
     let payload: Vec<u8> = (0..250).collect();
     let whole = tcp_v4(u32::MAX - 49, 0xffff, 0x10 | PSH | FIN | CWR, &payload);
-    let pieces = cut_all(gso(Kind::TcpV4, 100), &whole).unwrap();
+    let pieces = segment_all(gso(Kind::TcpV4, 100), &whole).unwrap();
     assert_eq!(
         pieces
             .iter()
@@ -46,9 +45,9 @@ fn tcp_is_cut_with_numbers_flags_and_checksums_of_each_piece() {
 }
 
 #[test]
-fn udp_and_ipv6_are_cut_too() {
+fn udp_and_ipv6_are_segmented() {
     let udp = udp_v4(&[9; 25]);
-    let pieces = cut_all(gso(Kind::Udp, 10), &udp).unwrap();
+    let pieces = segment_all(gso(Kind::Udp, 10), &udp).unwrap();
     assert_eq!(
         pieces
             .iter()
@@ -62,7 +61,7 @@ fn udp_and_ipv6_are_cut_too() {
     }
 
     let six = tcp_v6(5, &[7; 30]);
-    let pieces = cut_all(gso(Kind::TcpV6, 20), &six).unwrap();
+    let pieces = segment_all(gso(Kind::TcpV6, 20), &six).unwrap();
     assert_eq!(
         pieces
             .iter()
@@ -78,7 +77,7 @@ fn udp_and_ipv6_are_cut_too() {
 }
 
 #[test]
-fn an_incomplete_checksum_is_completed() {
+fn a_partial_checksum_is_completed() {
     let whole = tcp_v4(1, 1, 0x10, &[5; 11]);
     let mut partial = whole.clone();
     let pseudo = [&whole[26..34], &[0, 6, 0, 43]].concat();
@@ -88,53 +87,53 @@ fn an_incomplete_checksum_is_completed() {
         gso: None,
     };
     for (header, frame) in [(header, &partial), (Header::default(), &whole)] {
-        let pieces = cut_all(header, frame).unwrap();
+        let pieces = segment_all(header, frame).unwrap();
         assert_eq!(pieces, std::slice::from_ref(&whole));
     }
 }
 
 #[test]
-fn headers_that_contradict_the_device_are_refused() {
+fn headers_that_contradict_the_virtio_header_are_malformed() {
     let whole = tcp_v4(1, 1, 0x10, &[5; 300]);
     let with = |at: usize, octet: u8| {
         let mut bad = whole.clone();
         bad[at] = octet;
-        cut_all(gso(Kind::TcpV4, 100), &bad)
+        segment_all(gso(Kind::TcpV4, 100), &bad)
     };
     for (at, octet, why) in [
         (12, 0x81, "another ethertype"),
         (14, 0x44, "an IP header that is too short"),
-        (14, 0x4f, "an IP header that is longer than advertised"),
+        (14, 0x4f, "an IP header that is too long"),
         (20, 0x20, "a fragment"),
         (23, PROTOCOL_UDP, "another protocol"),
         (46, 0x40, "a TCP header that is too short"),
     ] {
         assert_eq!(with(at, octet), Err(Malformed), "{why}");
     }
-    assert_eq!(cut_all(gso(Kind::TcpV4, 0), &whole), Err(Malformed));
-    assert_eq!(cut_all(gso(Kind::TcpV6, 100), &whole), Err(Malformed));
+    assert_eq!(segment_all(gso(Kind::TcpV4, 0), &whole), Err(Malformed));
+    assert_eq!(segment_all(gso(Kind::TcpV6, 100), &whole), Err(Malformed));
     let many = tcp_v4(1, 1, 0x10, &[5; 2049]);
-    assert_eq!(cut_all(gso(Kind::TcpV4, 1), &many), Err(Malformed));
+    assert_eq!(segment_all(gso(Kind::TcpV4, 1), &many), Err(Malformed));
     let outside = Header {
         checksum: Some((400, 16)),
         gso: None,
     };
-    assert_eq!(cut_all(outside, &whole), Err(Malformed));
+    assert_eq!(segment_all(outside, &whole), Err(Malformed));
     let at_the_end = Header {
         checksum: Some((365, 16)),
         gso: None,
     };
-    assert_eq!(cut_all(at_the_end, &whole), Err(Malformed));
+    assert_eq!(segment_all(at_the_end, &whole), Err(Malformed));
 }
 
 #[test]
-fn what_does_not_follow_is_not_glued() {
+fn frames_that_do_not_continue_the_stream_are_not_coalesced() {
     let first = tcp_v4(1000, 5, 0x10, &[1; 100]);
     let next = |sequence, id, flags, payload: &[u8]| tcp_v4(sequence, id, flags, payload);
     let changed = |at: usize, octet: u8| {
         let mut frame = next(1100, 6, 0x10, &[2; 100]);
         frame[at] = octet;
-        // Right again but for what was changed.
+        // Checksums that are valid after the change.
         frame[24..26].fill(0);
         let checksum = !ip_sum(&frame);
         frame[24..26].copy_from_slice(&checksum.to_be_bytes());
@@ -148,14 +147,14 @@ fn what_does_not_follow_is_not_glued() {
     for (second, why) in [
         (next(1101, 6, 0x10, &[2; 100]), "a gap"),
         (next(1100, 7, 0x10, &[2; 100]), "another identification"),
-        (next(1100, 6, 0x11, &[2; 100]), "an end"),
-        (next(1100, 6, 0x12, &[2; 100]), "a beginning"),
-        (next(1100, 6, 0x90, &[2; 100]), "a congestion signal"),
+        (next(1100, 6, 0x11, &[2; 100]), "FIN"),
+        (next(1100, 6, 0x12, &[2; 100]), "SYN"),
+        (next(1100, 6, 0x90, &[2; 100]), "CWR"),
         (next(1100, 6, 0x10, &[2; 101]), "a longer payload"),
         (next(1100, 6, 0x10, &[]), "no payload"),
         (changed(5, 9), "another MAC"),
-        (changed(15, 4), "another class of service"),
-        (changed(22, 63), "another time to live"),
+        (changed(15, 4), "another DSCP"),
+        (changed(22, 63), "another TTL"),
         (changed(29, 9), "another sender"),
         (changed(35, 9), "another port"),
         (changed(45, 8), "another acknowledgement"),
@@ -164,7 +163,7 @@ fn what_does_not_follow_is_not_glued() {
         (damaged, "a wrong checksum"),
     ] {
         let frames = [first.clone(), second];
-        let written = glue_all(&frames);
+        let written = coalesce_all(&frames);
         let plain = |frame: &Vec<u8>| (Header::default(), frame.clone());
         assert_eq!(
             written,
@@ -175,25 +174,25 @@ fn what_does_not_follow_is_not_glued() {
 }
 
 #[test]
-fn a_short_or_pushed_piece_is_the_last() {
+fn a_short_segment_or_psh_ends_a_coalesced_frame() {
     let frames = [
         tcp_v4(0, 0, 0x10, &[1; 100]),
         tcp_v4(100, 1, 0x10, &[2; 60]),
         tcp_v4(160, 2, 0x10 | PSH, &[3; 60]),
         tcp_v4(220, 3, 0x10, &[4; 60]),
     ];
-    let written = glue_all(&frames);
+    let written = coalesce_all(&frames);
     let lengths: Vec<_> = written.iter().map(|(_, frame)| frame.len() - 66).collect();
     assert_eq!(lengths, [160, 60, 60]);
     let frames = [frames[0].clone(), tcp_v4(100, 1, 0x10 | PSH, &[2; 100])];
-    let written = glue_all(&frames);
+    let written = coalesce_all(&frames);
     assert_eq!(written.len(), 1);
-    assert_eq!(written[0].1[47], 0x10 | PSH, "the whole is pushed");
+    assert_eq!(written[0].1[47], 0x10 | PSH, "PSH is kept");
 }
 
 proptest! {
     #[test]
-    fn what_was_cut_is_glued_to_the_same(
+    fn segments_are_coalesced_to_the_same_frame(
         payload in prop::collection::vec(any::<u8>(), 101..20_000),
         size in 400u16..1400,
         sequence: u32,
@@ -202,16 +201,16 @@ proptest! {
     ) {
         let flags = if push { 0x10 | PSH } else { 0x10 };
         let whole = tcp_v4(sequence, id, flags, &payload);
-        is_cut(gso(Kind::TcpV4, size), &whole);
-        let pieces = cut_all(gso(Kind::TcpV4, size), &whole).unwrap();
-        are_cut_again(&pieces);
-        let written = glue_all(&pieces);
+        check_segments(gso(Kind::TcpV4, size), &whole);
+        let pieces = segment_all(gso(Kind::TcpV4, size), &whole).unwrap();
+        check_round_trip(&pieces);
+        let written = coalesce_all(&pieces);
         prop_assert_eq!(written.len(), 1);
         prop_assert_eq!(&written[0].1[66..], &payload[..]);
     }
 
     #[test]
-    fn frames_of_any_bytes_stay_themselves(
+    fn arbitrary_frames_are_not_changed(
         mut frame in prop::collection::vec(any::<u8>(), 0..200),
         virtio in prop::array::uniform10(any::<u8>()),
         like_ip: bool,
@@ -222,8 +221,8 @@ proptest! {
         }
         prop_assert_eq!(virtio.len(), virtio::BYTES);
         if let Some((header, _)) = Header::parse(&virtio) {
-            is_cut(header, &frame);
+            check_segments(header, &frame);
         }
-        are_cut_again(&[frame.clone(), frame]);
+        check_round_trip(&[frame.clone(), frame]);
     }
 }

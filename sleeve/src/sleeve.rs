@@ -1,4 +1,4 @@
-//! The parts together: what the threads share, and how it is changed.
+//! The sleeve: what its threads share, and how it is changed.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,21 +23,20 @@ use crate::tap::Tap;
 use crate::udp::Socket;
 use crate::{inbound, initiation, outbound};
 
-/// Handshakes a second from one address; a whole region may be behind one NAT.
-const GREETINGS_PER_S: u32 = 64;
-/// Most addresses that are counted: more than a grid has nodes.
+/// Handshake initiations a second from one address; a whole region may be behind one NAT.
+const INITIATIONS_PER_S: u32 = 64;
+/// The most addresses that are counted: more than a grid has nodes.
 const SOURCES: usize = 1024;
-/// How exactly the tunnels' timers are kept; as boringtun's own device does.
+/// The resolution of the tunnels' timers; that of boringtun's own device.
 const TIMERS_EVERY: Duration = Duration::from_millis(250);
-/// How many tunnels are looked after each time; of more, each gets its turn less often.
-/// Nothing that a timer of WireGuard does is due within 4 s of what came before.
+/// How many tunnels' timers run each time; with more tunnels, each runs less often. Nothing that
+/// a WireGuard timer does is due within 4 s of its last event.
 const TIMED_MAX: usize = 64;
 const LIMIT_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-/// The longest that a timer has to say: a handshake.
+/// The longest packet that a timer sends: a handshake initiation.
 const TIMED: usize = 256;
-
-/// What a sleeve keeps through its life.
+/// The settings that a sleeve keeps for life.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The name of the TAP device.
@@ -50,39 +49,39 @@ pub struct Settings {
     pub vni: u32,
 }
 
-/// Why a sleeve cannot work.
+/// Why a sleeve cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SleeveError {
-    /// There is no device.
-    #[error("the device {name} cannot be made: {error}")]
+    /// The TAP device.
+    #[error("cannot create device {name}: {error}")]
     Device {
         /// Its name.
         name: String,
-        /// What the kernel advertised.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// There is no socket.
-    #[error("UDP port {port} cannot be used: {error}")]
+    /// The UDP socket.
+    #[error("cannot use UDP port {port}: {error}")]
     Port {
         /// The port.
         port: u16,
-        /// What the kernel advertised.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// There are no threads.
-    #[error("no thread can be started: {0}")]
+    /// A thread.
+    #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }
 
-/// An encrypted path to many peers. It ends when this is dropped.
+/// An encrypted path to many peers. It stops when this is dropped.
 pub struct Sleeve {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// The number of the next tunnel; also keeps two changes apart.
+    /// The index of the next tunnel; its lock also serialises changes of the table.
     next_index: Mutex<u32>,
 }
 
-/// What a thread does until the sleeve stops.
+/// The body of a thread; returns when the sleeve stops.
 type Part = fn(&Shared);
 
 /// What the threads share.
@@ -92,23 +91,22 @@ pub(crate) struct Shared {
     pub(crate) socket: Socket,
     pub(crate) counters: Counters,
     pub(crate) inbox: Box<dyn Fn(Message) + Send + Sync>,
-    /// Who has it carries frames to the underlay. It is taken before a tunnel's lock, never
-    /// after.
+    /// Its holder carries frames to the underlay. It is locked before a tunnel, never after.
     pub(crate) outgoing: Mutex<outbound::Kept>,
     snapshot: RwLock<Arc<Snapshot>>,
-    /// Handshakes that began in this second, by who began them.
+    /// Handshake initiations received in this second, by source address.
     initiations: Mutex<HashMap<IpAddr, u32>>,
-    /// How many handshakes that began here were not answered yet, about.
+    /// The approximate number of our initiations that are unanswered.
     unanswered: AtomicUsize,
     stop: EventFd,
 }
 
 impl Sleeve {
-    /// Makes the device, down, and the socket, in the network namespace of the
-    /// calling thread, with a table without peers.
+    /// Creates the device, down, and the socket, in the network namespace of the calling thread,
+    /// with a table without peers.
     ///
-    /// `inbox` gets the messages of peers' agents, on the thread that carries frames:
-    /// it must not wait.
+    /// `inbox` gets the messages of peers' agents, on the thread that receives packets: it must
+    /// not block.
     pub fn start(
         settings: Settings,
         inbox: impl Fn(Message) + Send + Sync + 'static,
@@ -128,7 +126,7 @@ impl Sleeve {
         let parts: [(&str, Part); 3] = [
             ("sleeve-out", outbound::run),
             ("sleeve-in", inbound::run),
-            ("sleeve-time", keep_time),
+            ("sleeve-time", run_timers),
         ];
         for (name, part) in parts {
             let shared = Arc::clone(&sleeve.shared);
@@ -141,8 +139,8 @@ impl Sleeve {
         Ok(sleeve)
     }
 
-    /// Replaces the table. A peer that stays keeps its session and, unless the
-    /// table names another one than before, the endpoint where it was last heard.
+    /// Replaces the table. A peer that stays keeps its session, and the endpoint that its
+    /// packets came from unless the table changes it.
     pub fn set_table(&self, table: &Table) {
         let mut next_index = self
             .next_index
@@ -155,11 +153,11 @@ impl Sleeve {
             .snapshot
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
-        // Only now an answer would find its tunnel.
+        // From now on a response finds its tunnel.
         let now = Instant::now();
         let own = self.shared.settings.tunnel_address.to_bits();
         for tunnel in initiating {
-            let initiation_delay = match tunnel.heard() {
+            let delay = match tunnel.received() {
                 Some(_) => Duration::ZERO,
                 None => initiation::initiation_delay(
                     own,
@@ -167,13 +165,13 @@ impl Sleeve {
                     table.peers.len(),
                 ),
             };
-            tunnel.lock().initiation.begin(now + initiation_delay);
+            tunnel.lock().initiation.schedule(now + delay);
         }
-        self.shared.greet_due(now);
+        self.shared.initiate_due(now);
     }
 
-    /// Sends a message to the agent of a peer, if there is a session with it; whether
-    /// it was sent.
+    /// Sends a message to a peer's agent, if there is a session with the peer; whether it
+    /// was sent.
     pub fn send(&self, to: Ipv4Addr, message: &[u8]) -> bool {
         let snapshot = self.shared.snapshot();
         let route = snapshot.route(to).and_then(Route::tunnel);
@@ -184,8 +182,8 @@ impl Sleeve {
         let Some(packet) = message::packet(from, to, message) else {
             return false;
         };
-        // Where the session is over, what is sent is a initiation.
-        let mut encrypted = vec![0; TIMED.max(packet.len() + message::SEAL)];
+        // If the session has expired, what is sent is an initiation.
+        let mut encrypted = vec![0; TIMED.max(packet.len() + message::WIREGUARD_OVERHEAD)];
         let mut state = tunnel.lock();
         let endpoint = state.endpoint;
         match (state.tunn.encapsulate(&packet, &mut encrypted), endpoint) {
@@ -196,7 +194,7 @@ impl Sleeve {
         }
     }
 
-    /// How the way to each peer is, in the order of the tunnel addresses.
+    /// The state of the tunnel to each peer, ordered by tunnel address.
     pub fn status(&self) -> Vec<PeerStatus> {
         let snapshot = self.shared.snapshot();
         let mut all: Vec<_> = snapshot
@@ -207,19 +205,19 @@ impl Sleeve {
         all
     }
 
-    /// How the way to one peer is.
+    /// The state of the tunnel to one peer.
     pub fn status_of(&self, tunnel_address: Ipv4Addr) -> Option<PeerStatus> {
         let snapshot = self.shared.snapshot();
         Some(snapshot.route(tunnel_address)?.tunnel()?.status())
     }
 
-    /// Whether frames are carried. If not, only a new sleeve helps: the device was
-    /// deleted, or a thread met a fault of ours.
+    /// Whether frames are carried. If not, only a new sleeve helps: the device was deleted, or
+    /// a thread panicked.
     pub fn is_alive(&self) -> bool {
         !self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// What was dropped since the start.
+    /// What was dropped since the sleeve was started.
     pub fn drops(&self) -> Drops {
         self.shared.counters.read()
     }
@@ -232,7 +230,7 @@ impl Drop for Sleeve {
             return;
         }
         for thread in self.threads.drain(..) {
-            // Its panic was told when it happened.
+            // A panic was logged when it happened.
             let _ = thread.join();
         }
     }
@@ -268,7 +266,7 @@ impl Shared {
             PollFd::new(source.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
         ];
-        // An interruption is as good as nothing to read.
+        // An interruption counts as nothing to read.
         let _ = poll(&mut fds, PollTimeout::NONE);
         !fds[1].any().unwrap_or(false)
     }
@@ -281,9 +279,9 @@ impl Shared {
         !fds[0].any().unwrap_or(false)
     }
 
-    /// Whether one more handshake may begin from there. Only a sender that proved
-    /// its address under load gets here often.
-    pub(crate) fn greets(&self, from: IpAddr) -> bool {
+    /// Whether to accept one more initiation from this address. Under load, only senders that
+    /// proved their address get this far.
+    pub(crate) fn accepts_initiation(&self, from: IpAddr) -> bool {
         let mut initiations = self
             .initiations
             .lock()
@@ -291,24 +289,24 @@ impl Shared {
         if initiations.len() >= SOURCES && !initiations.contains_key(&from) {
             return false;
         }
-        let initiations = initiations.entry(from).or_insert(0);
-        *initiations += 1;
-        *initiations <= GREETINGS_PER_S
+        let count = initiations.entry(from).or_insert(0);
+        *count += 1;
+        *count <= INITIATIONS_PER_S
     }
 
-    /// Sends a message that may be lost: all but data is repeated.
+    /// Sends a handshake message or queued data; a lost handshake is repeated.
     pub(crate) fn send(&self, packet: &[u8], to: SocketAddr) {
         let lost = self.socket.send_now(packet, to).is_err();
         self.not_sent(u64::from(lost));
     }
 
-    /// Begins handshakes with those whose turn it is.
-    fn greet_due(&self, now: Instant) {
+    /// Sends the initiations that are due and may be sent.
+    fn initiate_due(&self, now: Instant) {
         let snapshot = self.snapshot();
         let mut waiting = 0;
         let mut due = Vec::new();
         for tunnel in snapshot.tunnels_all() {
-            if !tunnel.begins() {
+            if !tunnel.initiates() {
                 continue;
             }
             let state = &mut tunnel.lock();
@@ -316,20 +314,20 @@ impl Shared {
                 continue;
             }
             let initiation = &mut state.initiation;
-            waiting += usize::from(initiation.waits(now));
-            let turn = initiation.turn(tunnel.is_alive(), now);
-            due.extend(turn.map(|turn| (turn, tunnel)));
+            waiting += usize::from(initiation.awaits_response(now));
+            let priority = initiation.priority(tunnel.is_alive(), now);
+            due.extend(priority.map(|priority| (priority, tunnel)));
         }
-        let chosen = initiation::chosen(due, waiting);
-        let unanswered = waiting + chosen.len();
+        let selected = initiation::select(due, waiting);
+        let unanswered = waiting + selected.len();
         self.unanswered.store(unanswered, Ordering::Relaxed);
-        for tunnel in chosen {
+        for tunnel in selected {
             self.initiate(tunnel, now);
         }
     }
 
-    /// Whether a frame for this peer may be encrypted, or wait until it can be. Nobody's
-    /// traffic begins more handshakes than may be unanswered.
+    /// Whether a frame for this peer may be encrypted, or queued until it can be. Traffic
+    /// triggers no more handshakes than may be unanswered.
     pub(crate) fn admits(&self, tunnel: &Tunnel, state: &mut State) -> bool {
         if tunnel.is_alive() || state.initiation.tried() {
             return true;
@@ -345,17 +343,17 @@ impl Shared {
         let mut buffer = [0; TIMED];
         let mut state = tunnel.lock();
         if state.initiation.sent(now) {
-            state.forget_endpoint();
+            state.reset_endpoint();
         }
         let Some(endpoint) = state.endpoint else {
             return;
         };
-        // It may be time for one by the tunnel's own clock, too.
-        let mut advertised = state.tunn.update_timers(&mut buffer);
-        if !matches!(&advertised, TunnResult::WriteToNetwork(packet) if is_initiation(packet)) {
-            advertised = state.tunn.format_handshake_initiation(&mut buffer, true);
+        // One may be due by the tunnel's own timer, too.
+        let mut result = state.tunn.update_timers(&mut buffer);
+        if !matches!(&result, TunnResult::WriteToNetwork(packet) if is_initiation(packet)) {
+            result = state.tunn.format_handshake_initiation(&mut buffer, true);
         }
-        if let TunnResult::WriteToNetwork(packet) = advertised {
+        if let TunnResult::WriteToNetwork(packet) = result {
             self.send(packet, endpoint);
         }
     }
@@ -364,8 +362,8 @@ impl Shared {
         self.counters.not_sent.fetch_add(packets, Ordering::Relaxed);
     }
 
-    /// Gives the bridge a frame. One that the device does not take, because it is
-    /// down, is lost like on any cable.
+    /// Delivers a frame to the bridge. A frame that the device does not accept, because it is
+    /// down, is lost.
     pub(crate) fn deliver(&self, pieces: &[&[u8]]) {
         if self.tap.write(pieces).is_err() {
             self.counters.not_delivered.fetch_add(1, Ordering::Relaxed);
@@ -373,13 +371,13 @@ impl Shared {
     }
 }
 
-/// Between two looks at what is not ready and cannot be waited for.
+/// Pauses before retrying what is not ready and cannot be polled.
 pub(crate) fn retry_later() {
     std::thread::sleep(RETRY_AFTER);
 }
 
-/// Renews sessions, repeats handshakes, sends signs of life.
-fn keep_time(shared: &Shared) {
+/// Renews sessions, repeats initiations, sends keepalives.
+fn run_timers(shared: &Shared) {
     let mut buffer = [0; TIMED];
     let mut limited = Instant::now();
     let mut round = 0;
@@ -393,7 +391,7 @@ fn keep_time(shared: &Shared) {
             let initiations = shared.initiations.lock();
             initiations.unwrap_or_else(PoisonError::into_inner).clear();
         }
-        shared.greet_due(Instant::now());
+        shared.initiate_due(Instant::now());
         let rounds = snapshot.tunnels_all().count().div_ceil(TIMED_MAX).max(1);
         round = (round + 1) % rounds;
         for tunnel in snapshot.tunnels_all() {
@@ -401,22 +399,22 @@ fn keep_time(shared: &Shared) {
                 continue;
             }
             let mut state = tunnel.lock();
-            let mut advertised = state.tunn.update_timers(&mut buffer);
-            // A mesh never gives a peer up; where it went to may have been wrong.
-            let lost = matches!(advertised, TunnResult::Err(_));
-            if lost {
-                state.forget_endpoint();
+            let mut result = state.tunn.update_timers(&mut buffer);
+            // A mesh never gives up on a peer; the endpoint may have been wrong.
+            let expired = matches!(result, TunnResult::Err(_));
+            if expired {
+                state.reset_endpoint();
             }
             let Some(endpoint) = state.endpoint else {
                 continue;
             };
-            if lost && tunnel.begins() {
-                advertised = state.tunn.format_handshake_initiation(&mut buffer, true);
+            if expired && tunnel.initiates() {
+                result = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
-            if matches!(advertised, TunnResult::Done) && state.keeps_alive(Instant::now()) {
-                advertised = state.tunn.encapsulate(&[], &mut buffer);
+            if matches!(result, TunnResult::Done) && state.keepalive_due(Instant::now()) {
+                result = state.tunn.encapsulate(&[], &mut buffer);
             }
-            if let TunnResult::WriteToNetwork(packet) = advertised {
+            if let TunnResult::WriteToNetwork(packet) = result {
                 shared.send(packet, endpoint);
             }
         }

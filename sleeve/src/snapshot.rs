@@ -1,4 +1,4 @@
-//! The table, as the threads need it: replaced as a whole, looked at per frame.
+//! The table in the form that the threads need: replaced as a whole, read per frame.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -14,16 +14,16 @@ use crate::key::PrivateKey;
 use crate::peer::Tunnel;
 use crate::table::{Peer, Table};
 
-/// Handshakes a second beyond which a sender must prove its address: a whole grid
-/// that begins at once is below it. Each is counted twice.
+/// Handshakes a second beyond which a sender must prove its address: more than a whole grid
+/// causes that starts all at once. Each is counted twice.
 const HANDSHAKES_PER_S: u64 = 1024;
-/// Tunnels are numbered with 24 bits (boringtun).
+/// Tunnel indexes have 24 bits (boringtun).
 const INDEXES: u32 = 1 << 24;
 
-/// What the threads look things up in.
+/// The threads' lookup tables.
 #[derive(Default)]
 pub(crate) struct Snapshot {
-    /// This host's keys; it begins with the first.
+    /// This host's keys; it initiates with the first.
     pub(crate) identities: Vec<Identity>,
     by_index: HashMap<u32, Arc<Tunnel>>,
     by_keys: HashMap<Keys, Arc<Tunnel>>,
@@ -47,20 +47,20 @@ pub(crate) struct Keys {
     pub(crate) peer: PublicKey,
 }
 
-/// The tunnels to one peer: one, and while a key changes more.
+/// The tunnels to one peer: one, or several during a key rotation.
 #[derive(Clone)]
 pub(crate) struct Route {
-    /// The newest keys first.
+    /// Newest keys first.
     tunnels: Vec<Arc<Tunnel>>,
 }
 
 impl Route {
-    /// The tunnel that a frame takes: the one with the newest keys in which the peer
-    /// was heard, so that a new key is used at its first handshake and not before.
+    /// The tunnel for a frame: the one with the newest keys in which anything was received
+    /// lately, so that a new key is used from its first handshake on and not before.
     pub(crate) fn tunnel(&self) -> Option<&Arc<Tunnel>> {
         let alone = self.tunnels.len() == 1;
         let alive = self.tunnels.iter().find(|one| alone || one.is_alive());
-        alive.or_else(|| self.tunnels.iter().find(|one| one.begins()))
+        alive.or_else(|| self.tunnels.iter().find(|one| one.initiates()))
     }
 }
 
@@ -80,9 +80,13 @@ impl Identity {
 }
 
 impl Snapshot {
-    /// The snapshot of a table after `old`, and the tunnels that must begin a handshake.
+    /// The snapshot of a table that follows `old`, and the tunnels that must initiate a handshake.
     /// A tunnel whose keys and peer stay is kept, with its session.
-    pub(crate) fn next(old: &Self, table: &Table, numbers: &mut u32) -> (Self, Vec<Arc<Tunnel>>) {
+    pub(crate) fn next(
+        old: &Self,
+        table: &Table,
+        next_index: &mut u32,
+    ) -> (Self, Vec<Arc<Tunnel>>) {
         let mut snapshot = Self::default();
         for own in &table.own {
             let key = own.public();
@@ -93,7 +97,8 @@ impl Snapshot {
         }
         let mut initiating = Vec::new();
         for (&tunnel_address, peer) in &table.peers {
-            let tunnels = snapshot.tunnels(old, (tunnel_address, peer), numbers, &mut initiating);
+            let tunnels =
+                snapshot.tunnels(old, (tunnel_address, peer), next_index, &mut initiating);
             let route = Route { tunnels };
             if table.floods.contains(&tunnel_address) {
                 snapshot.floods.push(route.clone());
@@ -108,7 +113,7 @@ impl Snapshot {
         &mut self,
         old: &Self,
         (tunnel_address, peer): (Ipv4Addr, &Peer),
-        numbers: &mut u32,
+        next_index: &mut u32,
         initiating: &mut Vec<Arc<Tunnel>>,
     ) -> Vec<Arc<Tunnel>> {
         let mut tunnels = Vec::new();
@@ -116,7 +121,7 @@ impl Snapshot {
             for key in peer.next.into_iter().chain([peer.current]) {
                 let own = identity.key();
                 let keys = Keys { own, peer: key };
-                // Two tunnels with the same keys would take each other's sessions.
+                // Two tunnels with the same keys would steal each other's sessions.
                 if own == key || self.by_keys.contains_key(&keys) {
                     continue;
                 }
@@ -125,7 +130,7 @@ impl Snapshot {
                     .get(&keys)
                     .filter(|kept| kept.tunnel_address == tunnel_address);
                 let tunnel = kept.cloned().unwrap_or_else(|| {
-                    let index = self.free_index(old, numbers);
+                    let index = self.free_index(old, next_index);
                     let tunn = tunn(identity, key, index);
                     Arc::new(Tunnel::new(
                         keys,
@@ -133,8 +138,8 @@ impl Snapshot {
                         (index, tunn),
                     ))
                 });
-                let begins = at == 0 && key == peer.current;
-                if tunnel.set(peer.endpoint, begins) {
+                let initiates = at == 0 && key == peer.current;
+                if tunnel.configure(peer.endpoint, initiates) {
                     initiating.push(Arc::clone(&tunnel));
                 }
                 self.by_index.insert(tunnel.index, Arc::clone(&tunnel));
@@ -145,7 +150,7 @@ impl Snapshot {
         tunnels
     }
 
-    /// A number that no tunnel has, so that a late packet meets no other tunnel.
+    /// An index that no tunnel has, so that a late packet never matches another tunnel.
     fn free_index(&self, old: &Self, next: &mut u32) -> u32 {
         loop {
             let index = *next;
@@ -168,25 +173,25 @@ impl Snapshot {
         self.by_index.values()
     }
 
-    /// The way to each peer.
+    /// The tunnels to each peer.
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Route> {
         self.routes.values()
     }
 
-    /// The way to one peer.
+    /// The tunnels to one peer.
     pub(crate) fn route(&self, tunnel_address: Ipv4Addr) -> Option<&Route> {
         self.routes.get(&tunnel_address)
     }
 
-    /// The peer that a MAC is behind.
+    /// The peer that owns a MAC.
     pub(crate) fn owner(&self, mac: Mac) -> Option<Ipv4Addr> {
         self.owners.get(&mac).copied()
     }
 
-    /// The transports that a frame for this MAC takes.
+    /// The routes of a frame for this MAC.
     pub(crate) fn targets(&self, mac: Mac) -> &[Route] {
-        const FOR_MANY: u8 = 1;
-        if mac.0[0] & FOR_MANY != 0 {
+        const GROUP_BIT: u8 = 1;
+        if mac.0[0] & GROUP_BIT != 0 {
             return &self.floods;
         }
         let route = self.owner(mac).and_then(|peer| self.routes.get(&peer));
@@ -199,7 +204,7 @@ fn tunn(identity: &Identity, peer: PublicKey, index: u32) -> Tunn {
         identity.private.0.clone(),
         peer.0.into(),
         None,
-        // Boringtun's own would come however much else is sent.
+        // Boringtun's keepalives are sent even when there is other traffic.
         None,
         index,
         Some(Arc::clone(&identity.limiter)),
@@ -211,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_sends_no_signs_of_life_by_itself() {
+    fn boringtun_sends_no_keepalives_of_its_own() {
         let [own, peer] = [1, 2].map(|octet| PrivateKey::from_octets([octet; 32]));
         let tunn = tunn(&Identity::new(&own), peer.public(), 1);
         assert_eq!(tunn.persistent_keepalive(), None);

@@ -1,4 +1,4 @@
-//! Who the peers are, and whose frames go where.
+//! The peers, and which of them owns which MAC.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,27 +11,26 @@ use crate::key::PrivateKey;
 /// A host at the other end of an encrypted path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The key that it uses.
+    /// Its current key.
     pub current: PublicKey,
-    /// The key that it will use next, if it advertised so.
+    /// Its next key, if it announced one.
     pub next: Option<PublicKey>,
-    /// Where it is to be found; without, only it can begin. It may move, as WireGuard
-    /// has it.
+    /// Where it is expected; without one, only the peer can initiate. It may roam, as in
+    /// WireGuard.
     pub endpoint: Option<SocketAddr>,
 }
 
-/// Everything that can be changed while the sleeve works.
+/// Everything that can be changed while the sleeve runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// This host's keys: with the first one it begins, under the others it still
-    /// answers.
+    /// This host's keys: it initiates with the first and still responds with the others.
     pub own: Vec<PrivateKey>,
-    /// The peers, by their addresses inside the tunnel.
+    /// The peers, by tunnel address.
     pub peers: BTreeMap<Ipv4Addr, Peer>,
-    /// The tunnel address of the peer that each MAC is behind. It decides where a frame
-    /// goes, and from whom it may come.
+    /// The tunnel address of the peer that owns each MAC: where frames for it go, and the only
+    /// peer that frames from it are accepted from.
     pub owners: BTreeMap<Mac, Ipv4Addr>,
-    /// The tunnel addresses of the peers that get a copy of what is for all. Those
-    /// with a fast path get it there.
+    /// The tunnel addresses of the peers that get a copy of flooded frames. Peers with a fast
+    /// path get theirs there.
     pub floods: BTreeSet<Ipv4Addr>,
 }

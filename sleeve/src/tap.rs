@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-/// `TUN_F_*` of `linux/if_tun.h`, which `libc` has only in part.
+/// `TUN_F_*` of `linux/if_tun.h`; `libc` has only some of them.
 const CHECKSUM: c_ulong = 0x01;
 const TSO4: c_ulong = 0x02;
 const TSO6: c_ulong = 0x04;
@@ -16,23 +16,23 @@ const USO6: c_ulong = 0x40;
 nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(set_offload, libc::TUNSETOFFLOAD);
 
-/// An open TAP device. It vanishes when it is closed.
+/// An open TAP device. It is deleted when it is closed.
 pub(crate) struct Tap(File);
 
 impl Tap {
-    /// Makes the device, down, in the network namespace of the calling thread.
+    /// Creates the device, down, in the network namespace of the calling thread.
     pub(crate) fn create(name: &str) -> io::Result<Self> {
         let mut request: libc::ifreq = {
             // SAFETY: an `ifreq` is plain data, for which zeroes are a value.
             unsafe { std::mem::zeroed() }
         };
-        // The last octet stays the zero that ends it.
+        // The last octet stays the terminating zero.
         if name.is_empty() || name.len() >= request.ifr_name.len() {
-            let why = format!("{name:?} is no name of an interface");
+            let why = format!("{name:?} is not a valid interface name");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        for (place, octet) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *place = octet as libc::c_char;
+        for (slot, octet) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *slot = octet as libc::c_char;
         }
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -44,13 +44,13 @@ impl Tap {
         // SAFETY: the descriptor is open and the request lives through the call.
         unsafe { set_interface(file.as_raw_fd(), &raw const request) }?;
         let tap = Self(file);
-        // Kernels before 6.2 cut UDP themselves.
+        // Kernels before 6.2 segment UDP themselves.
         tap.offload(CHECKSUM | TSO4 | TSO6 | USO4 | USO6)
             .or_else(|_| tap.offload(CHECKSUM | TSO4 | TSO6))?;
         Ok(tap)
     }
 
-    /// For the fuzzer and tests: what keeps the bounds of writes as the device does.
+    /// For the fuzzer and tests: a socket that preserves write boundaries as the device does.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of(file: File) -> Self {
         Self(file)
@@ -62,7 +62,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Reads one frame with its header. Does not wait.
+    /// Reads one frame with its header. Does not block.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.0).read(buffer)
     }

@@ -1,4 +1,4 @@
-//! The socket on the underlay: bursts out, bursts in.
+//! The UDP socket on the underlay, which sends and receives bursts.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -13,17 +13,17 @@ use nix::sys::socket::{
     sockopt,
 };
 
-/// Most packets in one call; `UDP_MAX_SEGMENTS` of kernels before 6.11.
+/// The most packets of one call: `UDP_MAX_SEGMENTS` of kernels before 6.11.
 const PACKETS: usize = 64;
-/// Most bytes in one call: the longest UDP payload over IPv4.
+/// The most bytes of one call: the longest UDP payload over IPv4.
 const BYTES: usize = 65_507;
-/// Room for what arrives while a burst is worked on: 5 ms at 6 Gbit/s.
+/// Buffer space for what arrives while a burst is processed: 5 ms at 6 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
 
 /// The socket.
 pub(crate) struct Socket {
     socket: UdpSocket,
-    /// Whether the underlay's device takes bursts. One without checksum offload
+    /// Whether the underlay's device supports segmentation offload. One without checksum offload
     /// does not.
     segments: AtomicBool,
 }
@@ -32,14 +32,14 @@ impl Socket {
     pub(crate) fn bind(port: u16) -> io::Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
         socket.set_nonblocking(true)?;
-        // Beyond the system's bound where we may, else up to it.
+        // Beyond the system's limit where that is allowed, else up to it.
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
         }
         if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
             setsockopt(&socket, sockopt::SndBuf, &BUFFER_BYTES)?;
         }
-        // A kernel without it gives one packet a call.
+        // Without it, each call returns one packet.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         Ok(Self {
             socket,
@@ -47,18 +47,18 @@ impl Socket {
         })
     }
 
-    /// For the fuzzer and tests: the port, where it was any.
+    /// For the fuzzer and tests: the bound port.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn port(&self) -> io::Result<u16> {
         Ok(self.socket.local_addr()?.port())
     }
 
-    /// Sends one packet, or does not if it would have to wait.
+    /// Sends one packet, unless that would block.
     pub(crate) fn send_now(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
         self.socket.send_to(packet, to).map(drop)
     }
 
-    /// Sends a burst; gives how many packets could not be sent.
+    /// Sends a burst; returns how many packets could not be sent.
     fn send_burst(&self, burst: &Burst, to: SocketAddr) -> u64 {
         if burst.count > 1 && self.segments.load(Ordering::Relaxed) {
             match self.send_as_one(burst, to) {
@@ -66,7 +66,7 @@ impl Socket {
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => {
                     self.segments.store(false, Ordering::Relaxed);
                 }
-                // Longer than the way allows: one by one they can be cut.
+                // Longer than the path MTU: one by one they can be fragmented.
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {}
                 Err(_) => return burst.count as u64,
@@ -74,12 +74,12 @@ impl Socket {
         }
         let mut lost = 0;
         for (number, packet) in burst.bytes.chunks(burst.size).enumerate() {
-            let sent = waiting(&self.socket, burst.patience_ms, || {
+            let sent = with_timeout(&self.socket, burst.send_timeout_ms, || {
                 self.send_now(packet, to)
             });
             match sent {
                 Ok(()) => {}
-                // Nor will it take the rest.
+                // The rest would fail, too.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return lost + (burst.count - number) as u64;
                 }
@@ -98,14 +98,14 @@ impl Socket {
         let pieces = [IoSlice::new(&burst.bytes)];
         let target = SockaddrIn::from(to);
         let fd = self.socket.as_raw_fd();
-        waiting(&self.socket, burst.patience_ms, || {
+        with_timeout(&self.socket, burst.send_timeout_ms, || {
             sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&target))?;
             Ok(())
         })
     }
 
-    /// Receives a burst of packets of one sender: its length, the length of each
-    /// packet but the last, and the sender. Does not wait.
+    /// Receives a burst of packets of one sender: its length, the length of each packet but the
+    /// last, and the sender. Does not block.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, usize, SocketAddr)> {
         let mut control = cmsg_space!(i32);
         let mut pieces = [IoSliceMut::new(buffer)];
@@ -129,18 +129,18 @@ impl AsFd for Socket {
     }
 }
 
-/// Who cannot send waits, though not for ever: that is what holds a fast sender
-/// back.
-fn waiting(
+/// Blocks until the socket can send, up to a timeout: this is what slows down a sender that is
+/// too fast.
+fn with_timeout(
     socket: &UdpSocket,
-    patience_ms: u16,
+    timeout_ms: u16,
     mut send: impl FnMut() -> io::Result<()>,
 ) -> io::Result<()> {
     loop {
         match send() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-                match poll(&mut fds, patience_ms) {
+                match poll(&mut fds, timeout_ms) {
                     Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
@@ -152,16 +152,16 @@ fn waiting(
     }
 }
 
-/// Packets for one receiver that leave in one call: all of one size, but the last,
-/// which may be shorter.
+/// Packets for one receiver that are sent in one call: all of one size but the last, which may
+/// be shorter.
 pub(crate) struct Burst {
     bytes: Vec<u8>,
     size: usize,
     count: usize,
     to: Option<SocketAddr>,
-    /// How long is waited for an underlay that takes nothing.
-    pub(crate) patience_ms: u16,
-    /// A shorter one was added: nothing can follow.
+    /// How long to wait for an underlay that accepts nothing.
+    pub(crate) send_timeout_ms: u16,
+    /// A shorter packet was added: none can follow.
     closed: bool,
 }
 
@@ -172,13 +172,13 @@ impl Burst {
             size: 0,
             count: 0,
             to: None,
-            patience_ms: 0,
+            send_timeout_ms: 0,
             closed: false,
         }
     }
 
-    /// Adds a packet, after sending what was there if the packet does not fit to
-    /// it. Gives how many packets could not be sent.
+    /// Adds a packet; if it does not fit, the burst is sent first. Returns how many packets
+    /// could not be sent.
     pub(crate) fn add(&mut self, socket: &Socket, to: SocketAddr, packet: &[u8]) -> u64 {
         let fits = self.to == Some(to)
             && !self.closed
@@ -196,7 +196,7 @@ impl Burst {
         lost
     }
 
-    /// Sends what is there; gives how many packets could not be sent.
+    /// Sends the burst; returns how many packets could not be sent.
     pub(crate) fn flush(&mut self, socket: &Socket) -> u64 {
         let Some(to) = self.to.take() else {
             return 0;

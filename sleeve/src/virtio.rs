@@ -1,5 +1,5 @@
-//! The header that stands before a frame at the TAP device: `struct virtio_net_hdr`
-//! (Virtual I/O Device 1.2, section 5.1.6), in the machine's byte order.
+//! The header before each frame of the TAP device: `struct virtio_net_hdr` (Virtual I/O
+//! Device 1.2, section 5.1.6), in native byte order.
 
 /// Its length in bytes.
 pub(crate) const BYTES: usize = 10;
@@ -9,29 +9,29 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
-/// The sender's congestion signal is on; only the first segment may carry it.
+/// The sender set ECN's congestion signal; only the first segment may carry it.
 const GSO_ECN: u8 = 0x80;
 
-/// What is known of a frame besides its bytes.
+/// A frame's metadata.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Where the checksum begins and where in that it is to be stored, if it is
-    /// not yet complete.
+    /// The offset where the checksum starts, and that of its field from there, if it is still to
+    /// be computed.
     pub(crate) checksum: Option<(u16, u16)>,
-    /// How the frame is to be cut, if it is longer than a packet.
+    /// How to segment the frame, if it is longer than a packet.
     pub(crate) gso: Option<Gso>,
 }
 
-/// A frame that stands for many packets.
+/// A frame that stands for several packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gso {
-    /// The protocol that is cut.
+    /// The protocol to segment.
     pub(crate) kind: Kind,
-    /// Bytes of payload in each packet.
+    /// Payload bytes of each packet.
     pub(crate) size: u16,
 }
 
-/// The protocols that are cut.
+/// The protocols that are segmented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// TCP over IPv4.
@@ -43,8 +43,7 @@ pub(crate) enum Kind {
 }
 
 impl Header {
-    /// Takes a header off the beginning. None if it is cut short or of a kind that
-    /// was not asked for.
+    /// Splits the header off. None if it is truncated, or of a kind that was not enabled.
     pub(crate) fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (head, frame) = bytes.split_first_chunk::<BYTES>()?;
         let [flags, gso_type, _, _, rest @ ..] = *head;
@@ -96,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_header_is_read_as_it_was_written() {
         for kind in [None, Some(Kind::TcpV4), Some(Kind::TcpV6), Some(Kind::Udp)] {
             let gso = kind.map(|kind| Gso { kind, size: 1300 });
             let header = Header {
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_was_not_asked_for_is_refused() {
+    fn a_truncated_header_or_an_unknown_kind_is_rejected() {
         assert_eq!(Header::parse(&[0; BYTES - 1]), None);
         let mut fragments = Header::default().format(0);
         fragments[1] = 3;

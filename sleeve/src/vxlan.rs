@@ -1,14 +1,14 @@
-//! What is around a frame inside the encrypted tunnel: IPv4, UDP and VXLAN (RFC 7348),
-//! as the kernel's VXLAN device writes it.
+//! The encapsulation of a frame inside the encrypted tunnel: IPv4, UDP and VXLAN (RFC 7348), as
+//! the kernel's VXLAN device writes it.
 
 use std::net::Ipv4Addr;
 
 use kontena_schema::limits::VXLAN_PORT;
 
 use crate::checksum::{fold, sum};
-use crate::headers::{IPV4, PROTOCOL_UDP, UDP, is_fragment, seal_ipv4};
+use crate::headers::{IPV4, PROTOCOL_UDP, UDP, is_fragment, write_ipv4_checksum};
 
-/// Bytes of VXLAN's own header.
+/// Bytes of the VXLAN header.
 pub const VXLAN_HEADER: usize = 8;
 /// Bytes before the frame.
 pub(crate) const BYTES: usize = IPV4 + UDP + VXLAN_HEADER;
@@ -16,31 +16,31 @@ pub(crate) const BYTES: usize = IPV4 + UDP + VXLAN_HEADER;
 const VERSION_AND_LENGTH: u8 = 0x45;
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
 const TTL: u8 = 64;
-/// "The VNI is valid", the only flag that is defined.
+/// "Valid VNI", the only flag that is defined.
 const FLAGS: u8 = 0x08;
-/// Source ports say which stream a frame is of (RFC 7348 section 5).
+/// Source ports distinguish streams (RFC 7348 section 5).
 const FIRST_SOURCE_PORT: u16 = 49152;
 
-/// The packet around a frame.
+/// The outer headers of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encapsulation {
-    /// The tunnel address of who sent it.
+    /// The sender's tunnel address.
     pub(crate) from: Ipv4Addr,
-    /// The tunnel address of who gets it.
+    /// The receiver's tunnel address.
     pub(crate) to: Ipv4Addr,
     /// The grid's VXLAN network identifier, 24 bits.
     pub(crate) vni: u32,
 }
 
-/// VXLAN's own header, before a frame of this network (RFC 7348 section 5).
+/// The VXLAN header of a network's frames (RFC 7348 section 5).
 pub fn vxlan_header(vni: u32) -> [u8; VXLAN_HEADER] {
     let [_, high, middle, low] = vni.to_be_bytes();
     [FLAGS, 0, 0, 0, high, middle, low, 0]
 }
 
 impl Encapsulation {
-    /// What stands before a frame of so many bytes that begins with these. None if
-    /// it is too long.
+    /// The headers for a frame of `bytes` bytes that starts with `frame`. None if it is too
+    /// long.
     pub(crate) fn head(&self, frame: &[u8], bytes: usize) -> Option<[u8; BYTES]> {
         let udp_length = u16::try_from(UDP + VXLAN_HEADER + bytes).ok()?;
         let length = udp_length.checked_add(IPV4 as u16)?;
@@ -53,20 +53,20 @@ impl Encapsulation {
         ip[9] = PROTOCOL_UDP;
         ip[12..16].copy_from_slice(&self.from.octets());
         ip[16..20].copy_from_slice(&self.to.octets());
-        seal_ipv4(ip);
+        write_ipv4_checksum(ip);
         let (udp, vxlan) = rest.split_at_mut(UDP);
-        // Both MACs say enough of the stream; the packet is encrypted anyway.
+        // The two MACs identify the stream well enough; the packet is encrypted anyway.
         let stream = fold(sum(frame.get(..12).unwrap_or_default()));
         udp[0..2].copy_from_slice(&(FIRST_SOURCE_PORT | stream >> 2).to_be_bytes());
         udp[2..4].copy_from_slice(&VXLAN_PORT.to_be_bytes());
         udp[4..6].copy_from_slice(&udp_length.to_be_bytes());
-        // No UDP checksum: what encrypts the packet proves more.
+        // No UDP checksum: WireGuard's authentication covers the packet.
         vxlan.copy_from_slice(&vxlan_header(self.vni));
         Some(head)
     }
 
-    /// Reads a packet: its encapsulation, and where the frame in it begins. Whatever a
-    /// VXLAN device would not take is refused.
+    /// Parses a packet: its encapsulation, and the offset of the frame. What a VXLAN device would
+    /// not accept is rejected.
     pub(crate) fn parse(packet: &[u8]) -> Option<(Self, usize)> {
         let first = *packet.first()?;
         let header = usize::from(first & 0xf) * 4;
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_head_is_what_the_kernel_takes() {
+    fn the_headers_are_those_that_the_kernel_expects() {
         let head = encapsulation(0x0a_0b_0c).head(&[0; 60], 60).unwrap();
         assert_eq!(
             fold(sum(&head[..IPV4])),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vxlan_device_would_not_take_is_refused() {
+    fn what_a_vxlan_device_would_not_accept_is_rejected() {
         let good = packet(&encapsulation(7), &[1; 60]);
         assert!(Encapsulation::parse(&good).is_some());
         let with = |at: usize, octet: u8| {
@@ -147,7 +147,7 @@ mod tests {
             (9, 6, "TCP"),
             (22, 0, "another port"),
             (25, 0, "another UDP length"),
-            (28, 0, "no VNI"),
+            (28, 0, "no valid VNI"),
         ] {
             assert_eq!(with(at, octet), None, "{why}");
         }
@@ -162,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
+        fn an_encapsulation_is_read_as_it_was_written(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
             (encapsulations::VXLAN.check)(&bytes);
         }
     }

@@ -1,12 +1,12 @@
 //! The one way to start a task: it has a name, an owner, and an end that is logged.
 //!
-//! A part that works for ever is started by [`supervise`] from a function that makes it:
-//! if it panics or returns, that is logged and the part is made anew after a pause, while
-//! all others go on. What it must not lose, its maker keeps outside of it. A part that
-//! cannot be made anew is a task of [`Tasks`], whose end is handed to the owner.
+//! [`supervise`] starts a task that is to run for ever from a function that creates it: if it
+//! panics or returns, that is logged and it is restarted after a pause, while all others go on.
+//! State that must survive a restart is kept outside of it. A task that cannot be restarted belongs
+//! to [`Tasks`], whose owner is told when it ends.
 //!
-//! Invariants: a task never outlives its owner; no panic goes unseen; a part that panics
-//! at every start is started at most once in [`PAUSE_MAX`].
+//! Invariants: a task never outlives its owner; every panic is logged; a task that panics at every
+//! start is restarted at most once in [`PAUSE_MAX`].
 
 use std::future::Future;
 
@@ -17,9 +17,9 @@ use tracing::{Instrument, error, info_span};
 
 /// The pause before the first restart; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// The longest pause before a restart: what a person waits for who mends the cause.
+/// The longest pause before a restart: how long an operator has to wait after the cause is fixed.
 pub const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A part that worked for so long starts again with the shortest pause.
+/// After running for so long, a task is restarted with the shortest pause again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 /// A task; it ends when this is dropped.
@@ -49,8 +49,8 @@ where
     Task(AbortOnDropHandle::new(tokio::spawn(watch)))
 }
 
-/// Starts a part that works for ever, and starts it anew whenever it ends. Must be called
-/// inside a tokio runtime.
+/// Starts a task that runs for ever, and restarts it whenever it ends. Must be called inside a tokio
+/// runtime.
 pub fn supervise<F>(name: &'static str, make: impl FnMut() -> F + Send + 'static) -> Task
 where
     F: Future<Output = ()> + Send + 'static,
@@ -58,7 +58,7 @@ where
     Task(AbortOnDropHandle::new(tokio::spawn(supervised(name, make))))
 }
 
-/// Makes a part, and makes it anew whenever it ends.
+/// Runs a task, and restarts it whenever it ends.
 async fn supervised<F>(name: &'static str, mut make: impl FnMut() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -68,8 +68,8 @@ where
         let began = Instant::now();
         let part = tokio::spawn(make().instrument(info_span!("task", name)));
         match AbortOnDropHandle::new(part).await {
-            Ok(()) => error!(task = name, "a task ended that works for ever"),
-            // The runtime ends.
+            Ok(()) => error!(task = name, "a task ended that is to run for ever"),
+            // The runtime shuts down.
             Err(err) if err.is_cancelled() => return,
             Err(err) => log_death(name, &err),
         }
@@ -78,9 +78,9 @@ where
     }
 }
 
-/// The pause before a restart, after the last one and this much work since.
-fn next_pause(before: Duration, worked: Duration) -> Duration {
-    if worked >= HEALTHY_AFTER {
+/// The pause before a restart, after this pause and this run time.
+fn next_pause(before: Duration, ran: Duration) -> Duration {
+    if ran >= HEALTHY_AFTER {
         PAUSE_MIN
     } else {
         (before * 2).clamp(PAUSE_MIN, PAUSE_MAX)
@@ -89,7 +89,7 @@ fn next_pause(before: Duration, worked: Duration) -> Duration {
 
 fn log_death(name: &'static str, err: &JoinError) {
     if !err.is_cancelled() {
-        error!(task = name, %err, "a task died");
+        error!(task = name, %err, "a task panicked");
     }
 }
 
@@ -106,7 +106,7 @@ impl Tasks {
         Self::default()
     }
 
-    /// Starts a task under a name that is in all of its log lines.
+    /// Starts a task with a name, which is in all of its log lines.
     pub fn spawn<F>(&mut self, name: &'static str, future: F) -> AbortHandle
     where
         F: Future<Output = ()> + Send + 'static,
@@ -120,7 +120,7 @@ impl Tasks {
         handle
     }
 
-    /// Starts a part that works for ever, and starts it anew whenever it ends.
+    /// Starts a task that runs for ever, and restarts it whenever it ends.
     pub fn supervise<F>(
         &mut self,
         name: &'static str,
@@ -132,7 +132,7 @@ impl Tasks {
         self.spawn(name, supervised(name, make))
     }
 
-    /// Waits until any of them ended, and names it; none if there are none.
+    /// Waits until any of them ends, and returns its name; none if there are none.
     pub async fn first_end(&mut self) -> Option<&'static str> {
         let ended = self.set.join_next().await?;
         Some(match ended {
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_end_of_a_task_is_told_by_name_also_after_a_panic() {
+    async fn the_end_of_a_task_is_reported_by_name_also_after_a_panic() {
         let mut tasks = Tasks::new();
         assert_eq!(tasks.first_end().await, None);
         tasks.spawn("returns", async {});
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_that_panics_is_made_anew_and_the_others_go_on() {
+    async fn a_task_that_panics_is_restarted_and_the_others_go_on() {
         let (starts_in, mut starts) = mpsc::channel(8);
         let mut tasks = Tasks::new();
         tasks.supervise("panics", move || {

@@ -1,4 +1,4 @@
-//! Hosts for tests of the overlay: a switch, hosts on it, containers in them.
+//! Hosts for tests of the overlay: a switch, hosts, and containers on them.
 //!
 //! A host runs the overlay under test; a container is a process.
 
@@ -36,10 +36,10 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use wireguard_go::WireGuard;
 
-/// Where the lab's Master would be.
+/// The address of the lab's Master, which does not run.
 pub const MASTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
 
-/// A container's first process.
+/// A container, as its first process.
 pub struct Container {
     process: Child,
     pub netns: Netns,
@@ -102,19 +102,19 @@ impl Drop for Container {
     }
 }
 
-/// A host node.
+/// A host with the overlay under test.
 pub struct Host {
     keeper: Keeper,
     agent: Mutex<Option<Agent>>,
     pub netns: Netns,
     pub node: NodeEntry,
     pub keys: Vec<PrivateKey>,
-    /// What encrypts its paths, if not the sleeve.
+    /// Its WireGuard; without one, the sleeve encrypts.
     pub wireguard: Option<WireGuard>,
     pub containers: Vec<Container>,
 }
 
-/// What of an agent is on a host: its overlay, and what runs it.
+/// The part of an agent that a host runs: the overlay, and its runtime.
 struct Agent {
     overlay: Arc<Overlay>,
     runtime: Runtime,
@@ -126,7 +126,7 @@ impl Host {
         Self::start_at(number, site(number), |netns| switch.plug(netns, number))
     }
 
-    /// The same, with a device of WireGuard.
+    /// The same, with a WireGuard device.
     pub fn start_with_wireguard(switch: &Switch, number: u8) -> Self {
         let mut host = Self::idle(number, site(number), |netns| switch.plug(netns, number));
         host.wireguard = Some(WireGuard::start(&host.netns));
@@ -134,7 +134,7 @@ impl Host {
         host
     }
 
-    /// A host at another netns.
+    /// A host that `plug` connects to a network.
     pub fn start_at(number: u8, site: Site, plug: impl FnOnce(&Netns)) -> Self {
         let host = Self::idle(number, site, plug);
         host.start_agent();
@@ -178,13 +178,13 @@ impl Host {
             .push(Container::start(id.into(), Ipv4Addr::new(10, 81, 1, id)));
     }
 
-    /// Ends the agent, with nothing done first.
+    /// Stops the agent without any cleanup.
     pub fn stop_agent(&self) {
         let Some(Agent { overlay, runtime }) = self.agent.lock().unwrap().take() else {
             return;
         };
         drop(overlay);
-        // What it runs holds the encrypted path.
+        // Its tasks hold the encrypted path.
         runtime.shutdown_timeout(BOUND);
     }
 
@@ -194,7 +194,7 @@ impl Host {
             None => EncryptedBy::Sleeve,
         };
         let agent = self.keeper.run(move || {
-            // Its threads are in the namespace of the one that starts them.
+            // Its threads are in the namespace of the thread that starts them.
             let runtime = Builder::new_multi_thread()
                 .worker_threads(1)
                 .enable_all()
@@ -215,7 +215,7 @@ impl Host {
         (Arc::clone(&agent.overlay), agent.runtime.handle().clone())
     }
 
-    /// One pass.
+    /// One reconciliation pass.
     pub fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
         let (overlay, runtime) = self.agent();
         let intent = intent.clone();
@@ -223,7 +223,7 @@ impl Host {
         self.keeper.run(pass)
     }
 
-    /// What it knows of its pairs.
+    /// What it knows of its peers.
     pub fn peers(&self) -> PeerStates {
         self.agent().0.peers().borrow().clone()
     }
@@ -232,11 +232,11 @@ impl Host {
         self.agent().0.health()
     }
 
-    /// Sends echoes from its own address on the overlay.
+    /// Sends echoes from its own overlay address.
     pub fn echo(&self, to: Ipv4Addr, count: u16) -> Result<Echoes, OverlayError> {
         let (overlay, runtime) = self.agent();
         let from = self.node.address;
-        // Not on a thread inside: the agent finds its namespace by itself.
+        // Not on a thread inside: the agent enters its namespace by itself.
         runtime.block_on(async { overlay.echo(from, to, count).await })
     }
 
@@ -271,8 +271,8 @@ impl Host {
     }
 }
 
-/// Tries again what a signal interrupted: programs of the agent end at any time, and
-/// a call on a socket with a time limit is not begun anew by the kernel.
+/// Retries a call that a signal interrupted: child processes of the agent exit at any time, and
+/// the kernel does not restart a socket call that has a timeout.
 pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match call() {
@@ -282,21 +282,21 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io
     }
 }
 
-/// How many packets or frames one of our own tables dropped.
+/// How many packets or frames one of our nftables counters counted.
 pub fn dropped(host: &Host, counter: &str) -> u64 {
-    let of_guard = ["dropped_sender", "dropped_arp"].contains(&counter);
-    let family = if of_guard { "netdev" } else { "inet" };
+    let anti_spoofing = ["dropped_sender", "dropped_arp"].contains(&counter);
+    let family = if anti_spoofing { "netdev" } else { "inet" };
     let list = format!("nft -j list counter {family} kontena {counter}");
     packets(&host.netns.run(&list))
 }
 
-/// A frame in clear, as it is between two hosts (RFC 7348).
+/// The UDP payload of a frame in clear between two hosts (RFC 7348).
 pub fn in_clear(vni: u32, frame: &[u8]) -> Vec<u8> {
     [&[8, 0, 0, 0], &(vni << 8).to_be_bytes()[..], frame].concat()
 }
 
-/// Sends frames to tunnels of others (by the last octet of the host's underlay address) in
-/// place of this host's own tunnel, which would not send all of them.
+/// Sends frames to the VXLAN ports of other hosts (by the last octet of the underlay address),
+/// which this host's own device would not send.
 pub fn forger(host: &Host, vni: u32) -> impl Fn(u8, &[u8]) {
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
     let socket = host.netns.inside(bind).unwrap();
@@ -306,7 +306,7 @@ pub fn forger(host: &Host, vni: u32) -> impl Fn(u8, &[u8]) {
     }
 }
 
-/// What the directory has of a host with these keys.
+/// The public keys of a host, as the directory has them.
 pub fn public_keys(current: &PrivateKey, next: Option<&PrivateKey>) -> Option<PublicKeys> {
     Some(PublicKeys {
         current: current.public(),
@@ -335,7 +335,7 @@ pub fn trusting() -> GridSettings {
     grid(7, &["198.51.100.0/24"])
 }
 
-/// What the directory of all these hosts asks of one of them.
+/// The intent of one host, from a directory of all these hosts.
 pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
     let nodes = all.iter().map(|host| &host.node);
     let endpoints: Vec<Endpoint> = all
@@ -359,18 +359,18 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
     OverlayIntent::from_directory(grid, &own.node, nodes, &endpoints, state)
 }
 
-/// One pass on a host, with what all of them have.
+/// One pass on a host, with a directory of all of them; returns the number of steps.
 pub fn pass(grid: &GridSettings, host: &Host, all: &[&Host]) -> usize {
     host.must_reconcile(&intent(grid, host, all)).steps_applied
 }
 
-/// Passes on every host until all pairs are as the grid has them and nothing is
-/// left to do; how many steps there were.
-pub fn settle(grid: &GridSettings, all: &[&Host]) -> usize {
+/// Passes on every host until all peers are in the state that the grid asks for and no step is
+/// left; returns the number of steps.
+pub fn converge(grid: &GridSettings, all: &[&Host]) -> usize {
     let mut steps = 0;
-    eventually("every pair is as it should be", || {
-        // Before the passes, so that they are of these pairs.
-        let there = all.iter().try_for_each(|host| settled(grid, host, all));
+    eventually("all peers are in the state that is asked for", || {
+        // Read before the passes, so that they are based on it.
+        let there = all.iter().try_for_each(|host| converged(grid, host, all));
         let more: usize = all.iter().map(|host| pass(grid, host, all)).sum();
         steps += more;
         if more > 0 {
@@ -381,19 +381,19 @@ pub fn settle(grid: &GridSettings, all: &[&Host]) -> usize {
     steps
 }
 
-/// Whether the pairs of a host are as far as they come.
-fn settled(grid: &GridSettings, own: &Host, all: &[&Host]) -> Result<(), String> {
-    let pairs = own.peers();
+/// Whether the peers of a host are in the state that the grid asks for.
+fn converged(grid: &GridSettings, own: &Host, all: &[&Host]) -> Result<(), String> {
+    let peers = own.peers();
     for other in all.iter().filter(|other| other.node.id != own.node.id) {
         let wanted = path(&own.node.site, &other.node.site, &grid.trusted_subnets);
-        let pair = pairs.get(&other.node.id).copied().unwrap_or_default();
+        let peer = peers.get(&other.node.id).copied().unwrap_or_default();
         let clear = match wanted {
             Path::Fast { .. } => Clear::Send,
             _ => Clear::No,
         };
-        if !pair.alive || pair.clear != clear {
+        if !peer.alive || peer.clear != clear {
             let (own, other) = (&own.node.name, &other.node.name);
-            return Err(format!("{own} to {other}: {pair:?}"));
+            return Err(format!("{own} to {other}: {peer:?}"));
         }
     }
     Ok(())
@@ -407,7 +407,7 @@ fn site(number: u8) -> Site {
     }
 }
 
-/// Hosts 1 to `count` with a container each, `settle`d.
+/// Hosts 1 to `count` with a container each, converged.
 pub fn world(count: u8, grid: &GridSettings) -> (Switch, Vec<Host>) {
     let all: Vec<_> = (1..=count).map(|_| Host::start as Start).collect();
     world_of(&all, grid)
@@ -425,6 +425,6 @@ pub fn world_of(all: &[Start], grid: &GridSettings) -> (Switch, Vec<Host>) {
         host
     };
     let hosts: Vec<Host> = (1..).zip(all).map(start).collect();
-    settle(grid, &hosts.iter().collect::<Vec<_>>());
+    converge(grid, &hosts.iter().collect::<Vec<_>>());
     (switch, hosts)
 }

@@ -12,7 +12,7 @@ use kontena_lab::{Netns, eventually};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// Where it puts its socket, whatever namespace it is in.
+/// The directory of its sockets, whatever namespace it is in.
 const SOCKETS: &str = "/run/wireguard";
 
 /// `wireguard-go` with the device `kontena-wg` on a host.
@@ -37,12 +37,12 @@ impl WireGuard {
         program
     }
 
-    /// Where it takes its configuration.
+    /// The socket for its configuration.
     pub fn socket(&self) -> PathBuf {
         self.sockets.join("kontena-wg.sock")
     }
 
-    /// Changes its configuration behind the agent's back.
+    /// Changes its configuration without the agent.
     pub fn set(&self, lines: &str) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         write!(stream, "set=1\n{lines}\n\n").unwrap();
@@ -51,17 +51,17 @@ impl WireGuard {
         assert_eq!(answer, "errno=0\n", "{lines}");
     }
 
-    /// Ends it, without a word to it.
+    /// Kills it.
     pub fn kill(&self) {
         let mut process = self.process.lock().unwrap();
         let _ = process.kill();
         process.wait().unwrap();
     }
 
-    /// Starts it anew, once the one before has ended.
+    /// Starts it again, once the process before has exited.
     pub fn restart(&self) {
         let mut process = self.process.lock().unwrap();
-        eventually("it ends", || match process.try_wait() {
+        eventually("it exits", || match process.try_wait() {
             Ok(Some(_)) => Ok(()),
             other => Err(format!("{other:?}")),
         });
@@ -72,9 +72,9 @@ impl WireGuard {
     }
 
     fn wait(&self) {
-        eventually("wireguard-go takes its configuration", || {
+        eventually("wireguard-go accepts its configuration", || {
             let mut process = self.process.lock().unwrap();
-            // It gives up where the machine lacks something for a moment.
+            // It exits when the machine is briefly out of resources.
             if let Ok(Some(_)) = process.try_wait() {
                 *process = spawn(&self.netns, &self.sockets);
             }

@@ -1,19 +1,19 @@
-//! The names of the interfaces that belong to the overlay.
+//! The names of the overlay's interfaces.
 
 use kontena_schema::ids::PlacementId;
 
-/// The name of the bridge that carries the overlay.
+/// The bridge.
 pub const BRIDGE: &str = "kontena";
-/// The name of the VXLAN device.
+/// The VXLAN device.
 pub const VXLAN: &str = "kontena-vx";
-/// The name of the sleeve's device.
+/// The sleeve's TAP device.
 pub const TAP: &str = "kontena-tap";
-/// The name of the WireGuard device.
+/// The WireGuard device.
 pub const WIREGUARD: &str = "kontena-wg";
-/// The name of a container's overlay interface.
+/// A container's overlay interface.
 pub const CONTAINER_INTERFACE: &str = "ethwe";
 
-/// A link of ours in the host's namespace.
+/// A link of the overlay in the host's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Link {
     Bridge,
@@ -23,15 +23,15 @@ pub(crate) enum Link {
     HostEnd(PlacementId),
 }
 
-/// What the names of host ends begin with.
+/// The prefix of host ends.
 const HOST_END_PREFIX: &str = "vethwe";
 /// Hexadecimal digits that fit behind the prefix into an interface's name
 /// (15 bytes, `IFNAMSIZ` less the final zero).
 const HOST_END_DIGITS: usize = 9;
 
 impl Link {
-    /// The interface's name. Placements are counted from 1 in a database's
-    /// sequence; the 2^36 that fit into a name are not reached.
+    /// The interface's name. Placement ids are counted from 1 by a database sequence; the 2^36
+    /// that fit into a name are never reached.
     pub(crate) fn name(self) -> String {
         match self {
             Link::Bridge => BRIDGE.to_owned(),
@@ -42,8 +42,8 @@ impl Link {
         }
     }
 
-    /// The link of ours that has this name. Others may use names with our
-    /// prefix (`vethwe-bridge` of Weave), so all of the name must fit.
+    /// The link with this name. Others use names with our prefix (`vethwe-bridge` of Weave), so
+    /// the whole name must match.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
             BRIDGE => return Some(Link::Bridge),
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_links_fit_and_lead_back_to_them() {
+    fn names_of_links_fit_and_can_be_parsed() {
         for link in [Link::Bridge, Link::Vxlan, Link::Tap, Link::WireGuard]
             .into_iter()
             .chain([1, 0x1f, (1 << 36) - 1].map(|id| Link::HostEnd(PlacementId(id))))
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_others_are_left_alone() {
+    fn names_of_foreign_links_are_ignored() {
         for name in [
             "vethwe",
             "vethwe-bridge",

@@ -1,5 +1,5 @@
-//! Whose frames go where, and whose come in: an intent, as the tables of the bridge, of
-//! the VXLAN device and of the encrypted path are to hold it.
+//! The entries that an intent asks for in the tables of the bridge, of the VXLAN device and of
+//! the encrypted path: where frames go, and whose frames are accepted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -12,22 +12,22 @@ use kontena_sleeve::{Peer, Table};
 use crate::model::intent::{OverlayIntent, PeerIntent, Reach};
 use crate::model::state::{Encryption, Port};
 
-/// What the tables of bridge, VXLAN device and encrypted path are to hold.
+/// The wanted entries of the bridge, the VXLAN device and the encrypted path.
 pub(crate) struct Entries {
-    /// The underlay addresses of peers whose clear packets are taken.
+    /// The underlay addresses of peers whose clear packets are accepted.
     pub(crate) accepted: BTreeSet<Ipv4Addr>,
-    /// Where the VXLAN device sends what is for all: to peers that get clear packets, and where
-    /// WireGuard encrypts, to the tunnel addresses of the others.
+    /// Where the VXLAN device floods to: peers that get clear packets, and where WireGuard
+    /// encrypts, the tunnel addresses of all others.
     pub(crate) floods: BTreeSet<Ipv4Addr>,
     /// Where the VXLAN device sends frames for a MAC.
     pub(crate) targets: BTreeMap<Mac, Ipv4Addr>,
     /// Where the bridge sends frames for a MAC.
     pub(crate) ports: BTreeMap<Mac, Port>,
-    /// Whose frames come in through the VXLAN device.
+    /// The source MACs that are accepted from the VXLAN device.
     pub(crate) senders: BTreeSet<Mac>,
-    /// Who has an overlay address: peers, their containers, and the containers of this host.
+    /// The MAC of each overlay address: peers, their containers, and this host's containers.
     pub(crate) neighbours: BTreeMap<Ipv4Addr, Mac>,
-    /// Who is at the other ends of the sleeve.
+    /// The sleeve's peers.
     pub(crate) table: Table,
 }
 

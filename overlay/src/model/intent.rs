@@ -1,10 +1,10 @@
-//! What the overlay of this host is to look like.
+//! The overlay that this host is to have.
 //!
-//! Everything here is derived from the grid's directory, from the containers that
-//! run on this host and from what is known of the peers; nothing from the kernel.
-//! How a peer gets frames, and whether it does at all, is decided in one candidate,
-//! [`OverlayIntent::reach`]: only who is fast has an underlay address in the tunnel's
-//! FDB, only who may be has a place in the filter.
+//! Everything here is derived from the grid's directory, from this host's running containers and
+//! from what is known of its peers; nothing from the kernel. Whether and how frames are sent to a
+//! peer is decided in one place, [`OverlayIntent::reach`]: only a fast peer has its underlay
+//! address in the VXLAN device's FDB, and only a peer that may become fast is in the packet
+//! filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,14 +23,14 @@ use kontena_sleeve::PrivateKey;
 use crate::model::peer::{Clear, Ends, PeerConfig, PeerState, PeerStates};
 use crate::model::state::{EgressPolicy, Encryption};
 
-/// Everything that decides how this host's overlay looks.
+/// Everything that determines this host's overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayIntent {
     /// The VXLAN network identifier of the grid.
     pub vni: u32,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
-    /// The addresses of nodes inside encrypted paths, and of nobody elsewhere.
+    /// The nodes' addresses inside encrypted paths; no other host has one of them.
     pub tunnel_subnet: InnerSubnet,
     /// This node.
     pub own: OwnNode,
@@ -40,19 +40,18 @@ pub struct OverlayIntent {
     pub peers: BTreeMap<NodeId, PeerIntent>,
     /// The endpoints on other nodes.
     pub endpoints: Vec<RemoteEndpoint>,
-    /// This host's keys for encrypted paths; it begins with the first.
+    /// This host's keys for encrypted paths; it initiates with the first.
     pub keys: Vec<PrivateKey>,
-    /// How this host encrypts. The directory does not know it; a pass sets it.
+    /// How this host encrypts. It is not in the directory; a pass sets it.
     pub encryption: Encryption,
-    /// What containers do not reach.
+    /// What containers must not reach.
     pub egress: EgressPolicy,
-    /// The containers of this host that are to have an `ethwe`. It is complete:
-    /// what is not in it loses its interface. While it is not known, every interface
-    /// stays as it is.
+    /// The containers of this host that are to have an `ethwe`. It is complete: all others lose
+    /// theirs. While it is unknown, every interface stays as it is.
     pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
 }
 
-/// This node's place on the overlay.
+/// This node on the overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnNode {
     /// Its overlay address.
@@ -61,10 +60,10 @@ pub struct OwnNode {
     pub mac: Mac,
     /// Its address inside encrypted paths.
     pub tunnel_address: Ipv4Addr,
-    /// Its addresses on the underlay; a peer at one of them is this host under
-    /// a former id, and gets no frames.
+    /// Its addresses on the underlay; a peer at one of them is this host under a former id, and
+    /// gets no frames.
     pub underlay: BTreeSet<Ipv4Addr>,
-    /// Whether it is known to be behind a nat of addresses.
+    /// Whether it is known to be behind NAT.
     pub behind_nat: bool,
 }
 
@@ -75,19 +74,19 @@ pub struct PeerIntent {
     pub overlay_address: Ipv4Addr,
     /// Its address inside encrypted paths.
     pub tunnel_address: Ipv4Addr,
-    /// Its keys; without them nothing reaches it.
+    /// Its keys; without them it is not reached.
     pub keys: Option<PublicKeys>,
     /// How it is to be reached.
     pub path: Path,
-    /// What path it takes depends on, as a number.
+    /// A number that stands for everything that its path depends on.
     pub agreement: u64,
     /// The address at which it reaches this node.
     pub back: Option<Ipv4Addr>,
     /// Where it may be found, the right address first.
     pub candidates: Vec<Ipv4Addr>,
-    /// Its public address, if that is known to be a nat's.
+    /// Its public address, if that is known to be a NAT's.
     pub nat: Option<Ipv4Addr>,
-    /// What is known of the pair.
+    /// What is known of the peer.
     pub state: PeerState,
 }
 
@@ -105,7 +104,7 @@ pub struct RemoteEndpoint {
 /// A running container of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The container's first process, as this host numbers it.
+    /// The container's first process, in this host's pid namespace.
     pub pid: i32,
     /// Docker's id of the container, for messages.
     pub container_id: String,
@@ -120,30 +119,29 @@ pub struct Attachment {
 pub(crate) enum Reach {
     /// In clear, to this underlay address.
     Fast(Ipv4Addr),
-    /// EncryptedPath; clear ones are taken from this underlay address.
+    /// Encrypted; clear packets from this underlay address are accepted.
     Accepting(Ipv4Addr),
-    /// EncryptedPath.
+    /// Encrypted.
     Encrypted,
     /// Not at all, and why.
     None(String),
 }
 
-/// What an intent has besides the directory.
+/// The part of an intent that is not from the directory.
 #[derive(Clone, Debug, Default)]
 pub struct OwnState {
-    /// The containers of this host that are to have an `ethwe`; none while they are not
-    /// known.
+    /// The containers of this host that are to have an `ethwe`; none while they are unknown.
     pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
     /// This host's keys.
     pub keys: Vec<PrivateKey>,
     /// What is known of the peers.
     pub peers: PeerStates,
-    /// What containers do not reach.
+    /// What containers must not reach.
     pub egress: EgressPolicy,
 }
 
 impl OverlayIntent {
-    /// What the directory and this host's state ask for on node `own`.
+    /// The intent of node `own`, from the directory and this host's state.
     pub fn from_directory<'a>(
         grid: &GridSettings,
         own: &NodeEntry,
@@ -154,7 +152,7 @@ impl OverlayIntent {
         Self::of_grid(grid, own, nodes, endpoints).with(state)
     }
 
-    /// What the directory asks for on node `own`, with nothing known of this host yet.
+    /// The intent of node `own`, from the directory alone.
     pub fn of_grid<'a>(
         grid: &GridSettings,
         own: &NodeEntry,
@@ -206,7 +204,7 @@ impl OverlayIntent {
         self
     }
 
-    /// The containers that are to have an `ethwe`, as far as they are known.
+    /// The containers that are to have an `ethwe`, if they are known.
     pub(crate) fn attachments(&self) -> impl Iterator<Item = (PlacementId, &Attachment)> {
         let known = self.attachments.iter().flatten();
         known.map(|(&placement, to)| (placement, to))
@@ -217,22 +215,21 @@ impl OverlayIntent {
         self.attachments.as_ref()?.get(&placement)
     }
 
-    /// Whether the same would be made of these peers: nobody's path, nobody's place and
-    /// nobody's key is another.
+    /// Whether these peers lead to the same steps: no path, candidate address or key differs.
     pub fn suits(&self, peers: &PeerStates) -> bool {
-        let same = |(node, pair): (&NodeId, &PeerState)| {
+        let same = |(node, state): (&NodeId, &PeerState)| {
             let Some(peer) = self.peers.get(node) else {
                 return false;
             };
-            (pair.clear, pair.ends) == (peer.state.clear, peer.state.ends)
-                && peer.candidate_in(pair) == peer.candidate()
-                && peer.uses_next_in(pair) == peer.uses_next()
+            (state.clear, state.ends) == (peer.state.clear, peer.state.ends)
+                && peer.candidate_in(state) == peer.candidate()
+                && peer.uses_next_in(state) == peer.uses_next()
         };
         peers.iter().all(same)
     }
 
-    /// Whether these peers ask for something that waits for nobody: one is clear to a lesser
-    /// extent, or elsewhere, or is to be found at another place or with another key.
+    /// Whether these peers require a pass at once: one of them lost some or all of its clear
+    /// path, changed its ends or its candidate address, or uses another key.
     pub fn is_urgent(&self, peers: &PeerStates) -> bool {
         let urgent = |(node, peer): (&NodeId, &PeerIntent)| {
             let now = peers.get(node).copied().unwrap_or_default();
@@ -245,8 +242,8 @@ impl OverlayIntent {
         self.peers.iter().any(urgent)
     }
 
-    /// Whether two intents differ in nothing but what a pass adds: what is known of the
-    /// peers by then, and how this host encrypts.
+    /// Whether two intents differ only in what a pass adds: the state of the peers, and how this
+    /// host encrypts.
     pub fn asks_the_same(&self, other: &Self) -> bool {
         let asked = |intent: &Self| {
             let mut intent = intent.clone();
@@ -262,15 +259,15 @@ impl OverlayIntent {
         Ipv4Network::new(address, self.supernet.prefix()).expect("the prefix is of a network")
     }
 
-    /// Takes what is known of the peers now.
+    /// Sets the state of the peers.
     pub fn set_peers(&mut self, peers: &PeerStates) {
         for (node, peer) in &mut self.peers {
             peer.state = peers.get(node).copied().unwrap_or_default();
         }
     }
 
-    /// An underlay address of this node that is an tunnel_address one. A host cannot have both: what
-    /// is for an tunnel address has another way.
+    /// This node's underlay address that is inside the tunnel subnet, if there is one. Such a host
+    /// cannot be served: tunnel addresses are routed into the tunnel.
     pub(crate) fn own_in_tunnel_subnet(&self) -> Option<Ipv4Addr> {
         let mut own = self.own.underlay.iter().copied();
         own.find(|address| self.tunnel_subnet.contains(*address))
@@ -278,19 +275,17 @@ impl OverlayIntent {
 
     /// How frames may be sent to this peer.
     pub(crate) fn reach(&self, peer: &PeerIntent) -> Reach {
-        let tunnel_address = self.tunnel_subnet;
+        let subnet = self.tunnel_subnet;
         if let Some(own) = self.own_in_tunnel_subnet() {
-            let why = format!(
-                "this node's own address {own} is inside the tunnel subnet {tunnel_address}"
-            );
+            let why = format!("this node's own address {own} is inside the tunnel subnet {subnet}");
             return Reach::None(why);
         }
         if let Some(inside) = peer
             .candidates
             .iter()
-            .find(|candidate| tunnel_address.contains(**candidate))
+            .find(|candidate| subnet.contains(**candidate))
         {
-            let why = format!("its address {inside} is inside the tunnel subnet {tunnel_address}");
+            let why = format!("its address {inside} is inside the tunnel subnet {subnet}");
             return Reach::None(why);
         }
         let own = |address: &Ipv4Addr| self.own.underlay.contains(address);
@@ -300,7 +295,7 @@ impl OverlayIntent {
         if peer.keys.is_none() {
             return Reach::None("its key is not known".to_owned());
         }
-        // Proven was a pair of addresses, not a peer.
+        // The proof is for a pair of addresses, not for a peer.
         match (peer.ends(), peer.state.clear) {
             (Some(ends), Clear::Send) if peer.state.ends == Some(ends) => Reach::Fast(ends.peer),
             (Some(ends), Clear::Accept) if peer.state.ends == Some(ends) => {
@@ -310,7 +305,7 @@ impl OverlayIntent {
         }
     }
 
-    /// What a pair with this peer is to be; none without a way to it.
+    /// The configuration of this peer; none if it cannot be reached.
     pub(crate) fn peer_config(&self, peer: &PeerIntent) -> Option<PeerConfig> {
         if matches!(self.reach(peer), Reach::None(_)) {
             return None;
@@ -334,32 +329,31 @@ impl PeerIntent {
         }
     }
 
-    /// Where it is tried.
+    /// The candidate address that is tried.
     pub(crate) fn candidate(&self) -> Option<Ipv4Addr> {
         self.candidate_in(&self.state)
     }
 
-    fn candidate_in(&self, pair: &PeerState) -> Option<Ipv4Addr> {
-        pair.candidate.or(self.candidates.first().copied())
+    fn candidate_in(&self, state: &PeerState) -> Option<Ipv4Addr> {
+        state.candidate.or(self.candidates.first().copied())
     }
 
-    /// Whether it made a handshake with the key that is to be its next. It makes none before
-    /// it uses that key.
+    /// Whether its last handshake was with its next key. It makes none before it uses that key.
     pub(crate) fn uses_next(&self) -> bool {
         self.uses_next_in(&self.state)
     }
 
-    fn uses_next_in(&self, pair: &PeerState) -> bool {
+    fn uses_next_in(&self, state: &PeerState) -> bool {
         let next = self.keys.and_then(|keys| keys.next);
-        next.is_some() && pair.key == next
+        next.is_some() && state.key == next
     }
 
     fn of(grid: &GridSettings, own: &NodeEntry, node: &NodeEntry) -> Self {
         let trusted = &grid.trusted_subnets;
         let right = peer_address(&own.site, &node.site);
-        // Where it is not found at the right address, it may be at its other one.
+        // If it is not found at the right address, it may be at its other one.
         let others = [node.site.private_ip, node.site.public_ip];
-        // Hosts behind one address nat have the same public address.
+        // Hosts behind the same NAT have the same public address.
         let own_ips = [own.site.private_ip, own.site.public_ip];
         let others = others
             .into_iter()

@@ -1,4 +1,4 @@
-//! When an intent asks for another pass.
+//! Which changes require another pass.
 
 use kontena_schema::key::PublicKey;
 
@@ -8,7 +8,7 @@ pub(crate) const NODE: NodeId = NodeId(2);
 pub(crate) const FIRST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
-/// A grid of two, with what is known of the other one.
+/// A grid of two, with this state of the other node.
 pub(crate) fn intent(state: PeerState) -> OverlayIntent {
     let peer = PeerIntent {
         overlay_address: Ipv4Addr::new(10, 81, 0, 2),
@@ -57,7 +57,7 @@ pub(crate) fn of(state: PeerState) -> PeerStates {
 }
 
 #[test]
-fn a_peer_that_comes_and_goes_changes_no_path() {
+fn a_peer_that_comes_and_goes_requires_no_pass() {
     let intent = intent(clear(Clear::Accept));
     let heard = PeerState {
         alive: true,
@@ -69,7 +69,7 @@ fn a_peer_that_comes_and_goes_changes_no_path() {
 }
 
 #[test]
-fn the_directory_says_who_is_behind_nat() {
+fn the_directory_says_which_nodes_are_behind_nat() {
     use kontena_schema::ids::{GridId, KeyTurn};
     use kontena_schema::path::Site;
     let node = |id: u8, behind_nat| NodeEntry {
@@ -96,8 +96,8 @@ fn the_directory_says_who_is_behind_nat() {
         trusted_subnets: vec!["198.51.100.0/24".parse().unwrap()],
         vni: 4096,
     };
-    for (advertised, hidden) in [(Some(true), true), (Some(false), false), (None, false)] {
-        let nodes = [node(1, advertised), node(2, advertised)];
+    for (reported, hidden) in [(Some(true), true), (Some(false), false), (None, false)] {
+        let nodes = [node(1, reported), node(2, reported)];
         let state = OwnState::default();
         let intent = OverlayIntent::from_directory(&grid, &nodes[0], &nodes, [], state);
         assert_eq!(intent.own.behind_nat, hidden);
@@ -108,7 +108,7 @@ fn the_directory_says_who_is_behind_nat() {
 }
 
 #[test]
-fn what_the_kernel_is_to_do_otherwise_is_no_news_to_wait_with() {
+fn every_change_that_concerns_the_kernel_requires_a_pass() {
     let intent = intent(clear(Clear::Accept));
     let ends = Ends {
         peer: FIRST,
@@ -133,12 +133,12 @@ fn what_the_kernel_is_to_do_otherwise_is_no_news_to_wait_with() {
     for other in others {
         assert!(!intent.suits(&of(other)), "{other:?}");
     }
-    let stranger = PeerStates::from([(NodeId(3), PeerState::default())]);
-    assert!(!intent.suits(&stranger));
+    let unknown = PeerStates::from([(NodeId(3), PeerState::default())]);
+    assert!(!intent.suits(&unknown));
 }
 
 #[test]
-fn only_a_pair_that_turns_clear_may_wait() {
+fn only_a_peer_that_turns_clear_may_wait() {
     let intent = intent(clear(Clear::Accept));
     assert!(!intent.is_urgent(&of(clear(Clear::Send))));
     assert!(intent.is_urgent(&of(clear(Clear::No))));
@@ -156,7 +156,7 @@ fn only_a_pair_that_turns_clear_may_wait() {
 }
 
 #[test]
-fn an_intent_asks_the_same_whatever_is_known_of_the_pairs() {
+fn an_intent_asks_the_same_whatever_the_state_of_the_peers() {
     let one = intent(clear(Clear::Send));
     let mut other = intent(PeerState::default());
     other.encryption = Encryption::WireGuard;

@@ -1,5 +1,5 @@
-//! What is known of a peer and what the directory says of it: the words that the state
-//! machine of a peer, the plan and the packet filter share.
+//! The configuration and the state of a peer: the types that the peer state machine, the plan
+//! and the packet filter share.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,26 +11,26 @@ use kontena_schema::mac::Mac;
 
 use crate::model::reachability::CheckOutcomes;
 
-/// What is known of each peer and matters to the plan.
+/// The state of each peer, as far as the plan depends on it.
 pub type PeerStates = BTreeMap<NodeId, PeerState>;
 
-/// How long a pair stays clear without a heartbeat: an agent that is restarted comes
-/// back sooner, and a host that took a dead one's address gets nothing afterwards.
+/// How long a peer stays clear without a heartbeat: a restarted agent is back sooner, and a host
+/// that took over the address of a dead one gets nothing after that.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 
-/// How far a pair may use clear packets.
+/// How far a peer may use clear packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Clear {
-    /// All is encrypted.
+    /// Everything is encrypted.
     #[default]
     No,
-    /// Clear packets of the peer are taken; what is sent is encrypted.
+    /// Clear packets are accepted; what is sent is encrypted.
     Accept,
-    /// They are sent, too.
+    /// Clear packets are sent, too.
     Send,
 }
 
-/// What the directory says of a pair.
+/// What the directory says of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PeerConfig {
     /// The peer's address inside the tunnel.
@@ -48,31 +48,31 @@ pub(crate) struct PeerConfig {
 /// The addresses that the two ends use for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
-    /// The peer's address for this node.
+    /// The peer's address, as used by this node.
     pub peer: Ipv4Addr,
-    /// This node's address for the peer.
+    /// This node's address, as used by the peer.
     pub own: Ipv4Addr,
 }
 
-/// What the plan needs of a pair.
+/// What the plan needs to know of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerState {
     /// How far it may be clear.
     pub clear: Clear,
-    /// Between which addresses that was proven; none where all is encrypted.
+    /// The addresses for which that was proven; none where everything is encrypted.
     pub ends: Option<Ends>,
-    /// Where the peer is tried.
+    /// The candidate address that is tried.
     pub candidate: Option<Ipv4Addr>,
-    /// Whether the peer was heard lately.
+    /// Whether anything was received from it lately.
     pub alive: bool,
-    /// Whether it was ever heard where it is tried now.
+    /// Whether it was ever reached at the address that is tried now.
     pub met: bool,
-    /// Where it was heard last.
+    /// The address that its packets last came from.
     pub heard_at: Option<Ipv4Addr>,
     /// The key that it uses.
     pub key: Option<PublicKey>,
-    /// Both ends take clear packets, and for a while none of this one's has arrived.
+    /// Both ends accept clear packets, but those of this end have been lost for a while.
     pub lost: bool,
-    /// What was found where it is tried in vain.
+    /// The results of reachability checks, while it is silent.
     pub reachability: CheckOutcomes,
 }

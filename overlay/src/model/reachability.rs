@@ -1,34 +1,34 @@
-//! What a reachability check found at the addresses of a silent peer.
+//! The results of reachability checks at the addresses of a silent peer.
 
 use std::net::Ipv4Addr;
 
-/// A peer has two addresses at most: a public one and a private one.
+/// A peer has at most two addresses: a public and a private one.
 const CANDIDATES_MAX: usize = 2;
 
-/// What was found at one address.
+/// The result at one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
     /// An agent answers.
     Agent {
-        /// It sees this host at another address than the one that it has.
+        /// It sees this host at another address than its own.
         translated: bool,
     },
-    /// Something listens and says nothing, or what no agent says.
+    /// Something listens that sends nothing, or what no agent sends.
     Other,
     /// Connections are refused.
     Closed,
-    /// Nothing comes back.
+    /// There is no answer.
     Silent,
-    /// This host knows no way there.
+    /// This host has no route there.
     NoRoute,
 }
 
-/// What was found at the addresses of a peer, as far as it was.
+/// The results at the addresses of a peer, as far as they are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckOutcomes([Option<(Ipv4Addr, CheckOutcome)>; CANDIDATES_MAX]);
 
 impl CheckOutcomes {
-    /// What was found there.
+    /// The result at this address.
     pub fn at(&self, candidate: Ipv4Addr) -> Option<CheckOutcome> {
         let mut found = self.0.iter().flatten();
         found.find_map(|(at, answer)| (*at == candidate).then_some(*answer))

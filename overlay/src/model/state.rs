@@ -1,7 +1,7 @@
-//! What the kernel has of the overlay, as far as a plan depends on it.
+//! The kernel's state of the overlay, as far as a plan depends on it.
 //!
-//! Interface indexes stay out: they differ from boot to boot, and a plan that
-//! knows only names can be tested against a model.
+//! Interface indexes stay out: they differ from boot to boot, and a plan that uses only names
+//! can be tested against a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -23,64 +23,65 @@ pub(crate) struct Observed {
     pub(crate) forwarding: Option<Forwarding>,
     pub(crate) bridge: Option<Bridge>,
     pub(crate) vxlan: Option<Vxlan>,
-    /// The sleeve, if it works, and the port of the bridge that leads to it.
+    /// The sleeve, if it is running, and its port of the bridge.
     pub(crate) sleeve: Option<SleeveState>,
     pub(crate) tap: Option<PortSettings>,
     /// The encrypted path under the VXLAN device.
     pub(crate) inside: WireGuardState,
-    /// As whom path_probes are sent, if they are heard on this very bridge.
+    /// The identity that path probes are sent with, if they are received on this very bridge.
     pub(crate) path_probes: Option<PathProbeIdentity>,
-    /// The MACs of other hosts that the bridge has, and where it sends for them.
+    /// The bridge's entries for MACs of other hosts.
     pub(crate) remote: BTreeMap<Mac, RemoteEntry>,
-    /// The host's ends of veth pairs, by the placement that their name says.
+    /// The host ends of veth pairs, by the placement in their name.
     pub(crate) host_ends: BTreeMap<PlacementId, HostEnd>,
-    /// The containers of the intent that could be looked into; what is inside
-    /// the others is not known.
+    /// The containers of the intent that could be inspected, with their end of the veth pair; the
+    /// state of all others is unknown.
     pub(crate) containers: BTreeMap<PlacementId, Option<ContainerEnd>>,
 }
 
-/// A table of ours in the packet filter.
+/// One of our nftables tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TableState<T> {
     Missing,
-    /// It is there, and not as we would write it.
+    /// It exists, but not as we would write it.
     Broken,
-    /// It is as we would write it for these.
+    /// It is as we would write it for this content.
     Sound(T),
 }
 
 /// The state of the filter.
 pub(crate) type FilterState = TableState<Filter>;
 
-/// What the packet filter is for.
+/// The content of the packet filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// What passes through WireGuard is between these addresses only.
+    /// Packets inside WireGuard are between these addresses only.
     pub(crate) tunnel_subnet: InnerSubnet,
-    /// Clear packets of the VXLAN device pass to and from these addresses only.
+    /// Clear VXLAN packets pass to and from these addresses only.
     pub(crate) peers: BTreeSet<Ipv4Addr>,
     pub(crate) egress: EgressPolicy,
 }
 
-/// What containers do not reach.
+/// What containers must not reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressPolicy {
-    /// Where the Master is; while that is not known, it stays where it was.
+    /// Where the Master is; while that is unknown, the filter keeps its addresses.
     pub masters: Option<BTreeSet<SocketAddrV4>>,
-    /// The bridges that containers are behind; while they are not known, they stay what
-    /// they were.
+    /// The bridges that containers are attached to; while they are unknown, the filter keeps its
+    /// bridges.
     pub bridges: Option<BTreeSet<String>>,
 }
 
-/// The anti_spoofing of the VXLAN device's device: frames from these MACs come in, and no others.
+/// The anti-spoofing filter of the VXLAN device: frames with these source MACs are accepted, and
+/// no others.
 pub(crate) type AntiSpoofingState = TableState<BTreeSet<Mac>>;
 
-/// Where rules of iptables that concern us are.
+/// The forwarding rules of iptables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Forwarding {
-    /// Where our rule belongs, next to Docker's own.
+    /// The chain that our rule belongs to, next to Docker's own.
     pub(crate) place: ForwardPlace,
-    /// Where it is, and how often.
+    /// The chains that have it, and how often.
     pub(crate) present: BTreeMap<ForwardPlace, usize>,
 }
 
@@ -98,7 +99,7 @@ pub(crate) enum Variant {
     Legacy,
 }
 
-/// The chains where our rule can be.
+/// The chains that our rule can be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Chain {
     Forward,
@@ -115,7 +116,7 @@ pub(crate) struct Bridge {
     pub(crate) neighbours: BTreeMap<Ipv4Addr, Mac>,
 }
 
-/// What can be changed about a bridge while it works.
+/// The settings of a bridge that can be changed while it is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BridgeSettings {
     pub(crate) mtu: u32,
@@ -129,26 +130,26 @@ pub(crate) struct BridgeSettings {
 pub(crate) struct Vxlan {
     pub(crate) identity: VxlanIdentity,
     pub(crate) port: PortSettings,
-    /// Where its own table sends frames for a MAC.
+    /// Its FDB: where it sends frames for a MAC.
     pub(crate) entries: BTreeMap<Mac, BTreeSet<Ipv4Addr>>,
-    /// Where it sends frames for MACs that it does not know.
+    /// Its all-zero entries: where it sends frames for unknown MACs.
     pub(crate) floods: BTreeSet<Ipv4Addr>,
 }
 
-/// The ports of the bridge that lead to other hosts.
+/// The ports of the bridge towards other hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Port {
-    /// In clear, or to WireGuard under it.
+    /// In clear, or through WireGuard under it.
     Vxlan,
-    /// To the sleeve.
+    /// The sleeve's.
     Tap,
 }
 
-/// An entry of the bridge's table.
+/// An entry of the bridge's FDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteEntry {
     pub(crate) port: Port,
-    /// Whether it is pinned there, so that no frame with that source can move it.
+    /// Whether it is permanent, so that no frame with that source MAC can move it.
     pub(crate) pinned: bool,
 }
 
@@ -158,18 +159,18 @@ pub enum Encryption {
     /// With the sleeve, whose device is a port of the bridge beside the VXLAN device.
     #[default]
     Sleeve,
-    /// With WireGuard, which is under the VXLAN device: what is for an encrypted peer goes to its
-    /// tunnel address.
+    /// With WireGuard under the VXLAN device: frames for an encrypted peer are sent to its tunnel
+    /// address.
     WireGuard,
 }
 
-/// What leads to tunnel addresses: WireGuard's device and the routes of their subnets.
+/// The WireGuard device, and the routes of tunnel subnets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WireGuardState {
     pub(crate) link: Option<WireGuardLink>,
-    /// How WireGuard is configured; none if there is nobody to ask.
+    /// The device's configuration; none if there is no device to read.
     pub(crate) device: Option<Looked>,
-    /// The tunnel address at which heartbeats are heard on this very link.
+    /// The tunnel address at which heartbeats are received on this very link.
     pub(crate) hears: Option<Ipv4Addr>,
     pub(crate) routes: BTreeSet<TunnelRoute>,
 }
@@ -182,11 +183,11 @@ pub(crate) struct WireGuardLink {
     pub(crate) addresses: BTreeSet<Ipv4Network>,
 }
 
-/// A route of an tunnel subnet, of this grid or of one that the host was in.
+/// A route of a tunnel subnet, of this grid or of a former one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TunnelRoute {
-    /// Nowhere. It counts while there is no other, so that nothing for an tunnel address
-    /// ever takes the default route.
+    /// Unreachable. It applies while there is no other, so that packets for tunnel addresses never
+    /// take the default route.
     Unreachable(InnerSubnet),
     /// Through WireGuard.
     Through(InnerSubnet),
@@ -199,32 +200,32 @@ pub(crate) struct SleeveState {
     pub(crate) table: Table,
 }
 
-/// What makes a sleeve another one.
+/// A change of any of this requires a new sleeve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SleeveIdentity {
     pub(crate) vni: u32,
-    /// This host's address inside the VXLAN device.
+    /// This host's tunnel address.
     pub(crate) tunnel_address: Ipv4Addr,
 }
 
-/// As whom path_probes of clear transports are sent.
+/// The identity with which path probes are sent in clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PathProbeIdentity {
     pub(crate) vni: u32,
     /// The MAC of the bridge.
     pub(crate) mac: Mac,
-    /// How long the packet in a frame may be, in bytes.
+    /// The longest packet in a frame, in bytes.
     pub(crate) mtu: u32,
 }
 
-/// What makes a VXLAN device another one.
+/// A change of any of this requires a new VXLAN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VxlanIdentity {
     pub(crate) vni: u32,
     pub(crate) udp_port: u16,
     pub(crate) learning: bool,
-    /// Whether it answers ARP for its neighbours, of which it has none, and sends no
-    /// ARP: the bridge answers for all that the directory has.
+    /// Whether it answers ARP for its neighbours, of which it has none, and sends no ARP: the
+    /// bridge answers for all addresses of the directory.
     pub(crate) proxy: bool,
     /// Whether it is tied to a local address, a group or a lower device.
     pub(crate) bound: bool,
@@ -237,14 +238,14 @@ pub(crate) struct PortSettings {
     pub(crate) up: bool,
     pub(crate) on_bridge: bool,
     pub(crate) learning: bool,
-    /// Frames for MACs that the bridge does not know are sent here too.
+    /// Frames for unknown MACs are flooded to it.
     pub(crate) flood: bool,
     /// No frame passes between two isolated ports.
     pub(crate) isolated: bool,
-    /// Frames come in only from the MACs that are pinned to this port.
+    /// Frames are accepted only from source MACs with a permanent entry for this port.
     pub(crate) locked: bool,
-    /// The bridge itself answers ARP for its permanent neighbours behind this
-    /// port, instead of flooding the question.
+    /// The bridge answers ARP for its permanent neighbours behind this port, instead of flooding
+    /// the request.
     pub(crate) neigh_suppress: bool,
 }
 
@@ -252,14 +253,14 @@ pub(crate) struct PortSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostEnd {
     pub(crate) port: PortSettings,
-    /// The MACs that the bridge sends to it, pinned ones only.
+    /// The MACs with permanent entries for it.
     pub(crate) pinned: BTreeSet<Mac>,
 }
 
 /// The container's end of its veth pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ContainerEnd {
-    /// Whether the other end is the host end named after the placement.
+    /// Whether the other end is the host end of the placement.
     pub(crate) paired: bool,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,

@@ -1,17 +1,17 @@
-//! How peers that turn clear and fall back again and again are held back (RFC 2439 does so
-//! with routes).
+//! Flap damping: a peer that turns clear and falls back again and again is held back (as RFC 2439
+//! does with routes).
 
 use std::time::{Duration, Instant};
 
-/// How often a peer may fall back before it has to wait, and how long it does then; twice
-/// as long after every further time.
+/// How many falls are free, and how long a peer is held back after the next one; each further fall
+/// doubles it.
 const FLAPS_FREE: u32 = 2;
 const HELD_MIN: Duration = Duration::from_secs(1);
 pub(crate) const HELD_MAX: Duration = Duration::from_secs(60);
-/// A peer that did not fall back for so long is as good as one that never did.
+/// After so long without a fall, all falls are forgotten.
 pub(crate) const FLAPS_FORGOTTEN: Duration = Duration::from_secs(120);
 
-/// How often a peer fell back from clear packets while the directory advertised the same.
+/// How often a peer fell back from clear packets while the directory stayed the same.
 #[derive(Debug, Default)]
 pub(crate) struct FlapDamping {
     count: u32,

@@ -1,8 +1,8 @@
-//! What encrypts paths on this host, as the peers need it: how the way to each peer is, and
-//! messages to its agent and from it.
+//! The encrypted path of this host, as the peers use it: the state of each tunnel, and messages
+//! to and from the peers' agents.
 //!
-//! The sleeve is a part of the agent and tells both. WireGuard is looked at, and messages
-//! are datagrams of a socket on its device; on the wire they are the same.
+//! The sleeve is part of the agent and provides both. WireGuard is polled, and messages are
+//! datagrams of a socket on its device; on the wire they are the same.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -27,23 +27,23 @@ use crate::model::devices::WIREGUARD;
 use crate::model::state::{Encryption, SleeveIdentity};
 use crate::wireguard::{Control, Kernel, Moment, Watch};
 
-/// Most octets of a message that are read: a heartbeat, and what later versions add.
+/// The most octets of a message that are read: a heartbeat, and what later versions append.
 const MESSAGE_BYTES: usize = 1024;
 
-/// What encrypts paths on a host. It is decided when the agent starts.
+/// What encrypts on a host. It is decided when the agent starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EncryptedBy {
-    /// The sleeve, a part of the agent.
+    /// The sleeve, in the agent.
     Sleeve,
     /// The kernel's WireGuard.
     Kernel,
-    /// A WireGuard in user space in the kernel's candidate, which has made its device and
-    /// takes its configuration at this socket.
+    /// A WireGuard in user space in place of the kernel's, which has created its device and is
+    /// configured through this socket.
     UserSpace(PathBuf),
 }
 
 impl EncryptedBy {
-    /// The kernel where it has WireGuard, else the sleeve.
+    /// The kernel if it has WireGuard, else the sleeve.
     pub(crate) async fn of_this_host() -> Result<Self, Cause> {
         let kernel = Kernel::here().map_err(Cause::io("generic netlink"))?;
         let supported = kernel.is_supported().await?;
@@ -54,7 +54,7 @@ impl EncryptedBy {
         })
     }
 
-    /// The way to WireGuard's configuration; none without WireGuard.
+    /// The access to WireGuard's configuration; none without WireGuard.
     pub(crate) fn control(&self) -> Result<Option<Control>, Cause> {
         match self {
             Self::Sleeve => Ok(None),
@@ -71,20 +71,20 @@ impl EncryptedBy {
     }
 }
 
-/// The encrypted path at work.
+/// The running encrypted path.
 pub(crate) enum EncryptedPath {
     Sleeve(RunningSleeve),
     WireGuard(Box<Watched>),
 }
 
-/// The sleeve and how it was set.
+/// The sleeve and its configuration.
 pub(crate) struct RunningSleeve {
     pub(crate) sleeve: Sleeve,
     pub(crate) identity: SleeveIdentity,
     pub(crate) table: Table,
 }
 
-/// WireGuard, as far as it was looked at, and the messages through it.
+/// WireGuard, as it was last observed, and its heartbeat socket.
 #[derive(Default)]
 pub(crate) struct Watched {
     pub(crate) watch: Watch,
@@ -92,7 +92,7 @@ pub(crate) struct Watched {
 }
 
 impl EncryptedPath {
-    /// How the way to each peer is.
+    /// The state of the tunnel to each peer.
     pub(crate) fn status(&self) -> Vec<PeerStatus> {
         match self {
             Self::Sleeve(running) => running.sleeve.status(),
@@ -100,7 +100,7 @@ impl EncryptedPath {
         }
     }
 
-    /// How the way to one peer is.
+    /// The state of the tunnel to one peer.
     pub(crate) fn status_of(&self, tunnel_address: Ipv4Addr) -> Option<PeerStatus> {
         match self {
             Self::Sleeve(running) => running.sleeve.status_of(tunnel_address),
@@ -108,7 +108,7 @@ impl EncryptedPath {
         }
     }
 
-    /// Sends a message to the agent of a peer that lives; whether it was sent.
+    /// Sends a message to a peer's agent if the peer is alive; whether it was sent.
     pub(crate) fn send(&self, to: Ipv4Addr, message: &[u8]) -> bool {
         match self {
             Self::Sleeve(running) => running.sleeve.send(to, message),
@@ -120,7 +120,7 @@ impl EncryptedPath {
         }
     }
 
-    /// The keys that peers will use next and that it knows.
+    /// The next keys of peers that it is configured with.
     pub(crate) fn next_keys(&self) -> BTreeSet<PublicKey> {
         match self {
             Self::Sleeve(running) => {
@@ -131,7 +131,7 @@ impl EncryptedPath {
         }
     }
 
-    /// What it dropped since its start. What WireGuard drops nobody counts.
+    /// What it dropped since it was started. WireGuard does not count its drops.
     pub(crate) fn drops(&self) -> Option<Drops> {
         match self {
             Self::Sleeve(running) => Some(running.sleeve.drops()),
@@ -140,18 +140,18 @@ impl EncryptedPath {
     }
 }
 
-/// Messages through WireGuard's device.
+/// The socket for messages through the WireGuard device.
 pub(crate) struct HeartbeatSocket {
-    /// Where they come to, and the number of the device: another one of the same name
-    /// needs another socket.
+    /// Its tunnel address, and the index of the device: another device of the same name needs
+    /// another socket.
     pub(crate) at: (Ipv4Addr, u32),
     socket: Arc<UdpSocket>,
     _reader: AbortOnDropHandle<()>,
 }
 
 impl HeartbeatSocket {
-    /// Opens the socket in the namespace of the calling thread; must be called inside a
-    /// tokio runtime.
+    /// Opens the socket in the namespace of the calling thread; must be called inside a tokio
+    /// runtime.
     pub(crate) fn open(at: (Ipv4Addr, u32), inbox: mpsc::Sender<Message>) -> io::Result<Self> {
         let socket = Arc::new(UdpSocket::from_std(bound(at.0)?)?);
         let reader = tokio::spawn(read(Arc::clone(&socket), inbox));
@@ -168,7 +168,7 @@ impl HeartbeatSocket {
     }
 }
 
-/// It is on the device before it has an address: nothing from elsewhere ever waits in it.
+/// Bound to the device before it has an address, so that it never receives from elsewhere.
 fn bound(tunnel_address: Ipv4Addr) -> io::Result<StdSocket> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
@@ -178,8 +178,8 @@ fn bound(tunnel_address: Ipv4Addr) -> io::Result<StdSocket> {
     Ok(socket.into())
 }
 
-/// Passes messages on, for ever. Agents send them from the port that they go to; others
-/// on their hosts cannot (`filter.rs`).
+/// Forwards messages to the inbox, for ever. Agents send them from the port that they go to; other
+/// processes on their hosts cannot (`filter.rs`).
 async fn read(socket: Arc<UdpSocket>, inbox: mpsc::Sender<Message>) {
     let mut buffer = [0; MESSAGE_BYTES];
     loop {
@@ -189,11 +189,11 @@ async fn read(socket: Arc<UdpSocket>, inbox: mpsc::Sender<Message>) {
                     from: *from.ip(),
                     contents: buffer[..length].to_vec(),
                 };
-                // What does not fit is sent again.
+                // What does not fit is repeated.
                 let _ = inbox.try_send(message);
             }
             Ok(_) => {}
-            // An error is told once and is of what was sent.
+            // An error is reported once and belongs to an earlier send.
             Err(_) => tokio::task::yield_now().await,
         }
     }

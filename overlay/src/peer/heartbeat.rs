@@ -1,53 +1,53 @@
-//! What two agents tell each other inside the tunnel.
+//! The heartbeats that two agents exchange inside the tunnel.
 //!
-//! A heartbeat proves that the tunnel works, statistics it, and says what its sender
-//! knows of the peer: whether both ends know the same, from where the sender hears
-//! the receiver, whether it takes clear packets, and which path_probes of the clear way came
-//! (`path_probe.rs`). It has a fixed length:
+//! A heartbeat proves that the tunnel works, measures it, and carries what its sender knows of the
+//! peer: whether both ends have the same settings, the endpoint at which the sender sees the
+//! receiver, whether it accepts clear packets, and which path probes arrived (`path_probe.rs`).
+//! It has a fixed length:
 //!
 //! ```text
-//! 0  magic "KNP1"           24 u32  number of the last heartbeat heard, 0 for none
-//! 4  u8   flags: 1 accepts  28 u32  microseconds since that one was heard
-//! 5  3 octets, zero         32 4 o  IPv4 address at which the receiver is heard
+//! 0  magic "KNP1"           24 u32  number of the last heartbeat received, 0 for none
+//! 4  u8   flags: 1 accepts  28 u32  microseconds since that one was received
+//! 5  3 octets, zero         32 4 o  IPv4 address at which the receiver is seen
 //! 8  u64  agreement         36 u16  and its UDP port
 //! 16 u32  number, from 1    38 2 octets, zero
-//! 20 u32  run of the sender 40 u32  number of the last path_probe heard, 0 for none
+//! 20 u32  run of the sender 40 u32  number of the last path probe received, 0 for none
 //! ```
 //!
-//! One that ends after 40 octets is of a version that knows no path_probes.
+//! One of 40 octets is from a version without path probes.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 const MAGIC: [u8; 4] = *b"KNP1";
 const ACCEPTS: u8 = 1;
-/// Octets of a heartbeat, and of one that knows no path_probes.
+/// The length of a heartbeat in octets, and of one without path probes.
 pub(crate) const BYTES: usize = 44;
 pub(crate) const BYTES_WITHOUT_PATH_PROBES: usize = 40;
 
 /// One heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
-    /// What the path depends on, as the sender knows it (`schema::path::agreement`).
+    /// A number for what the path depends on, as the sender knows it (`schema::path::agreement`).
     pub(crate) agreement: u64,
-    /// Where the sender hears the receiver.
-    pub(crate) hears_at: Option<SocketAddrV4>,
-    /// Whether the sender takes clear packets of the receiver.
+    /// The endpoint at which the sender sees the receiver.
+    pub(crate) sees_peer_at: Option<SocketAddrV4>,
+    /// Whether the sender accepts clear packets of the receiver.
     pub(crate) accepts: bool,
     /// The sender's count of heartbeats in this run, from 1.
     pub(crate) number: u32,
-    /// Tells the runs of the sender apart, in which it counts anew.
+    /// Distinguishes the runs of the sender; each counts from 1.
     pub(crate) run: u32,
-    /// The last heartbeat of the receiver that the sender heard, and how long ago.
-    pub(crate) heard: Option<(u32, Duration)>,
-    /// Which path_probes of the receiver the sender heard.
-    pub(crate) path_probes: ProbesHeard,
+    /// The receiver's last heartbeat that the sender received, and how long ago.
+    pub(crate) last_received: Option<(u32, Duration)>,
+    /// Which path probes of the receiver the sender received.
+    pub(crate) path_probes: ProbesReceived,
 }
 
-/// Which path_probes somebody heard, by the numbers of the heartbeats that they went out with.
+/// Which path probes were received, by the numbers of the heartbeats that they were sent with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ProbesHeard {
-    /// It is of a version that hears none.
+pub(crate) enum ProbesReceived {
+    /// The sender's version knows no path probes.
     Unknown,
     /// None.
     None,
@@ -56,7 +56,7 @@ pub(crate) enum ProbesHeard {
 }
 
 impl Heartbeat {
-    /// As it is sent.
+    /// Its octets.
     pub(crate) fn write(&self) -> [u8; BYTES] {
         let mut octets = [0; BYTES];
         octets[..4].copy_from_slice(&MAGIC);
@@ -64,31 +64,31 @@ impl Heartbeat {
         octets[8..16].copy_from_slice(&self.agreement.to_be_bytes());
         octets[16..20].copy_from_slice(&self.number.to_be_bytes());
         octets[20..24].copy_from_slice(&self.run.to_be_bytes());
-        if let Some((number, ago)) = self.heard {
+        if let Some((number, ago)) = self.last_received {
             let ago = u32::try_from(ago.as_micros()).unwrap_or(u32::MAX);
             octets[24..28].copy_from_slice(&number.to_be_bytes());
             octets[28..32].copy_from_slice(&ago.to_be_bytes());
         }
-        if let Some(at) = self.hears_at {
+        if let Some(at) = self.sees_peer_at {
             octets[32..36].copy_from_slice(&at.ip().octets());
             octets[36..38].copy_from_slice(&at.port().to_be_bytes());
         }
-        if let ProbesHeard::UpTo(number) = self.path_probes {
+        if let ProbesReceived::UpTo(number) = self.path_probes {
             octets[40..44].copy_from_slice(&number.to_be_bytes());
         }
         octets
     }
 
-    /// What was received; none if it is no heartbeat. Longer ones are of a later
-    /// version, which adds at the end.
+    /// Parses a heartbeat; none if it is not one. Longer ones are of later versions, which append
+    /// fields.
     pub(crate) fn read(octets: &[u8]) -> Option<Self> {
         let path_probes = octets
             .get(BYTES_WITHOUT_PATH_PROBES..)
             .and_then(<[u8]>::first_chunk);
         let path_probes = match path_probes.map(|number| u32::from_be_bytes(*number)) {
-            None => ProbesHeard::Unknown,
-            Some(0) => ProbesHeard::None,
-            Some(number) => ProbesHeard::UpTo(number),
+            None => ProbesReceived::Unknown,
+            Some(0) => ProbesReceived::None,
+            Some(number) => ProbesReceived::UpTo(number),
         };
         let octets = octets.first_chunk::<BYTES_WITHOUT_PATH_PROBES>()?;
         let word = |at: usize| {
@@ -96,17 +96,17 @@ impl Heartbeat {
             Some(u32::from_be_bytes(word))
         };
         let number = word(16).filter(|number| *number > 0)?;
-        let heard = word(24).filter(|number| *number > 0);
+        let last_received = word(24).filter(|number| *number > 0);
         let ago = Duration::from_micros(word(28)?.into());
         let port = u16::from_be_bytes([octets[36], octets[37]]);
         let at = SocketAddrV4::new(Ipv4Addr::from_bits(word(32)?), port);
         let heartbeat = Self {
             agreement: u64::from(word(8)?) << 32 | u64::from(word(12)?),
-            hears_at: (port > 0).then_some(at),
+            sees_peer_at: (port > 0).then_some(at),
             accepts: octets[4] & ACCEPTS != 0,
             number,
             run: word(20)?,
-            heard: heard.map(|number| (number, ago)),
+            last_received: last_received.map(|number| (number, ago)),
             path_probes,
         };
         (octets[..4] == MAGIC).then_some(heartbeat)
@@ -127,17 +127,17 @@ mod tests {
             accepts: bool,
             number in 1_u32..,
             run: u32,
-            heard in proptest::option::of((1_u32.., any::<u32>())),
+            last_received in proptest::option::of((1_u32.., any::<u32>())),
             path_probes in proptest::option::of(1_u32..),
         ) -> Heartbeat {
             Heartbeat {
                 agreement,
-                hears_at: at.map(|(ip, port)| SocketAddrV4::new(Ipv4Addr::from_bits(ip), port)),
+                sees_peer_at: at.map(|(ip, port)| SocketAddrV4::new(Ipv4Addr::from_bits(ip), port)),
                 accepts,
                 number,
                 run,
-                heard: heard.map(|(number, us)| (number, Duration::from_micros(us.into()))),
-                path_probes: path_probes.map_or(ProbesHeard::None, ProbesHeard::UpTo),
+                last_received: last_received.map(|(number, us)| (number, Duration::from_micros(us.into()))),
+                path_probes: path_probes.map_or(ProbesReceived::None, ProbesReceived::UpTo),
             }
         }
     }
@@ -148,8 +148,8 @@ mod tests {
             let octets = [&heartbeat.write()[..], &more].concat();
             prop_assert_eq!(Heartbeat::read(&octets), Some(heartbeat));
             for length in 0..BYTES {
-                // As a version reads and writes it that knows no path_probes.
-                let before = Heartbeat { path_probes: ProbesHeard::Unknown, ..heartbeat };
+                // As a version without path probes reads and writes it.
+                let before = Heartbeat { path_probes: ProbesReceived::Unknown, ..heartbeat };
                 let before = (length >= BYTES_WITHOUT_PATH_PROBES).then_some(before);
                 prop_assert_eq!(Heartbeat::read(&octets[..length]), before);
             }
@@ -157,21 +157,21 @@ mod tests {
         }
 
         #[test]
-        fn no_octets_are_too_strange_to_be_looked_at(octets in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn any_octets_can_be_read(octets in prop::collection::vec(any::<u8>(), 0..64)) {
             (HEARTBEAT.check)(&octets);
         }
     }
 
     #[test]
-    fn the_octets_are_those_of_the_table() {
+    fn the_octets_match_the_table() {
         let heartbeat = Heartbeat {
             agreement: 0x0102_0304_0506_0708,
-            hears_at: Some("198.51.100.7:6783".parse().unwrap()),
+            sees_peer_at: Some("198.51.100.7:6783".parse().unwrap()),
             accepts: true,
             number: 5,
             run: 6,
-            heard: Some((9, Duration::from_micros(256))),
-            path_probes: ProbesHeard::UpTo(4),
+            last_received: Some((9, Duration::from_micros(256))),
+            path_probes: ProbesReceived::UpTo(4),
         };
         let wanted = [
             &b"KNP1\x01\0\0\0"[..],

@@ -1,33 +1,33 @@
-//! In a large grid that comes up, peers are met before peers turn clear.
+//! Start-up hold-down: in a large grid that comes up, no peer turns clear until all have been met.
 //!
-//! A peer that turns clear is work: path_probes of the largest size, the packet filter, tables
-//! of the kernel. EncryptedPath it carries the same frames. So while peers are met for the first
-//! time, one soon after the other, those that could turn clear wait, and then they do so
+//! Turning clear costs path probes of the largest size, and changes of the packet filter and of
+//! kernel tables, while the encrypted path carries the same frames. So while peers are being met
+//! for the first time, one soon after the other, those that could turn clear wait, and then do so
 //! together. In a grid of less than 64 peers nothing waits.
 
 use std::time::{Duration, Instant};
 
 use crate::model::pace::extra_intervals;
 
-/// How long nobody may have been met, the same while some are missing, and how long all
-/// wait at most; so many times as [`extra_intervals`] says.
+/// It ends when no peer was met for so long, or for longer while some are missing, and at the
+/// latest after so long; each times [`extra_intervals`].
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_MISSING: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_secs(20);
 
-/// Whether peers are met, and since when.
+/// When peers were first met.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HoldDown {
-    /// When the first one was met, and the last one.
+    /// When the first and the last of them were met.
     met: Option<(Instant, Instant)>,
-    /// Whether somebody was never met.
+    /// Whether a peer was never met.
     missing: bool,
 }
 
 impl HoldDown {
-    /// A peer was met, in a grid with so many.
+    /// A peer was met, in a grid of so many.
     pub(crate) fn met(&mut self, peers: usize, now: Instant) {
-        // Meetings at some distance are one all the same: it is over sometime.
+        // The hold-down continues only if the last one was met not too long ago.
         let one = |last| now.saturating_duration_since(last) < MOST * extra_intervals(peers);
         let since = match self.met {
             Some((since, last)) if one(last) => since,
@@ -36,20 +36,20 @@ impl HoldDown {
         self.met = Some((since, now));
     }
 
-    /// Whether somebody was never met.
+    /// Whether a peer was never met.
     pub(crate) fn set_missing(&mut self, missing: bool) {
         self.missing = missing;
     }
 
-    /// Whether those that could turn clear wait.
-    pub(crate) fn goes_on(&self, peers: usize, now: Instant) -> bool {
+    /// Whether peers that could turn clear have to wait.
+    pub(crate) fn is_active(&self, peers: usize, now: Instant) -> bool {
         self.met.is_some_and(|(since, last)| {
             self.is_soon(last, peers, now)
                 && now.saturating_duration_since(since) < MOST * extra_intervals(peers)
         })
     }
 
-    /// Whether now is soon after the last one.
+    /// Whether the last peer was met a short while ago.
     fn is_soon(&self, last: Instant, peers: usize, now: Instant) -> bool {
         let quiet = if self.missing { QUIET_MISSING } else { QUIET };
         now.saturating_duration_since(last) < quiet * extra_intervals(peers)
@@ -62,38 +62,38 @@ mod tests {
 
     const FULL: usize = 253;
 
-    /// How many milliseconds after the first of these peers may turn clear, if one peer is
-    /// never met.
+    /// How many milliseconds after the first of these meetings peers may turn clear, if one peer
+    /// is never met.
     fn clear_at(peers: usize, met_ms: &[u64]) -> u64 {
-        let begun = Instant::now();
+        let start = Instant::now();
         let mut hold_down = HoldDown::default();
         hold_down.set_missing(true);
-        assert!(!hold_down.goes_on(peers, begun), "nobody was met");
+        assert!(!hold_down.is_active(peers, start), "no peer was met");
         (0..100_000)
             .find(|ms| {
-                let now = begun + Duration::from_millis(*ms);
+                let now = start + Duration::from_millis(*ms);
                 if met_ms.contains(ms) {
                     hold_down.met(peers, now);
                 }
-                !hold_down.goes_on(peers, now)
+                !hold_down.is_active(peers, now)
             })
             .unwrap()
     }
 
     #[test]
-    fn pairs_of_a_large_grid_wait_until_nobody_is_met_any_more() {
+    fn in_a_large_grid_peers_wait_until_no_more_are_met() {
         assert_eq!(clear_at(FULL, &[0]), 15_000);
         assert_eq!(clear_at(FULL, &[0, 2_000, 14_900]), 29_900);
         assert_eq!(clear_at(64, &[0]), 5_000);
     }
 
     #[test]
-    fn where_all_were_met_they_wait_for_a_moment_only() {
+    fn when_all_are_met_the_wait_is_short() {
         let now = Instant::now();
         let mut hold_down = HoldDown::default();
         hold_down.met(FULL, now);
-        assert!(hold_down.goes_on(FULL, now + Duration::from_millis(2_999)));
-        assert!(!hold_down.goes_on(FULL, now + Duration::from_millis(3_000)));
+        assert!(hold_down.is_active(FULL, now + Duration::from_millis(2_999)));
+        assert!(!hold_down.is_active(FULL, now + Duration::from_millis(3_000)));
     }
 
     #[test]
@@ -102,32 +102,32 @@ mod tests {
     }
 
     #[test]
-    fn who_is_met_again_and_again_holds_up_nobody_for_ever() {
+    fn peers_that_are_met_again_and_again_hold_up_the_others_for_a_limited_time() {
         let often: Vec<_> = (0..100_000).step_by(500).collect();
         assert_eq!(clear_at(FULL, &often), 60_000);
-        // Neither does who waits just until the others would begin.
-        let begun = Instant::now();
+        // Nor does a peer that is met again just before the wait would end.
+        let start = Instant::now();
         let mut hold_down = HoldDown::default();
         hold_down.set_missing(true);
         let held = (0..600_000).step_by(50).filter(|ms| {
-            let now = begun + Duration::from_millis(*ms);
+            let now = start + Duration::from_millis(*ms);
             if ms % 15_050 == 0 {
                 hold_down.met(FULL, now);
             }
-            hold_down.goes_on(FULL, now)
+            hold_down.is_active(FULL, now)
         });
-        // Of the first minute: 15 s three times, and what was left of it.
+        // In the first minute: three times 15 s, and the rest.
         assert_eq!(held.count(), (3 * 15_000 + 14_850) / 50);
     }
 
     #[test]
-    fn after_a_pause_it_begins_anew() {
-        let begun = Instant::now();
-        let later = begun + Duration::from_secs(600);
+    fn a_later_start_up_is_held_down_again() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(600);
         let mut hold_down = HoldDown::default();
         hold_down.set_missing(true);
-        hold_down.met(FULL, begun);
+        hold_down.met(FULL, start);
         hold_down.met(FULL, later);
-        assert!(hold_down.goes_on(FULL, later + Duration::from_secs(2)));
+        assert!(hold_down.is_active(FULL, later + Duration::from_secs(2)));
     }
 }

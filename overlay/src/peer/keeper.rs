@@ -1,5 +1,5 @@
-//! The tasks that keep peers up: one hears them and sends heartbeats, one checks those that
-//! stay silent. Either can be started anew at any time.
+//! The tasks that keep peers up: one receives and sends heartbeats, the other checks silent
+//! peers. Either can be restarted at any time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use crate::peer::table::TICK;
 const CHECKS_MAX: usize = 4;
 const CHECK_TICK: Duration = Duration::from_secs(1);
 
-/// Hears peers and sends heartbeats, for ever.
-pub(crate) async fn hear(shared: Arc<Shared>) {
+/// Receives and sends heartbeats, for ever.
+pub(crate) async fn exchange_heartbeats(shared: Arc<Shared>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut received = shared.received.lock().await;
@@ -28,19 +28,19 @@ pub(crate) async fn hear(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                shared.look_if_due().await;
+                shared.observe_if_due().await;
                 let mut peers = shared.lock();
-                if peers.settle_due(Instant::now()) {
+                if peers.update_due(Instant::now()) {
                     shared.publish(&peers);
                 }
             }
-            Some(message) = messages.recv() => shared.hear(&message),
-            Some(heard) = path_probes.recv() => shared.hear_path_probe(&heard),
+            Some(message) = messages.recv() => shared.receive(&message),
+            Some(received) = path_probes.recv() => shared.receive_path_probe(&received),
         }
     }
 }
 
-/// Checks whether silent peers can be reached at all, for ever, one a tick.
+/// Checks the reachability of silent peers, for ever, one a tick.
 pub(crate) async fn check(shared: Arc<Shared>) {
     let mut ticks = interval(CHECK_TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -57,7 +57,7 @@ pub(crate) async fn check(shared: Arc<Shared>) {
             Some(ended) = checks.join_next() => match ended {
                 Ok((node, Some(outcomes))) => shared.checked(node, outcomes),
                 Ok((_, None)) => {}
-                Err(err) => tracing::error!(%err, "a reachability check died"),
+                Err(err) => tracing::error!(%err, "a reachability check panicked"),
             },
         }
     }

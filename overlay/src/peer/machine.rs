@@ -1,29 +1,28 @@
-//! A peer of nodes, as one of the two sees it: where the other is tried, and whether
-//! packets between them may be clear.
+//! The state machine of one peer: at which candidate address it is tried, and whether packets to
+//! and from it may be clear.
 //!
-//! Everything begins encrypted. To send in clear, this end must know that the other one
-//! is who it says, at exactly the address that the directory names: so it needs a
-//! live tunnel to that address, and a heartbeat that came through it and says that the
-//! other end knows the same of the peer, hears this end at exactly *its* address, and
-//! takes clear packets. To take them, all but the last is needed:
+//! Every peer starts encrypted. To send in clear, this end needs proof that the peer is at exactly
+//! the address that the directory names: a live tunnel to that address, and a heartbeat through it
+//! which says that the peer has the same settings, sees this end at exactly *its* address, and
+//! accepts clear packets. To accept them, everything but the last is needed:
 //!
 //! ```text
-//!            tunnel at the address, ends agree      the peer accepts, path_probes arrive
+//!         tunnel at the address, ends agree     the peer accepts, path probes arrive
 //!   No ------------------------------------> Accept ------------------------------> Send
 //!   ^                                          |  ^--------------------------------- |
 //!   +--- any of it ends, or 30 s of silence ---+-------------------------------------+
 //! ```
 //!
-//! All of that is advertised through the encrypted path, and says nothing of whether the clear one
-//! carries: UDP port 6784 may be closed on the way. So path_probes go out with heartbeats, in clear
-//! (`path_probe.rs`), and the peer says which of them came.
+//! All of that is exchanged over the encrypted path and does not show whether the clear one works:
+//! UDP port 6784 may be blocked on the way. So path probes are sent in clear with heartbeats
+//! (`path_probe.rs`), and the peer reports which of them arrived.
 //!
-//! Two ends that disagree, because one of them does not know yet what the Master
-//! decided, are encrypted as soon as the first heartbeat says so. A peer that damping back again
-//! and again stays so for longer each time, as routes that flap do (RFC 2439): every
-//! change is work for the kernel, and a peer must not be able to order it.
+//! Two ends that disagree, because one of them does not have the Master's last decision yet,
+//! are encrypted as soon as the first heartbeat shows it. A peer that falls back again and again
+//! stays encrypted for longer each time, as flapping routes do (RFC 2439): every change is work
+//! for the kernel, and a peer must not be able to cause any amount of it.
 //!
-//! It is pure: time is passed in, and what it says is sent by others.
+//! It is pure: time is passed in, and the caller sends what it returns.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -36,28 +35,27 @@ use kontena_schema::mac::Mac;
 use crate::model::peer::{Clear, PeerConfig, PeerState, SILENCE};
 use crate::model::reachability::CheckOutcomes;
 use crate::peer::damping::FlapDamping;
-use crate::peer::heartbeat::{Heartbeat, ProbesHeard};
+use crate::peer::heartbeat::{Heartbeat, ProbesReceived};
 use crate::peer::path_probe::{PathProbe, PathProbing};
 use crate::peer::reachability::schedule::CheckSchedule;
 
-/// A peer that is not heard for so long at one of its addresses is tried at the
-/// other one.
+/// After so long without a packet at one candidate address, the next one is tried.
 const CANDIDATE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Heartbeats whose times are remembered; answers come within the next few.
+/// How many heartbeats' send times are kept; answers arrive within the next few.
 const REMEMBERED: usize = 16;
-/// How soon after a heartbeat a path_probe is answered with the next one.
+/// How soon after a heartbeat the next one may answer a path probe.
 const ANSWER_EVERY: Duration = Duration::from_millis(50);
-/// By how many heartbeats a path_probe may be ahead of the last one that came.
+/// By how many heartbeats a path probe may be ahead of the last one received.
 const PATH_PROBES_AHEAD_MAX: u32 = 16;
-/// Heartbeats over which losses are counted.
+/// Heartbeats over which the loss is computed.
 const WINDOW: u32 = 64;
 
-/// How the tunnel to the peer is.
+/// The state of the tunnel to the peer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tunnel {
-    /// Where the peer was heard in a session.
+    /// Where packets of its session came from.
     pub(crate) heard_at: Option<SocketAddr>,
-    /// Whether it was heard lately.
+    /// Whether anything was received lately.
     pub(crate) alive: bool,
     /// The key that it uses.
     pub(crate) key: Option<PublicKey>,
@@ -66,129 +64,130 @@ pub(crate) struct Tunnel {
 /// A peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    wanted: PeerConfig,
-    /// Which of the candidates is tried, and since when in vain.
+    config: PeerConfig,
+    /// The candidate address that is tried, and since when without an answer.
     candidate: usize,
-    in_vain_since: Instant,
+    unanswered_since: Instant,
     met: bool,
     checks: CheckSchedule,
     tunnel: Tunnel,
     clear: Clear,
     damping: FlapDamping,
-    waits: bool,
-    /// Until then the state of a former run stands, if no heartbeat contradicts.
+    held_down: bool,
+    /// Until then the state of a former run is kept, unless a heartbeat contradicts it.
     adopted_until: Option<Instant>,
-    /// Whether the kernel takes clear packets of the peer.
+    /// Whether the kernel accepts clear packets of the peer.
     accepted: bool,
-    /// This end's heartbeats: how many, and when the last ones were sent.
+    /// This end's heartbeats: their count, and when the last ones were sent.
     sent: u32,
     sent_at: VecDeque<(u32, Instant)>,
     /// What the last one advertised.
     advertised: Option<Advertised>,
-    heard: Option<Heard>,
+    last: Option<LastHeartbeat>,
     round_trip: Option<Duration>,
     path_probes: PathProbing,
 }
 
-/// What a heartbeat says besides numbers.
+/// What a heartbeat tells the peer that the peer acts upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Advertised {
     agreement: u64,
-    hears_at: Option<SocketAddrV4>,
+    sees_peer_at: Option<SocketAddrV4>,
     accepts: bool,
-    /// Whether a path_probe goes with it.
-    tries: bool,
+    /// Whether a path probe is sent with it.
+    probes: bool,
 }
 
+/// The peer's last heartbeat.
 #[derive(Debug)]
-struct Heard {
+struct LastHeartbeat {
     heartbeat: Heartbeat,
     at: Instant,
-    /// Which of the last heartbeats came; the lowest bit is the newest.
-    came: u64,
+    /// Which of the last heartbeats arrived; the lowest bit is the newest.
+    arrived: u64,
 }
 
 impl Peer {
-    pub(crate) fn new(wanted: PeerConfig, now: Instant) -> Self {
+    pub(crate) fn new(config: PeerConfig, now: Instant) -> Self {
         Self {
-            wanted,
+            config,
             candidate: 0,
-            in_vain_since: now,
+            unanswered_since: now,
             met: false,
             checks: CheckSchedule::new(now),
             tunnel: Tunnel::default(),
             clear: Clear::No,
             damping: FlapDamping::default(),
-            waits: false,
+            held_down: false,
             adopted_until: None,
             accepted: false,
             sent: 0,
             sent_at: VecDeque::with_capacity(REMEMBERED),
             advertised: None,
-            heard: None,
+            last: None,
             round_trip: None,
             path_probes: PathProbing::default(),
         }
     }
 
-    /// The kernel was left like this by a former run of the agent.
+    /// Takes over the state that a former run left in the kernel.
     pub(crate) fn adopt(&mut self, clear: Clear, now: Instant) {
         self.clear = clear;
         self.accepted = clear >= Clear::Accept;
         self.adopted_until = Some(now + SILENCE);
     }
 
-    /// Takes what the directory says now.
-    pub(crate) fn want(&mut self, wanted: PeerConfig, now: Instant) {
-        if self.wanted.candidates != wanted.candidates {
+    /// Applies the directory.
+    pub(crate) fn configure(&mut self, config: PeerConfig, now: Instant) {
+        if self.config.candidates != config.candidates {
             self.candidate = 0;
-            self.in_vain_since = now;
+            self.unanswered_since = now;
             self.met = false;
             self.checks = CheckSchedule::new(now);
         }
-        if self.wanted != wanted {
+        if self.config != config {
             self.damping = FlapDamping::default();
         }
-        if self.wanted.fast != wanted.fast {
-            self.path_probes.forget(self.sent);
+        if self.config.fast != config.fast {
+            self.path_probes.reset(self.sent);
         }
-        if (self.wanted.fast, self.wanted.agreement) != (wanted.fast, wanted.agreement) {
-            // What a former run left was proven of something else.
+        if (self.config.fast, self.config.agreement) != (config.fast, config.agreement) {
+            // The state of a former run was proven for other settings.
             self.adopted_until = None;
         }
-        self.wanted = wanted;
+        self.config = config;
     }
 
-    /// Whether the kernel takes clear packets of the peer.
+    /// Whether the kernel accepts clear packets of the peer.
     pub(crate) fn set_accepted(&mut self, accepted: bool) {
         self.accepted = accepted;
     }
 
-    /// Whether the peer was ever heard where it is tried now.
+    /// Whether the peer was ever reached at the candidate that is tried now.
     pub(crate) fn met(&self) -> bool {
         self.met
     }
 
-    /// Whether it stays encrypted for now, if it is.
-    pub(crate) fn set_waits(&mut self, waits: bool) {
-        self.waits = waits;
+    /// Whether the start-up hold-down keeps it encrypted, if it is.
+    pub(crate) fn set_held_down(&mut self, held_down: bool) {
+        self.held_down = held_down;
     }
 
     pub(crate) fn tunnel_address(&self) -> Ipv4Addr {
-        self.wanted.tunnel_address
+        self.config.tunnel_address
     }
 
     pub(crate) fn mac(&self) -> Mac {
-        self.wanted.mac
+        self.config.mac
     }
 
-    /// What the plan needs.
+    /// Its state for the plan.
     pub(crate) fn state(&self) -> PeerState {
         let heard_at = self.tunnel.heard_at.filter(|_| self.tunnel.alive);
         PeerState {
             clear: self.clear,
-            ends: self.wanted.fast.filter(|_| self.clear > Clear::No),
-            candidate: self.wanted.candidates.get(self.candidate).copied(),
+            ends: self.config.fast.filter(|_| self.clear > Clear::No),
+            candidate: self.config.candidates.get(self.candidate).copied(),
             alive: self.tunnel.alive,
             met: self.met,
             lost: self.path_probes.lost(),
@@ -201,87 +200,88 @@ impl Peer {
         }
     }
 
-    /// When the peer's door is to be checked at, if it stays silent.
+    /// When its reachability is to be checked, if it stays silent.
     pub(crate) fn check_due(&self, times: u32) -> Option<Instant> {
-        let tried = !self.tunnel.alive && !self.wanted.candidates.is_empty();
+        let tried = !self.tunnel.alive && !self.config.candidates.is_empty();
         tried.then(|| self.checks.due(times))
     }
 
-    /// Begins to check; where.
+    /// A check starts; returns the addresses to check.
     pub(crate) fn check(&mut self, now: Instant, times: u32, jitter: f32) -> Vec<Ipv4Addr> {
-        self.checks.begin(now, times, jitter);
-        self.wanted.candidates.clone()
+        self.checks.start(now, times, jitter);
+        self.config.candidates.clone()
     }
 
-    /// What was found. It counts no more when the peer lives.
+    /// A check ended. Its result is discarded if the peer is alive by now.
     pub(crate) fn checked(&mut self, answers: CheckOutcomes) {
         if !self.tunnel.alive {
-            self.checks.end(answers);
+            self.checks.finish(answers);
         }
     }
 
-    /// How long heartbeats take to the peer and back.
+    /// The round-trip time of heartbeats.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
 
-    /// The share of the peer's last heartbeats that did not come.
+    /// The share of the peer's last heartbeats that were lost.
     pub(crate) fn loss(&self) -> Option<f32> {
-        let heard = self.heard.as_ref()?;
-        let sent = heard.heartbeat.number.clamp(1, WINDOW);
-        let came = (heard.came & (u64::MAX >> (WINDOW - sent))).count_ones();
+        let last = self.last.as_ref()?;
+        let sent = last.heartbeat.number.clamp(1, WINDOW);
+        let came = (last.arrived & (u64::MAX >> (WINDOW - sent))).count_ones();
         Some((sent - came) as f32 / sent as f32)
     }
 
-    /// A heartbeat came through the tunnel; whether it says anything.
-    pub(crate) fn hear(&mut self, heartbeat: Heartbeat, now: Instant) -> bool {
+    /// A heartbeat was received through the tunnel; whether it is newer than the last one.
+    pub(crate) fn receive_heartbeat(&mut self, heartbeat: Heartbeat, now: Instant) -> bool {
         self.measure(&heartbeat, now);
-        let run = self.heard.as_ref().map(|before| before.heartbeat.run);
-        let came = match &self.heard {
+        let run = self.last.as_ref().map(|before| before.heartbeat.run);
+        let arrived = match &self.last {
             Some(before) if before.heartbeat.run == heartbeat.run => {
                 let ahead = heartbeat.number.wrapping_sub(before.heartbeat.number);
                 if ahead == 0 || ahead > u32::MAX / 2 {
-                    // It was overtaken; what came later counts.
+                    // It was overtaken; the newer one counts.
                     let behind = ahead.wrapping_neg();
                     let bit = 1_u64.checked_shl(behind).unwrap_or(0);
-                    let came = before.came | bit;
-                    if let Some(heard) = &mut self.heard {
-                        heard.came = came;
+                    let arrived = before.arrived | bit;
+                    if let Some(last) = &mut self.last {
+                        last.arrived = arrived;
                     }
                     return false;
                 }
-                before.came.checked_shl(ahead).unwrap_or(0) | 1
+                before.arrived.checked_shl(ahead).unwrap_or(0) | 1
             }
-            // Of what was sent before this end listened, nothing is known.
+            // What was sent before this end listened does not count as lost.
             _ => u64::MAX,
         };
-        self.heard = Some(Heard {
+        self.last = Some(LastHeartbeat {
             heartbeat,
             at: now,
-            came,
+            arrived,
         });
         self.adopted_until = None;
         if run != Some(heartbeat.run) {
             self.path_probes
-                .begin(self.clear == Clear::Send, self.sent, now);
+                .restart(self.clear == Clear::Send, self.sent, now);
         }
-        self.path_probes.told(heartbeat.path_probes, self.sent, now);
+        self.path_probes
+            .acknowledge(heartbeat.path_probes, self.sent, now);
         true
     }
 
-    /// A path_probe came through the tunnel's device; whether it is one that the peer may have
-    /// sent now. Others see what is sent in clear, and must not speak for it.
-    pub(crate) fn hear_path_probe(&mut self, path_probe: PathProbe) -> bool {
-        let of_now = |heard: &Heard| {
-            let ahead = path_probe.number.saturating_sub(heard.heartbeat.number);
-            heard.heartbeat.run == path_probe.run && ahead <= PATH_PROBES_AHEAD_MAX
+    /// A path probe was received; whether it is new and the peer can have sent it now. What is
+    /// sent in clear can be seen, and must not be forged or replayed.
+    pub(crate) fn receive_path_probe(&mut self, path_probe: PathProbe) -> bool {
+        let is_current = |last: &LastHeartbeat| {
+            let ahead = path_probe.number.saturating_sub(last.heartbeat.number);
+            last.heartbeat.run == path_probe.run && ahead <= PATH_PROBES_AHEAD_MAX
         };
-        let taken = self.clear > Clear::No && self.heard.as_ref().is_some_and(of_now);
-        taken && self.path_probes.hear(path_probe)
+        let accepted = self.clear > Clear::No && self.last.as_ref().is_some_and(is_current);
+        accepted && self.path_probes.receive(path_probe)
     }
 
     fn measure(&mut self, heartbeat: &Heartbeat, now: Instant) {
-        let Some((number, ago)) = heartbeat.heard else {
+        let Some((number, ago)) = heartbeat.last_received else {
             return;
         };
         let sent = self.sent_at.iter().find(|(sent, _)| *sent == number);
@@ -296,34 +296,34 @@ impl Peer {
         });
     }
 
-    /// Looks at everything again.
-    pub(crate) fn look(&mut self, tunnel: Tunnel, now: Instant) {
+    /// Applies the state of the tunnel, and decides again.
+    pub(crate) fn update(&mut self, tunnel: Tunnel, now: Instant) {
         self.tunnel = tunnel;
         if tunnel.alive {
-            self.in_vain_since = now;
+            self.unanswered_since = now;
             self.met = true;
             self.checks = CheckSchedule::new(now);
-        } else if now.saturating_duration_since(self.in_vain_since) >= CANDIDATE_TIMEOUT {
-            self.in_vain_since = now;
-            self.candidate = (self.candidate + 1) % self.wanted.candidates.len().max(1);
+        } else if now.saturating_duration_since(self.unanswered_since) >= CANDIDATE_TIMEOUT {
+            self.unanswered_since = now;
+            self.candidate = (self.candidate + 1) % self.config.candidates.len().max(1);
         }
         let decided = self.decide(now);
         if decided < self.clear {
             self.damping.add(now);
         }
-        let waits = self.waits && self.clear == Clear::No;
-        if decided < self.clear || !(waits || self.damping.hold(now)) {
+        let held_down = self.held_down && self.clear == Clear::No;
+        if decided < self.clear || !(held_down || self.damping.hold(now)) {
             self.clear = decided;
         }
         if self.clear == Clear::No {
-            self.path_probes.forget(self.sent);
+            self.path_probes.reset(self.sent);
         }
-        let in_vain = self.tries() && decided == Clear::Accept;
-        self.path_probes.look(in_vain, self.sent, now);
+        let failing = self.probes() && decided == Clear::Accept;
+        self.path_probes.update(failing, self.sent, now);
     }
 
     fn decide(&self, now: Instant) -> Clear {
-        let Some(ends) = self.wanted.fast else {
+        let Some(ends) = self.config.fast else {
             return Clear::No;
         };
         let elsewhere = self.tunnel.heard_at != Some(at(ends.peer).into());
@@ -332,54 +332,54 @@ impl Peer {
             return if contradicted { Clear::No } else { self.clear };
         }
         let here = self.tunnel.alive && !elsewhere;
-        let Some(heard) = self.heard.as_ref().filter(|_| here) else {
+        let Some(last) = self.last.as_ref().filter(|_| here) else {
             return Clear::No;
         };
-        let silent = now.saturating_duration_since(heard.at) >= SILENCE;
-        let agrees = heard.heartbeat.agreement == self.wanted.agreement
-            && heard.heartbeat.hears_at == Some(at(ends.own));
-        let carries = heard.heartbeat.accepts && self.carries(heard, now);
-        match (agrees && !silent, carries) {
+        let silent = now.saturating_duration_since(last.at) >= SILENCE;
+        let agrees = last.heartbeat.agreement == self.config.agreement
+            && last.heartbeat.sees_peer_at == Some(at(ends.own));
+        let works = last.heartbeat.accepts && self.clear_path_works(last, now);
+        match (agrees && !silent, works) {
             (false, _) => Clear::No,
             (true, false) => Clear::Accept,
             (true, true) => Clear::Send,
         }
     }
 
-    /// Whether clear packets may go to the peer, and path_probes do.
-    fn tries(&self) -> bool {
-        let ready = |heard: &Heard| {
-            heard.heartbeat.accepts && heard.heartbeat.path_probes != ProbesHeard::Unknown
+    /// Whether path probes are sent: clear packets may go to the peer, and it knows probes.
+    fn probes(&self) -> bool {
+        let ready = |last: &LastHeartbeat| {
+            last.heartbeat.accepts && last.heartbeat.path_probes != ProbesReceived::Unknown
         };
-        self.accepts() && self.heard.as_ref().is_some_and(ready)
+        self.accepts() && self.last.as_ref().is_some_and(ready)
     }
 
     fn accepts(&self) -> bool {
         self.accepted && self.clear >= Clear::Accept
     }
 
-    fn carries(&self, heard: &Heard, now: Instant) -> bool {
-        self.path_probes.carries(&heard.heartbeat, self.sent, now)
+    fn clear_path_works(&self, last: &LastHeartbeat, now: Instant) -> bool {
+        self.path_probes.works(&last.heartbeat, self.sent, now)
     }
 
-    /// The path_probe that goes with a heartbeat, and to which address.
+    /// The path probe to send with a heartbeat, and its address.
     pub(crate) fn path_probe(
         &self,
         with: &Heartbeat,
         now: Instant,
     ) -> Option<(Ipv4Addr, PathProbe)> {
-        let to = self.wanted.fast.filter(|_| self.tries())?.peer;
-        let known = |heard| self.carries(heard, now);
+        let to = self.config.fast.filter(|_| self.probes())?.peer;
+        let known = |last| self.clear_path_works(last, now);
         let path_probe = PathProbe {
             run: with.run,
             number: with.number,
-            asks: !self.heard.as_ref().is_some_and(known),
+            wants_answer: !self.last.as_ref().is_some_and(known),
         };
         Some((to, path_probe))
     }
 
-    /// Where the peer is heard.
-    fn hears_at(&self) -> Option<SocketAddrV4> {
+    /// The endpoint at which the peer is seen.
+    fn sees_peer_at(&self) -> Option<SocketAddrV4> {
         match self.tunnel.heard_at.filter(|_| self.tunnel.alive) {
             Some(SocketAddr::V4(at)) => Some(at),
             _ => None,
@@ -387,53 +387,53 @@ impl Peer {
     }
 
     /// What the peer must know at once.
-    fn says(&self) -> Advertised {
+    fn advertisement(&self) -> Advertised {
         Advertised {
-            agreement: self.wanted.agreement,
-            // Where all is encrypted, nothing follows from it.
-            hears_at: self.hears_at().filter(|_| self.wanted.fast.is_some()),
+            agreement: self.config.agreement,
+            // A peer that is to be encrypted does not act upon it.
+            sees_peer_at: self.sees_peer_at().filter(|_| self.config.fast.is_some()),
             accepts: self.accepts(),
-            tries: self.tries(),
+            probes: self.probes(),
         }
     }
 
-    /// The next heartbeat, if the peer must know something new or it is time for one.
+    /// The next heartbeat, if there is something new to advertise or one is due.
     pub(crate) fn heartbeat(
         &mut self,
         run: u32,
         every: Duration,
         now: Instant,
     ) -> Option<Heartbeat> {
-        let (hears_at, says) = (self.hears_at(), self.says());
-        let last = self.sent_at.back().map(|(_, at)| *at);
-        let due = |pause| last.is_none_or(|at| now.saturating_duration_since(at) >= pause);
-        let asked = self.path_probes.asked && due(ANSWER_EVERY);
-        if !due(every) && !asked && self.advertised == Some(says) {
+        let (sees_peer_at, current) = (self.sees_peer_at(), self.advertisement());
+        let last_sent = self.sent_at.back().map(|(_, at)| *at);
+        let due = |pause| last_sent.is_none_or(|at| now.saturating_duration_since(at) >= pause);
+        let answers = self.path_probes.answer_wanted && due(ANSWER_EVERY);
+        if !due(every) && !answers && self.advertised == Some(current) {
             return None;
         }
-        let heard = self.heard.as_ref().map(|heard| {
-            let ago = now.saturating_duration_since(heard.at);
-            (heard.heartbeat.number, ago)
+        let last_received = self.last.as_ref().map(|last| {
+            let ago = now.saturating_duration_since(last.at);
+            (last.heartbeat.number, ago)
         });
         Some(Heartbeat {
-            agreement: says.agreement,
-            hears_at,
-            accepts: says.accepts,
+            agreement: current.agreement,
+            sees_peer_at,
+            accepts: current.accepts,
             number: self.sent.checked_add(1).unwrap_or(1),
             run,
-            heard,
+            last_received,
             path_probes: self
                 .path_probes
-                .heard
-                .map_or(ProbesHeard::None, ProbesHeard::UpTo),
+                .last_received
+                .map_or(ProbesReceived::None, ProbesReceived::UpTo),
         })
     }
 
-    /// That heartbeat was sent.
+    /// This heartbeat was sent.
     pub(crate) fn sent(&mut self, heartbeat: &Heartbeat, now: Instant) {
         self.sent = heartbeat.number;
-        self.advertised = Some(self.says());
-        self.path_probes.asked = false;
+        self.advertised = Some(self.advertisement());
+        self.path_probes.answer_wanted = false;
         if self.sent_at.len() == REMEMBERED {
             self.sent_at.pop_front();
         }
@@ -445,6 +445,9 @@ fn at(address: Ipv4Addr) -> SocketAddrV4 {
     SocketAddrV4::new(address, WIREGUARD_PORT)
 }
 
+#[cfg(test)]
+#[path = "machine_check_tests.rs"]
+mod check_tests;
 #[cfg(test)]
 #[path = "path_probe_tests.rs"]
 mod path_probe_tests;

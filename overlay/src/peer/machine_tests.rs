@@ -1,4 +1,4 @@
-//! When a peer may be clear, and where its other end is looked for.
+//! When a peer turns clear or encrypted, and at which candidate address it is tried.
 
 use proptest::prelude::*;
 
@@ -32,25 +32,25 @@ pub(super) fn tunnel(peer: Ipv4Addr) -> Tunnel {
     }
 }
 
-/// A heartbeat of a peer that agrees, and whose version knows no path_probes.
+/// A heartbeat of a peer that agrees, of a version without path probes.
 pub(crate) fn heartbeat(number: u32, accepts: bool) -> Heartbeat {
     Heartbeat {
         agreement: 7,
-        hears_at: Some(at(OWN)),
+        sees_peer_at: Some(at(OWN)),
         accepts,
         number,
         run: 1,
-        heard: None,
-        path_probes: ProbesHeard::Unknown,
+        last_received: None,
+        path_probes: ProbesReceived::Unknown,
     }
 }
 
-/// A peer whose peer was just heard with this heartbeat.
-pub(super) fn heard(heartbeat: Heartbeat) -> (Peer, Instant) {
+/// A peer from which this heartbeat was just received.
+pub(super) fn received(heartbeat: Heartbeat) -> (Peer, Instant) {
     let now = Instant::now();
     let mut peer = Peer::new(wanted(), now);
-    peer.hear(heartbeat, now);
-    peer.look(tunnel(PEER), now);
+    peer.receive_heartbeat(heartbeat, now);
+    peer.update(tunnel(PEER), now);
     (peer, now)
 }
 
@@ -59,115 +59,115 @@ pub(super) fn clear(peer: &Peer) -> Clear {
 }
 
 #[test]
-fn a_peer_is_clear_only_when_all_of_it_is_right() {
-    let (peer, _) = heard(heartbeat(1, true));
+fn a_peer_turns_clear_only_when_every_condition_holds() {
+    let (peer, _) = received(heartbeat(1, true));
     assert_eq!(clear(&peer), Clear::Send);
-    let (peer, _) = heard(heartbeat(1, false));
+    let (peer, _) = received(heartbeat(1, false));
     assert_eq!(clear(&peer), Clear::Accept);
-    let strangers = [
+    let disagreeing = [
         Heartbeat {
             agreement: 8,
             ..heartbeat(1, true)
         },
         Heartbeat {
-            hears_at: Some(at(OTHER)),
+            sees_peer_at: Some(at(OTHER)),
             ..heartbeat(1, true)
         },
         Heartbeat {
-            hears_at: Some(SocketAddrV4::new(OWN, 1)),
+            sees_peer_at: Some(SocketAddrV4::new(OWN, 1)),
             ..heartbeat(1, true)
         },
         Heartbeat {
-            hears_at: None,
+            sees_peer_at: None,
             ..heartbeat(1, true)
         },
     ];
-    for strange in strangers {
-        assert_eq!(clear(&heard(strange).0), Clear::No, "{strange:?}");
+    for other in disagreeing {
+        assert_eq!(clear(&received(other).0), Clear::No, "{other:?}");
     }
 }
 
 #[test]
-fn a_peer_that_was_clear_is_encrypted_when_any_of_it_ends() {
-    let fresh = || heard(heartbeat(1, true));
+fn a_clear_peer_turns_encrypted_when_any_condition_ends() {
+    let fresh = || received(heartbeat(1, true));
     let (mut peer, now) = fresh();
-    peer.look(tunnel(OTHER), now);
+    peer.update(tunnel(OTHER), now);
     assert_eq!(clear(&peer), Clear::No, "the peer is somewhere else");
     let (mut peer, now) = fresh();
-    peer.look(Tunnel::default(), now);
+    peer.update(Tunnel::default(), now);
     assert_eq!(clear(&peer), Clear::No, "there is no tunnel");
     let (mut peer, now) = fresh();
-    peer.look(tunnel(PEER), now + SILENCE - EVERY);
+    peer.update(tunnel(PEER), now + SILENCE - EVERY);
     assert_eq!(clear(&peer), Clear::Send);
-    peer.look(tunnel(PEER), now + SILENCE);
+    peer.update(tunnel(PEER), now + SILENCE);
     assert_eq!(clear(&peer), Clear::No, "heartbeats stopped");
     let (mut peer, now) = fresh();
     let mut encrypted = wanted();
     encrypted.fast = None;
-    peer.want(encrypted, now);
-    peer.look(tunnel(PEER), now);
+    peer.configure(encrypted, now);
+    peer.update(tunnel(PEER), now);
     assert_eq!(clear(&peer), Clear::No, "the directory says so");
     let (mut peer, now) = fresh();
-    peer.hear(heartbeat(2, false), now);
-    peer.look(tunnel(PEER), now);
-    assert_eq!(clear(&peer), Clear::Accept, "the peer takes no more");
+    peer.receive_heartbeat(heartbeat(2, false), now);
+    peer.update(tunnel(PEER), now);
+    assert_eq!(clear(&peer), Clear::Accept, "the peer accepts no more");
     let (mut peer, now) = fresh();
     let mut changed = wanted();
     changed.agreement = 8;
-    peer.want(changed, now);
-    peer.look(tunnel(PEER), now);
-    assert_eq!(clear(&peer), Clear::No, "the peer knows something else");
+    peer.configure(changed, now);
+    peer.update(tunnel(PEER), now);
+    assert_eq!(clear(&peer), Clear::No, "the peer has other settings");
 }
 
 #[test]
-fn a_peer_that_waits_for_others_stays_encrypted_and_no_other_does() {
+fn the_hold_down_keeps_only_an_encrypted_peer_encrypted() {
     let now = Instant::now();
     let mut peer = Peer::new(wanted(), now);
-    peer.set_waits(true);
-    peer.hear(heartbeat(1, false), now);
-    peer.look(tunnel(PEER), now);
+    peer.set_held_down(true);
+    peer.receive_heartbeat(heartbeat(1, false), now);
+    peer.update(tunnel(PEER), now);
     assert_eq!(clear(&peer), Clear::No);
-    peer.set_waits(false);
-    peer.look(tunnel(PEER), now);
+    peer.set_held_down(false);
+    peer.update(tunnel(PEER), now);
     assert_eq!(clear(&peer), Clear::Accept);
-    peer.set_waits(true);
-    peer.hear(heartbeat(2, true), now);
-    peer.look(tunnel(PEER), now);
-    assert_eq!(clear(&peer), Clear::Send, "it has begun");
-    peer.look(Tunnel::default(), now);
+    peer.set_held_down(true);
+    peer.receive_heartbeat(heartbeat(2, true), now);
+    peer.update(tunnel(PEER), now);
+    assert_eq!(clear(&peer), Clear::Send, "it turned clear before");
+    peer.update(Tunnel::default(), now);
     assert_eq!(clear(&peer), Clear::No);
 }
 
 #[test]
-fn what_a_former_run_left_stands_until_the_peer_says_otherwise() {
+fn the_state_of_a_former_run_is_kept_until_the_peer_contradicts_it() {
     let now = Instant::now();
     let fresh = |left| {
         let mut peer = Peer::new(wanted(), now);
         peer.adopt(left, now);
-        peer.look(Tunnel::default(), now);
+        peer.update(Tunnel::default(), now);
         peer
     };
     for left in [Clear::Accept, Clear::Send] {
         let mut peer = fresh(left);
         assert_eq!(clear(&peer), left);
-        peer.look(tunnel(PEER), now + SILENCE - EVERY);
+        peer.update(tunnel(PEER), now + SILENCE - EVERY);
         assert_eq!(clear(&peer), left);
-        peer.look(tunnel(PEER), now + SILENCE);
-        assert_eq!(clear(&peer), Clear::No, "nobody ever spoke");
+        peer.update(tunnel(PEER), now + SILENCE);
+        assert_eq!(clear(&peer), Clear::No, "nothing was received");
         let mut peer = fresh(left);
-        peer.hear(heartbeat(1, true), now);
-        peer.look(tunnel(PEER), now);
+        peer.receive_heartbeat(heartbeat(1, true), now);
+        peer.update(tunnel(PEER), now);
         assert_eq!(clear(&peer), Clear::Send);
         let mut peer = fresh(left);
         let other = Heartbeat {
             agreement: 8,
             ..heartbeat(1, true)
         };
-        peer.hear(other, now);
-        peer.look(tunnel(PEER), now);
+        peer.receive_heartbeat(other, now);
+        peer.update(tunnel(PEER), now);
         assert_eq!(clear(&peer), Clear::No);
         let mut peer = fresh(left);
-        peer.look(tunnel(OTHER), now);
+        peer.update(tunnel(OTHER), now);
         assert_eq!(clear(&peer), Clear::No, "it is somewhere else");
     }
     let mut peer = fresh(Clear::Send);
@@ -175,7 +175,7 @@ fn what_a_former_run_left_stands_until_the_peer_says_otherwise() {
         peer.heartbeat(1, EVERY, now).unwrap().accepts,
         "the filter is open"
     );
-    // What was proven was of other addresses, or of other settings.
+    // It was proven for other addresses, or for other settings.
     let ends = Ends {
         peer: OTHER,
         own: OWN,
@@ -190,34 +190,34 @@ fn what_a_former_run_left_stands_until_the_peer_says_otherwise() {
     };
     for other in [moved, changed] {
         let mut peer = fresh(Clear::Send);
-        peer.want(other, now);
-        peer.look(Tunnel::default(), now);
+        peer.configure(other, now);
+        peer.update(Tunnel::default(), now);
         assert_eq!(clear(&peer), Clear::No);
     }
 }
 
 #[test]
-fn it_accepts_in_words_when_the_kernel_does() {
-    let (mut peer, now) = heard(heartbeat(1, false));
+fn a_peer_advertises_that_it_accepts_only_while_the_kernel_does() {
+    let (mut peer, now) = received(heartbeat(1, false));
     assert!(!peer.heartbeat(1, EVERY, now).unwrap().accepts);
     peer.set_accepted(true);
     let advertised = peer.heartbeat(1, EVERY, now).unwrap();
     assert!(advertised.accepts);
     peer.sent(&advertised, now);
-    // Sooner in words than in the kernel when it ends.
-    peer.look(tunnel(OTHER), now);
+    // It is withdrawn before the kernel stops.
+    peer.update(tunnel(OTHER), now);
     assert!(!peer.heartbeat(1, EVERY, now).unwrap().accepts);
 }
 
 #[test]
-fn probes_go_out_in_time_and_when_they_say_something_new() {
-    let (mut peer, now) = heard(heartbeat(1, false));
+fn heartbeats_are_sent_when_due_and_when_there_is_something_new() {
+    let (mut peer, now) = received(heartbeat(1, false));
     let first = peer.heartbeat(9, EVERY, now).unwrap();
     assert_eq!(
-        (first.number, first.run, first.hears_at),
+        (first.number, first.run, first.sees_peer_at),
         (1, 9, Some(at(PEER)))
     );
-    // What could not be sent is tried again.
+    // One that could not be sent is returned again.
     assert_eq!(peer.heartbeat(9, EVERY, now), Some(first));
     peer.sent(&first, now);
     assert_eq!(peer.heartbeat(9, EVERY, now + EVERY / 2), None);
@@ -226,97 +226,97 @@ fn probes_go_out_in_time_and_when_they_say_something_new() {
     peer.sent(&second, now + EVERY);
     let mut changed = wanted();
     changed.agreement = 8;
-    peer.want(changed, now + EVERY);
+    peer.configure(changed, now + EVERY);
     assert_eq!(peer.heartbeat(9, EVERY, now + EVERY).unwrap().agreement, 8);
 }
 
 #[test]
-fn the_round_trip_is_without_the_time_that_the_peer_waited() {
-    let (mut peer, now) = heard(heartbeat(1, false));
+fn the_round_trip_excludes_the_time_that_the_peer_waited() {
+    let (mut peer, now) = received(heartbeat(1, false));
     let advertised = peer.heartbeat(1, EVERY, now).unwrap();
     peer.sent(&advertised, now);
     let ms = Duration::from_millis;
     let answer = Heartbeat {
-        heard: Some((advertised.number, ms(700))),
+        last_received: Some((advertised.number, ms(700))),
         ..heartbeat(2, false)
     };
-    peer.hear(answer, now + ms(702));
+    peer.receive_heartbeat(answer, now + ms(702));
     assert_eq!(peer.round_trip(), Some(ms(2)));
-    // About one that was sent too long ago, or never.
+    // An answer to a heartbeat that is no longer remembered, or was never sent.
     let answer = Heartbeat {
-        heard: Some((99, ms(1))),
+        last_received: Some((99, ms(1))),
         ..heartbeat(3, false)
     };
-    peer.hear(answer, now + ms(800));
+    peer.receive_heartbeat(answer, now + ms(800));
     assert_eq!(peer.round_trip(), Some(ms(2)));
 }
 
 #[test]
-fn losses_are_counted_over_the_last_probes() {
-    let (mut peer, now) = heard(heartbeat(1, false));
+fn loss_is_computed_over_the_last_heartbeats() {
+    let (mut peer, now) = received(heartbeat(1, false));
     assert_eq!(peer.loss(), Some(0.0));
-    peer.hear(heartbeat(4, false), now);
+    peer.receive_heartbeat(heartbeat(4, false), now);
     assert_eq!(peer.loss(), Some(0.5));
-    // One was overtaken, and says nothing new.
-    peer.hear(heartbeat(3, true), now);
+    // One was overtaken, and changes nothing else.
+    peer.receive_heartbeat(heartbeat(3, true), now);
     assert_eq!(peer.loss(), Some(0.25));
-    peer.look(tunnel(PEER), now);
+    peer.update(tunnel(PEER), now);
     assert_eq!(clear(&peer), Clear::Accept);
     for number in 5..=100 {
-        peer.hear(heartbeat(number, false), now);
+        peer.receive_heartbeat(heartbeat(number, false), now);
     }
     assert_eq!(peer.loss(), Some(0.0));
-    // A peer that was restarted counts anew.
+    // A restarted peer counts from 1.
     let again = Heartbeat {
         run: 2,
         ..heartbeat(1, true)
     };
-    peer.hear(again, now);
+    peer.receive_heartbeat(again, now);
     assert_eq!(peer.loss(), Some(0.0));
-    let (late, _) = heard(heartbeat(90, false));
-    assert_eq!(late.loss(), Some(0.0), "nobody listened before");
-    peer.look(tunnel(PEER), now);
+    let (late, _) = received(heartbeat(90, false));
+    assert_eq!(late.loss(), Some(0.0), "this end did not listen before");
+    peer.update(tunnel(PEER), now);
     assert_eq!(clear(&peer), Clear::Send);
 }
 
 #[test]
-fn a_peer_that_is_not_found_is_tried_at_its_other_address_and_back() {
+fn a_silent_peer_is_tried_at_each_address_in_turn() {
     let now = Instant::now();
     let mut peer = Peer::new(wanted(), now);
     let mut candidates = Vec::new();
     for second in 0..=45 {
-        peer.look(Tunnel::default(), now + EVERY * second);
+        peer.update(Tunnel::default(), now + EVERY * second);
         candidates.push(peer.state().candidate);
         candidates.dedup();
     }
     assert_eq!(candidates, [PEER, OTHER, PEER, OTHER].map(Some));
-    // Where it is found it stays.
+    // At the address where it is found it stays.
     let later = now + EVERY * 45;
     for second in 0..60 {
-        peer.look(tunnel(OTHER), later + EVERY * second);
+        peer.update(tunnel(OTHER), later + EVERY * second);
     }
     assert_eq!(peer.state().candidate, Some(OTHER));
-    // Another address is another try.
+    // A new address is tried at once.
     let mut moved = wanted();
     moved.candidates = vec![OWN];
-    peer.want(moved, later);
+    peer.configure(moved, later);
     assert_eq!(peer.state().candidate, Some(OWN));
-    peer.look(Tunnel::default(), later + CANDIDATE_TIMEOUT * 9);
+    peer.update(Tunnel::default(), later + CANDIDATE_TIMEOUT * 9);
     assert_eq!(peer.state().candidate, Some(OWN), "there is no other");
     let mut nowhere = wanted();
     nowhere.candidates = vec![];
-    peer.want(nowhere, later);
-    peer.look(Tunnel::default(), later + CANDIDATE_TIMEOUT * 99);
+    peer.configure(nowhere, later);
+    peer.update(Tunnel::default(), later + CANDIDATE_TIMEOUT * 99);
     assert_eq!(peer.state().candidate, None);
 }
 
-/// Something that happens to a peer.
+/// An event of a peer.
 #[derive(Clone, Debug)]
 enum Event {
-    Hear(Heartbeat),
-    Look(Option<Ipv4Addr>),
+    Receive(Heartbeat),
+    Update(Option<Ipv4Addr>),
     Pass(u8),
-    Want(bool, u64),
+    Configure(bool, u64),
     Accepted(bool),
 }
 
@@ -329,27 +329,30 @@ fn any_event() -> impl Strategy<Value = Event> {
         1_u32..5,
         1_u32..3,
     );
-    let heartbeat = heartbeat.prop_map(|(agreement, hears_at, accepts, number, run)| Heartbeat {
-        agreement,
-        hears_at: Some(at(hears_at)),
-        accepts,
-        number,
-        run,
-        heard: None,
-        path_probes: ProbesHeard::Unknown,
-    });
+    let heartbeat =
+        heartbeat.prop_map(
+            |(agreement, sees_peer_at, accepts, number, run)| Heartbeat {
+                agreement,
+                sees_peer_at: Some(at(sees_peer_at)),
+                accepts,
+                number,
+                run,
+                last_received: None,
+                path_probes: ProbesReceived::Unknown,
+            },
+        );
     prop_oneof![
-        heartbeat.prop_map(Event::Hear),
-        proptest::option::of(candidate).prop_map(Event::Look),
+        heartbeat.prop_map(Event::Receive),
+        proptest::option::of(candidate).prop_map(Event::Update),
         (1_u8..40).prop_map(Event::Pass),
-        (any::<bool>(), 7_u64..9).prop_map(|(fast, agreement)| Event::Want(fast, agreement)),
+        (any::<bool>(), 7_u64..9).prop_map(|(fast, agreement)| Event::Configure(fast, agreement)),
         any::<bool>().prop_map(Event::Accepted),
     ]
 }
 
 proptest! {
-    /// Whatever happened before, a peer is clear only towards a peer that was heard
-    /// lately, at its address, and agreed when it was.
+    /// Whatever happened before, a peer is clear only if its heartbeat was received lately, from
+    /// its address, and agreed.
     #[test]
     fn no_history_makes_a_peer_clear_that_should_not_be(events in prop::collection::vec(any_event(), 1..40)) {
         let mut now = Instant::now();
@@ -357,26 +360,26 @@ proptest! {
         let mut candidate = None;
         for event in events {
             match event {
-                Event::Hear(heartbeat) => {
-                    peer.hear(heartbeat, now);
+                Event::Receive(heartbeat) => {
+                    peer.receive_heartbeat(heartbeat, now);
                 }
-                Event::Look(at) => candidate = at,
+                Event::Update(at) => candidate = at,
                 Event::Pass(seconds) => now += EVERY * seconds.into(),
-                Event::Want(fast, agreement) => {
+                Event::Configure(fast, agreement) => {
                     let fast = wanted().fast.filter(|_| fast);
-                    peer.want(PeerConfig { fast, agreement, ..wanted() }, now);
+                    peer.configure(PeerConfig { fast, agreement, ..wanted() }, now);
                 }
                 Event::Accepted(accepted) => peer.set_accepted(accepted),
             }
-            peer.look(candidate.map(tunnel).unwrap_or_default(), now);
+            peer.update(candidate.map(tunnel).unwrap_or_default(), now);
             let advertised = peer.heartbeat(1, EVERY, now);
             if clear(&peer) > Clear::No {
-                let heard = peer.heard.as_ref().unwrap();
-                prop_assert!(peer.wanted.fast.is_some() && candidate == Some(PEER));
-                prop_assert!(now - heard.at < SILENCE);
-                prop_assert_eq!(heard.heartbeat.agreement, peer.wanted.agreement);
-                prop_assert_eq!(heard.heartbeat.hears_at, Some(at(OWN)));
-                prop_assert!(clear(&peer) < Clear::Send || heard.heartbeat.accepts);
+                let last = peer.last.as_ref().unwrap();
+                prop_assert!(peer.config.fast.is_some() && candidate == Some(PEER));
+                prop_assert!(now - last.at < SILENCE);
+                prop_assert_eq!(last.heartbeat.agreement, peer.config.agreement);
+                prop_assert_eq!(last.heartbeat.sees_peer_at, Some(at(OWN)));
+                prop_assert!(clear(&peer) < Clear::Send || last.heartbeat.accepts);
             } else if let Some(advertised) = advertised {
                 prop_assert!(!advertised.accepts);
             }
@@ -385,23 +388,23 @@ proptest! {
 }
 
 #[test]
-fn a_peer_that_flaps_is_held_back_for_longer_each_time() {
-    let (mut peer, begun) = heard(heartbeat(1, true));
+fn a_flapping_peer_is_held_back_for_longer_each_time() {
+    let (mut peer, start) = received(heartbeat(1, true));
     let mut rises = Vec::new();
     let mut number = 1;
-    // For ten minutes it takes clear packets and takes none, by turns.
+    // For ten minutes it accepts clear packets and stops, in turns.
     for half_second in 1..1200 {
-        let now = begun + Duration::from_millis(500) * half_second;
+        let now = start + Duration::from_millis(500) * half_second;
         number += 1;
         let before = clear(&peer);
-        peer.hear(heartbeat(number, half_second % 2 == 0), now);
-        peer.look(tunnel(PEER), now);
+        peer.receive_heartbeat(heartbeat(number, half_second % 2 == 0), now);
+        peer.update(tunnel(PEER), now);
         if clear(&peer) > before {
             rises.push(now);
         }
         assert!(
             half_second % 2 == 0 || clear(&peer) < Clear::Send,
-            "down at once"
+            "it falls back at once"
         );
     }
     assert!((8..20).contains(&rises.len()), "{rises:?}");
@@ -411,102 +414,40 @@ fn a_peer_that_flaps_is_held_back_for_longer_each_time() {
         "{pauses:?}"
     );
 
-    // One that stops is clear after the longest pause, and forgiven later.
-    let quiet = begun + Duration::from_secs(600) + HELD_MAX;
-    peer.hear(heartbeat(number + 1, true), quiet);
-    peer.look(tunnel(PEER), quiet);
+    // When it stops flapping, it is clear after the longest pause, and later not damped at all.
+    let quiet = start + Duration::from_secs(600) + HELD_MAX;
+    peer.receive_heartbeat(heartbeat(number + 1, true), quiet);
+    peer.update(tunnel(PEER), quiet);
     assert_eq!(clear(&peer), Clear::Send);
     let later = quiet + FLAPS_FORGOTTEN;
     for (after, accepts) in [(2, true), (3, false), (4, true)] {
-        peer.hear(heartbeat(number + after, accepts), later);
-        peer.look(tunnel(PEER), later);
+        peer.receive_heartbeat(heartbeat(number + after, accepts), later);
+        peer.update(tunnel(PEER), later);
     }
     assert_eq!(clear(&peer), Clear::Send);
 }
 
 #[test]
-fn what_the_directory_decides_is_no_flapping() {
-    let (mut peer, now) = heard(heartbeat(1, true));
+fn changes_of_the_directory_are_not_flaps() {
+    let (mut peer, now) = received(heartbeat(1, true));
     let mut encrypted = wanted();
     (encrypted.fast, encrypted.agreement) = (None, 8);
-    for turn in 0..200 {
-        // This end hears of it after its peer, which is a fall, and then itself.
+    for round in 0..200 {
+        // This end learns of it after its peer, which counts as a fall, and then itself.
         let (number, other) = (
-            2 + 2 * turn,
+            2 + 2 * round,
             Heartbeat {
                 agreement: 8,
-                ..heartbeat(2 + 2 * turn, false)
+                ..heartbeat(2 + 2 * round, false)
             },
         );
-        peer.hear(other, now);
-        peer.look(tunnel(PEER), now);
+        peer.receive_heartbeat(other, now);
+        peer.update(tunnel(PEER), now);
         assert_eq!(clear(&peer), Clear::No);
-        peer.want(encrypted.clone(), now);
-        peer.want(wanted(), now);
-        peer.hear(heartbeat(number + 1, true), now);
-        peer.look(tunnel(PEER), now);
-        assert_eq!(clear(&peer), Clear::Send, "turn {turn}");
+        peer.configure(encrypted.clone(), now);
+        peer.configure(wanted(), now);
+        peer.receive_heartbeat(heartbeat(number + 1, true), now);
+        peer.update(tunnel(PEER), now);
+        assert_eq!(clear(&peer), Clear::Send, "round {round}");
     }
-}
-
-/// A peer of whom nothing is heard.
-fn silence() -> Tunnel {
-    Tunnel::default()
-}
-
-#[test]
-fn only_a_silent_peer_is_knocked_for_and_not_again_at_once() {
-    let now = Instant::now();
-    let mut peer = Peer::new(wanted(), now);
-    peer.look(silence(), now);
-    let due = peer.check_due(1).unwrap();
-    assert!(
-        due > now + CANDIDATE_TIMEOUT,
-        "each place was tried by then"
-    );
-    assert_eq!(peer.check(due, 1, 0.0), [PEER, OTHER]);
-    assert!(peer.check_due(1).unwrap() > due + Duration::from_secs(20));
-    peer.look(tunnel(PEER), due);
-    assert_eq!(peer.check_due(1), None);
-    // It is silent anew when it is lost again.
-    let lost = due + Duration::from_secs(1000);
-    peer.look(tunnel(PEER), lost);
-    peer.look(silence(), lost);
-    assert_eq!(peer.check_due(1), Some(lost + (due - now)));
-
-    let mut nowhere = wanted();
-    nowhere.candidates.clear();
-    assert_eq!(Peer::new(nowhere, now).check_due(1), None);
-}
-
-#[test]
-fn what_was_found_is_forgotten_when_the_peer_lives_or_is_elsewhere() {
-    use crate::model::reachability::CheckOutcome;
-    let now = Instant::now();
-    let found: CheckOutcomes = [(PEER, CheckOutcome::Closed)].into_iter().collect();
-    let mut peer = Peer::new(wanted(), now);
-    peer.checked(found);
-    assert_eq!(peer.state().reachability, found);
-    peer.want(wanted(), now);
-    assert_eq!(
-        peer.state().reachability,
-        found,
-        "the directory says the same"
-    );
-    peer.look(tunnel(PEER), now);
-    assert_eq!(peer.state().reachability, CheckOutcomes::default());
-    assert!(peer.state().met);
-    // A check that was under way comes too late.
-    peer.checked(found);
-    assert_eq!(peer.state().reachability, CheckOutcomes::default());
-
-    peer.look(silence(), now);
-    peer.checked(found);
-    assert!(peer.state().met && peer.state().reachability == found);
-    let moved = PeerConfig {
-        candidates: vec![OTHER],
-        ..wanted()
-    };
-    peer.want(moved, now);
-    assert!(!peer.state().met && peer.state().reachability == CheckOutcomes::default());
 }

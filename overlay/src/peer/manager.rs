@@ -1,8 +1,7 @@
-//! The peers of this node, kept up: heartbeats are sent and heard, and what follows from
-//! them is published.
+//! Owns the peers of this node and the encrypted path, and publishes the peers' states.
 //!
-//! The encrypted path lives with them (`peers.rs`), because heartbeats need it while nobody
-//! reconciles. Everything is behind one lock that is held for short: no await, no disk.
+//! The encrypted path lives here because heartbeats need it also between two passes. Everything
+//! is behind one lock that is held briefly: no await, no disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -35,25 +34,27 @@ pub(crate) struct PeerManager {
 }
 
 impl PeerManager {
-    /// No peers yet; must be called inside a tokio runtime. `control` is the way to
-    /// WireGuard, where it encrypts.
+    /// No peers yet; must be called inside a tokio runtime. `control` is the access to WireGuard's
+    /// configuration, where WireGuard encrypts.
     pub(crate) fn new(control: Option<Control>) -> Self {
         let shared = Arc::new(Shared::new(control));
-        let (hearing, checking) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (heartbeats, checking) = (Arc::clone(&shared), Arc::clone(&shared));
         Self {
             shared,
-            _keeper: supervise("peers", move || keeper::hear(Arc::clone(&hearing))),
+            _keeper: supervise("peers", move || {
+                keeper::exchange_heartbeats(Arc::clone(&heartbeats))
+            }),
             _checker: supervise("reachability", move || keeper::check(Arc::clone(&checking))),
         }
     }
 
-    /// What is known of the peers, now and later.
+    /// The states of the peers, and their changes.
     pub(crate) fn states(&self) -> watch::Receiver<PeerStates> {
         self.shared.subscribe()
     }
 
-    /// Starts the sleeve in the network namespace of the calling thread, after
-    /// ending the one that was there.
+    /// Starts the sleeve in the network namespace of the calling thread, after stopping the one
+    /// before.
     pub(crate) fn start_sleeve(&self, identity: SleeveIdentity) -> Result<(), SleeveError> {
         self.stop_sleeve();
         let inbox = self.shared.inbox.clone();
@@ -74,14 +75,14 @@ impl PeerManager {
         Ok(())
     }
 
-    /// Ends the sleeve.
+    /// Stops the sleeve.
     pub(crate) fn stop_sleeve(&self) {
         let ended = self.shared.lock().transports.encrypted.take();
-        // Its threads are waited for without the lock.
+        // Its threads are joined without the lock.
         drop(ended);
     }
 
-    /// Sets who is at the other ends. Without a sleeve there is nobody.
+    /// Sets the sleeve's table, if there is a sleeve.
     pub(crate) fn set_table(&self, table: &Table) {
         if let Some(EncryptedPath::Sleeve(running)) = &mut self.shared.lock().transports.encrypted {
             running.sleeve.set_table(table);
@@ -89,7 +90,7 @@ impl PeerManager {
         }
     }
 
-    /// The sleeve, if it works.
+    /// The sleeve, if it is running.
     pub(crate) fn sleeve(&self) -> Option<SleeveState> {
         let peers = self.shared.lock();
         let Some(EncryptedPath::Sleeve(running)) = &peers.transports.encrypted else {
@@ -101,7 +102,7 @@ impl PeerManager {
         })
     }
 
-    /// Whether a sleeve that was started still works.
+    /// Whether the encrypted path works.
     pub(crate) fn encrypts(&self) -> bool {
         match &self.shared.lock().transports.encrypted {
             Some(EncryptedPath::Sleeve(running)) => running.sleeve.is_alive(),
@@ -110,57 +111,57 @@ impl PeerManager {
         }
     }
 
-    /// The way to WireGuard, where it encrypts.
+    /// The access to WireGuard's configuration, where WireGuard encrypts.
     pub(crate) fn control(&self) -> Option<&Control> {
         self.shared.control.as_ref()
     }
 
-    /// Looks at WireGuard; none if there is no device.
+    /// Reads WireGuard's state; none if there is no device.
     pub(crate) async fn look(&self) -> Result<Option<Looked>, Cause> {
-        self.shared.look().await
+        self.shared.observe().await
     }
 
-    /// Tells WireGuard who the peers are.
+    /// Configures WireGuard.
     pub(crate) async fn update(&self, update: &WireGuardUpdate) -> Result<(), Cause> {
         let Some(control) = self.control() else {
             return Ok(());
         };
-        let began = Moment::now();
+        let started = Moment::now();
         for message in &update.messages {
             control.change(message).await?;
         }
         let mut peers = self.shared.lock();
         if let Some(EncryptedPath::WireGuard(watched)) = &mut peers.transports.encrypted {
-            watched.watch.told(update, [began, Moment::now()]);
+            watched.watch.updated(update, [started, Moment::now()]);
         }
         Ok(())
     }
 
-    /// Hears heartbeats at the own tunnel address, on WireGuard's device of this number.
+    /// Receives heartbeats at the own tunnel address, on the WireGuard device with this index.
     pub(crate) fn listen_for_heartbeats(&self, at: (Ipv4Addr, u32)) -> Result<(), Cause> {
         let mut peers = self.shared.lock();
         if let Some(EncryptedPath::WireGuard(watched)) = &mut peers.transports.encrypted {
-            // The old one has the address.
+            // The old socket still has the address.
             watched.socket = None;
-            let post = HeartbeatSocket::open(at, self.shared.inbox.clone());
-            watched.socket = Some(post.map_err(Cause::io("the socket of heartbeats"))?);
+            let socket = HeartbeatSocket::open(at, self.shared.inbox.clone());
+            watched.socket = Some(socket.map_err(Cause::io("the socket for heartbeats"))?);
         }
         Ok(())
     }
 
-    /// Sends path_probes as this one, and hears them on the bridge of this number.
+    /// Sends path probes with this identity, and receives them on the bridge with this index.
     pub(crate) fn listen_for_path_probes(
         &self,
         identity: PathProbeIdentity,
         bridge: u32,
     ) -> Result<(), Cause> {
-        let post = PathProbeSocket::open(identity, bridge, self.shared.path_probe_inbox.clone());
-        let post = post.map_err(Cause::io("the sockets of path_probes"))?;
-        self.shared.lock().transports.path_probes = Some(post);
+        let socket = PathProbeSocket::open(identity, bridge, self.shared.path_probe_inbox.clone());
+        let socket = socket.map_err(Cause::io("the sockets for path probes"))?;
+        self.shared.lock().transports.path_probes = Some(socket);
         Ok(())
     }
 
-    /// As whom path_probes are sent, and the number of the bridge where they are heard.
+    /// The identity that path probes are sent with, and the index of the bridge that receives them.
     pub(crate) fn path_probes(&self) -> Option<(PathProbeIdentity, u32)> {
         self.shared
             .lock()
@@ -170,12 +171,12 @@ impl PeerManager {
             .map(PathProbeSocket::at)
     }
 
-    /// The bridge goes.
+    /// Closes the sockets for path probes: the bridge is deleted.
     pub(crate) fn close_path_probes(&self) {
         self.shared.lock().transports.path_probes = None;
     }
 
-    /// WireGuard's device goes.
+    /// Discards what is known of WireGuard: its device is deleted.
     pub(crate) fn forget_wireguard(&self) {
         if let Some(EncryptedPath::WireGuard(watched)) =
             &mut self.shared.lock().transports.encrypted
@@ -184,7 +185,7 @@ impl PeerManager {
         }
     }
 
-    /// Where heartbeats are heard: the tunnel address, and the number of the device.
+    /// Where heartbeats are received: the tunnel address, and the index of the device.
     pub(crate) fn hears(&self) -> Option<(Ipv4Addr, u32)> {
         match &self.shared.lock().transports.encrypted {
             Some(EncryptedPath::WireGuard(watched)) => Some(watched.socket.as_ref()?.at),
@@ -192,7 +193,7 @@ impl PeerManager {
         }
     }
 
-    /// The keys that peers will use next and that the encrypted path knows.
+    /// The next keys of peers that the encrypted path is configured with.
     pub(crate) fn next_keys(&self) -> BTreeSet<PublicKey> {
         let peers = self.shared.lock();
         peers
@@ -203,20 +204,20 @@ impl PeerManager {
             .collect()
     }
 
-    /// Takes what the directory says, and answers what follows for each peer. PeerTable that are not known yet are as `adopted`
-    /// says, which is what a former run left.
+    /// Applies the directory, and returns the peers' states. A new peer starts in the state of
+    /// `adopted`, which a former run left.
     pub(crate) fn want(
         &self,
         wanted: BTreeMap<NodeId, PeerConfig>,
         adopted: &BTreeMap<NodeId, Clear>,
     ) -> PeerStates {
         let mut peers = self.shared.lock();
-        peers.want(wanted, adopted, Instant::now());
+        peers.configure(wanted, adopted, Instant::now());
         self.shared.publish(&peers);
         peers.states()
     }
 
-    /// Of which peers the kernel takes clear packets now.
+    /// Sets the peers whose clear packets the kernel accepts now.
     pub(crate) fn set_accepted(&self, accepted: &BTreeSet<NodeId>) {
         let mut peers = self.shared.lock();
         if peers.set_accepted(accepted, Instant::now()) {
@@ -224,12 +225,12 @@ impl PeerManager {
         }
     }
 
-    /// How the way to each peer is.
+    /// The measured state of each peer.
     pub(crate) fn health(&self) -> BTreeMap<NodeId, Health> {
         self.shared.lock().health()
     }
 
-    /// What the encrypted path dropped since its start.
+    /// What the encrypted path dropped since it was started.
     pub(crate) fn drops(&self) -> Option<kontena_sleeve::Drops> {
         let peers = self.shared.lock();
         peers.transports.encrypted.as_ref()?.drops()

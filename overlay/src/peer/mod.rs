@@ -1,11 +1,10 @@
-//! The other nodes of the grid: how each is reached, kept up also while nobody
-//! reconciles.
+//! The other nodes of the grid: how each is reached, also between two passes.
 //!
-//! Pure, with time as an argument: the state machine of one peer ([`machine`]), what
-//! agents say to each other ([`heartbeat`], [`path_probe`]), flap damping ([`damping`]),
-//! start-up hold-down ([`hold_down`]) and the words for people ([`reason`], [`report`]).
-//! With IO: the [`manager`], which owns the [`table`] of all peers and the [`transports`]
-//! to them, [`encryption`], and [`reachability`].
+//! Pure, with time as an argument: the state machine of one peer ([`machine`]), the messages
+//! between agents ([`heartbeat`], [`path_probe`]), flap damping ([`damping`]), start-up hold-down
+//! ([`hold_down`]) and the texts for people ([`reason`], [`report`]).
+//! With IO: the [`manager`], which owns the [`table`] of all peers and the [`transports`] to them,
+//! [`encryption`], and [`reachability`].
 
 pub(crate) mod damping;
 pub(crate) mod encryption;

@@ -1,8 +1,7 @@
-//! Sends path_probes as the tunnel's device would, and hears them at the bridge.
+//! Sends path probes as the VXLAN device would, and receives them on the bridge.
 //!
-//! They are sent past the device, whose table may not have the peer yet: the datagram
-//! around the frame is written here (RFC 7348 section 5). The packet filter judges both
-//! alike.
+//! They bypass the device, which may have no entry for the peer yet: the VXLAN header is written
+//! here (RFC 7348 section 5). The packet filter treats both alike.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -26,18 +25,18 @@ const ETHERTYPE: u16 = 0x88b5;
 const MAC: usize = 6;
 const ETHERNET: usize = 14;
 
-/// A path_probe that came.
+/// A path probe that was received.
 #[derive(Debug)]
-pub(crate) struct Heard {
-    /// The MAC of the bridge that it came from.
+pub(crate) struct ReceivedPathProbe {
+    /// The MAC of the peer's bridge.
     pub(crate) from: Mac,
     pub(crate) path_probe: PathProbe,
 }
 
-/// The sockets of path_probes.
+/// The sockets for path probes.
 pub(crate) struct PathProbeSocket {
     identity: PathProbeIdentity,
-    /// The number of the bridge: another one of the same name needs another socket.
+    /// The index of the bridge: another bridge of the same name needs another socket.
     bridge: u32,
     out: UdpSocket,
     _reader: AbortOnDropHandle<()>,
@@ -49,11 +48,11 @@ impl PathProbeSocket {
     pub(crate) fn open(
         identity: PathProbeIdentity,
         bridge: u32,
-        inbox: mpsc::Sender<Heard>,
+        inbox: mpsc::Sender<ReceivedPathProbe>,
     ) -> io::Result<Self> {
         let out = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         out.set_nonblocking(true)?;
-        // Like the tunnel's own packets, which routers may cut into pieces.
+        // Like the device's own packets, which routers may fragment.
         packet::set_mtu_discovery(&out, libc::IP_PMTUDISC_DONT)?;
         let socket = packet::open()?;
         let at = packet::address(bridge, ETHERTYPE, identity.mac);
@@ -69,21 +68,21 @@ impl PathProbeSocket {
         })
     }
 
-    /// As whom they are sent, and the number of the bridge.
+    /// Its identity, and the index of the bridge.
     pub(crate) fn at(&self) -> (PathProbeIdentity, u32) {
         (self.identity, self.bridge)
     }
 
-    /// Sends one to the bridge with this MAC on the host at this address.
+    /// Sends a path probe to the bridge with this MAC on the host at this address.
     pub(crate) fn send(&self, to: Ipv4Addr, mac: Mac, path_probe: PathProbe) {
         let datagram = datagram(self.identity, mac, path_probe);
         let to = SocketAddrV4::new(to, VXLAN_PORT);
-        // What is not sent does not arrive, and that is what is asked.
+        // One that cannot be sent does not arrive, which is what it tests.
         let _ = self.out.send_to(&datagram, to);
     }
 }
 
-/// VXLAN's header and the frame, which is as long as frames may be.
+/// The VXLAN header, and a frame of the largest size.
 fn datagram(identity: PathProbeIdentity, to: Mac, path_probe: PathProbe) -> Vec<u8> {
     let mut datagram = vec![0; VXLAN_HEADER + ETHERNET + (identity.mtu as usize).max(BYTES)];
     let (vxlan, frame) = datagram.split_at_mut(VXLAN_HEADER);
@@ -96,24 +95,24 @@ fn datagram(identity: PathProbeIdentity, to: Mac, path_probe: PathProbe) -> Vec<
     datagram
 }
 
-/// Passes path_probes on, for as long as the bridge is there.
-async fn read(socket: AsyncFd<OwnedFd>, inbox: mpsc::Sender<Heard>) {
-    // Only the beginning of a frame matters.
+/// Forwards path probes to the inbox, for as long as the bridge exists.
+async fn read(socket: AsyncFd<OwnedFd>, inbox: mpsc::Sender<ReceivedPathProbe>) {
+    // Only the start of a frame matters.
     let mut buffer = [0; BYTES];
     loop {
         let received = socket.async_io(Interest::READABLE, |socket| {
             Ok(recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer)?)
         });
         let Ok((length, from)) = received.await else {
-            // An error is told once, of a link that went down.
+            // An error is reported once, when the link goes down.
             tokio::task::yield_now().await;
             continue;
         };
         let from = from.and_then(|from| from.addr()).map(Mac);
         let path_probe = buffer.get(..length).and_then(PathProbe::read);
         if let (Some(from), Some(path_probe)) = (from, path_probe) {
-            // What does not fit is as good as lost.
-            let _ = inbox.try_send(Heard { from, path_probe });
+            // What does not fit is lost.
+            let _ = inbox.try_send(ReceivedPathProbe { from, path_probe });
         }
     }
 }
@@ -123,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_probe_is_a_frame_of_the_largest_size_in_vxlan() {
+    fn a_path_probe_is_a_vxlan_frame_of_the_largest_size() {
         let identity = PathProbeIdentity {
             vni: 0x0a_0b_0c,
             mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -132,7 +131,7 @@ mod tests {
         let path_probe = PathProbe {
             run: 1,
             number: 2,
-            asks: false,
+            wants_answer: false,
         };
         let datagram = datagram(identity, Mac([2, 0, 0, 0, 0, 2]), path_probe);
         assert_eq!(datagram.len(), 8 + 14 + 1370);

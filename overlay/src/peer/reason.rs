@@ -1,8 +1,8 @@
-//! Why a peer that is tried is not found, in words for people.
+//! Why a silent peer cannot be reached, as text for people.
 //!
-//! What is surer comes first, and nothing is left out that was found out. A report goes
-//! to the Master whenever it changes, so there is nothing in it that differs from try to
-//! try: no time, no count, no port of a caller.
+//! The most certain finding comes first, and every finding is included. A report is sent to the
+//! Master whenever it changes, so it contains nothing that differs from try to try: no time, no
+//! count, no source port.
 
 use std::net::Ipv4Addr;
 
@@ -11,8 +11,7 @@ use kontena_schema::limits::{DOOR_PORT, VXLAN_PORT, WIREGUARD_PORT};
 use crate::model::intent::PeerIntent;
 use crate::model::reachability::CheckOutcome;
 
-/// Why there is no way to a silent peer; `behind_nat` says whether this node is behind a
-/// nat of addresses.
+/// Why a silent peer cannot be reached; `behind_nat` is whether this node is behind NAT.
 pub(crate) fn of_silence(peer: &PeerIntent, behind_nat: bool) -> String {
     if peer.candidates.is_empty() {
         return "its address on the underlay is not known".to_owned();
@@ -22,7 +21,7 @@ pub(crate) fn of_silence(peer: &PeerIntent, behind_nat: bool) -> String {
     let mut reasons = vec![format!(
         "no handshake with {candidates} at UDP port {WIREGUARD_PORT}"
     )];
-    // A cloud's nat may forward everything, and so one that was met is not told so.
+    // A cloud's NAT may forward everything, so a peer that was met once gets no such hint.
     let first = peer.candidates.first().copied();
     if behind_nat && !peer.state.met && peer.nat.is_some() && first == peer.nat {
         reasons.push(format!(
@@ -39,12 +38,12 @@ pub(crate) fn of_silence(peer: &PeerIntent, behind_nat: bool) -> String {
     reasons.join("; ")
 }
 
-/// Why a path is encrypted that is to be clear.
+/// Why a path that is to be clear is encrypted.
 pub(crate) fn of_loss(to: Ipv4Addr) -> String {
     format!("clear packets to {to} at UDP port {VXLAN_PORT} do not arrive, or not the largest")
 }
 
-/// What was found at an address, which may be that of a nat.
+/// The text for the outcome at an address, which may be that of a NAT.
 fn words(answer: CheckOutcome, nat: bool) -> String {
     let or_nat = if nat {
         ", or its NAT forwards nothing"

@@ -1,4 +1,4 @@
-//! What people are told of a silent peer.
+//! The texts about a silent peer.
 
 use kontena_schema::path::Path;
 
@@ -10,7 +10,7 @@ const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 2);
 const AGENT: CheckOutcome = CheckOutcome::Agent { translated: false };
 
-/// A peer in another region, behind a nat or not.
+/// A peer in another region, behind NAT or not.
 fn peer(hidden: bool, found: &[(Ipv4Addr, CheckOutcome)]) -> PeerIntent {
     PeerIntent {
         overlay_address: Ipv4Addr::new(10, 81, 0, 2),
@@ -29,24 +29,24 @@ fn peer(hidden: bool, found: &[(Ipv4Addr, CheckOutcome)]) -> PeerIntent {
 }
 
 #[test]
-fn nothing_is_told_before_it_is_known() {
+fn only_known_findings_are_reported() {
     let mut peer = peer(false, &[]);
     let plain = "no handshake with 203.0.113.2 or 10.7.0.2 at UDP port 6783";
     assert_eq!(of_silence(&peer, false), plain);
-    assert_eq!(of_silence(&peer, true), plain, "the peer is not hidden");
+    assert_eq!(of_silence(&peer, true), plain, "the peer is not behind NAT");
     peer.candidates.pop();
     peer.state.reachability = [(PRIVATE, AGENT)].into_iter().collect();
     assert_eq!(
         of_silence(&peer, false),
         "no handshake with 203.0.113.2 at UDP port 6783",
-        "what was found is of an address that it has no more"
+        "the finding is about an address that it no longer has"
     );
     peer.candidates.clear();
     assert!(of_silence(&peer, false).contains("address on the underlay is not known"));
 }
 
 #[test]
-fn each_answer_is_told_at_its_address() {
+fn each_outcome_is_reported_with_its_address() {
     for (answer, words) in [
         (AGENT, "UDP is blocked on the way"),
         (CheckOutcome::Other, "does not answer as an agent"),
@@ -76,7 +76,7 @@ fn each_answer_is_told_at_its_address() {
 }
 
 #[test]
-fn two_hidden_nodes_are_told_so_until_they_have_met() {
+fn two_nodes_behind_nat_get_a_hint_until_they_have_met() {
     let both = "both nodes seem to be behind NAT";
     let mut peer = peer(true, &[]);
     assert!(!of_silence(&peer, false).contains(both));
@@ -91,7 +91,7 @@ fn two_hidden_nodes_are_told_so_until_they_have_met() {
 }
 
 #[test]
-fn what_a_translator_says_is_not_taken_for_its_host() {
+fn an_answer_of_a_nat_is_not_taken_for_its_host_s() {
     let or = "or its NAT forwards nothing";
     for answer in [CheckOutcome::Closed, CheckOutcome::Silent] {
         let at_both = [(PUBLIC, answer), (PRIVATE, answer)];

@@ -1,5 +1,4 @@
-//! What the Master is told of each peer: the path that frames take, and why they do not
-//! arrive.
+//! The reports about peers to the Master: the path that frames take, and why they do not arrive.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -12,7 +11,7 @@ use kontena_schema::path::Path;
 use super::reason;
 use crate::model::intent::{OverlayIntent, PeerIntent, Reach};
 
-/// A report on each peer; `ready` has the peers' next keys that the encrypted path knows.
+/// A report for each peer; `ready` has the peers' next keys that the encrypted path is configured with.
 pub(crate) fn peer_reports(intent: &OverlayIntent, ready: &BTreeSet<PublicKey>) -> Vec<PeerReport> {
     let report = |(&node, peer): (&NodeId, &PeerIntent)| {
         let next = peer.keys.and_then(|keys| keys.next);
@@ -24,7 +23,7 @@ pub(crate) fn peer_reports(intent: &OverlayIntent, ready: &BTreeSet<PublicKey>) 
             path,
             unreachable,
             sealed_because: sealed_because.map(|ends| reason::of_loss(ends.peer)),
-            // A peer that is not tried loses nothing by a new key.
+            // A new key does not interrupt a peer that cannot be reached anyway.
             next_key: next.filter(|next| {
                 ready.contains(next) || matches!(intent.reach(peer), Reach::None(_))
             }),
@@ -33,8 +32,8 @@ pub(crate) fn peer_reports(intent: &OverlayIntent, ready: &BTreeSet<PublicKey>) 
     intent.peers.iter().map(report).collect()
 }
 
-/// The path that frames take, and why they do not arrive. The addresses that are tried in
-/// vain are named together: a report is not sent for every try.
+/// The path that frames take, and why they do not arrive. Addresses that fail are named together,
+/// so that not every try makes a new report.
 fn path(intent: &OverlayIntent, peer: &PeerIntent) -> (Path, Option<String>) {
     let encrypted = |to: Option<Ipv4Addr>| to.map_or(Path::Unknown, |to| Path::Sealed { to });
     let heard_at = peer.state.heard_at;

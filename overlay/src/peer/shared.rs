@@ -1,6 +1,6 @@
-//! The table of peers as the manager and its tasks share it.
+//! The peer table, as shared by the manager and its tasks.
 //!
-//! Everything is behind one lock that is held for short: no await, no disk.
+//! Everything is behind one lock that is held briefly: no await, no disk.
 
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,34 +16,34 @@ use crate::model::reachability::CheckOutcomes;
 use crate::peer::encryption::{EncryptedPath, Watched};
 use crate::peer::heartbeat::Heartbeat;
 use crate::peer::machine::Peer;
-use crate::peer::path_probe_socket::Heard;
+use crate::peer::path_probe_socket::ReceivedPathProbe;
 use crate::peer::table::PeerTable;
 use crate::wireguard::{Control, Looked, Moment, Observed};
 
-/// Most messages that wait to be read. More than one heartbeat of each peer never wait,
-/// and what is lost is sent again.
+/// The most messages that wait to be read. There is never more than one heartbeat of each peer, and
+/// what is lost is repeated.
 const INBOX: usize = 1024;
 
-/// What is known of the peers, for those who keep them up.
+/// The state that the manager and its tasks share.
 pub(crate) struct Shared {
     peers: Mutex<PeerTable>,
-    /// The way to WireGuard, where it encrypts.
+    /// The access to WireGuard's configuration, where WireGuard encrypts.
     pub(crate) control: Option<Control>,
     states: watch::Sender<PeerStates>,
     pub(crate) inbox: mpsc::Sender<Message>,
-    pub(crate) path_probe_inbox: mpsc::Sender<Heard>,
-    /// Held by the task that reads them, and left to the one that takes its place.
+    pub(crate) path_probe_inbox: mpsc::Sender<ReceivedPathProbe>,
+    /// Locked by the task that reads them, so that a restarted task can take over.
     pub(crate) received: AsyncMutex<Received>,
 }
 
-/// What came from peers and was not read yet.
+/// Messages and path probes that wait to be read.
 pub(crate) struct Received {
     pub(crate) messages: mpsc::Receiver<Message>,
-    pub(crate) path_probes: mpsc::Receiver<Heard>,
+    pub(crate) path_probes: mpsc::Receiver<ReceivedPathProbe>,
 }
 
 impl Shared {
-    /// No peers yet. `control` is the way to WireGuard, where it encrypts.
+    /// No peers yet. `control` is the access to WireGuard's configuration, where WireGuard encrypts.
     pub(crate) fn new(control: Option<Control>) -> Self {
         let (inbox, messages) = mpsc::channel(INBOX);
         let (path_probe_inbox, path_probes) = mpsc::channel(INBOX);
@@ -62,22 +62,22 @@ impl Shared {
         }
     }
 
-    /// A panic elsewhere leaves peers that are as good as before.
+    /// A panic while it was locked leaves the table usable.
     pub(crate) fn lock(&self) -> MutexGuard<'_, PeerTable> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at WireGuard if peers are looked at now.
-    pub(crate) async fn look_if_due(&self) {
+    /// Reads WireGuard's state if an update of all peers is due.
+    pub(crate) async fn observe_if_due(&self) {
         if self.control.is_some()
             && self.lock().is_due(Instant::now())
-            && let Err(err) = self.look().await
+            && let Err(err) = self.observe().await
         {
-            tracing::debug!(%err, "WireGuard cannot be looked at");
+            tracing::debug!(%err, "cannot read the WireGuard device");
         }
     }
 
-    pub(crate) async fn look(&self) -> Result<Option<Looked>, Cause> {
+    pub(crate) async fn observe(&self) -> Result<Option<Looked>, Cause> {
         let Some(control) = &self.control else {
             return Ok(None);
         };
@@ -89,38 +89,39 @@ impl Shared {
         };
         let watch = &mut watched.watch;
         // Without a device there are no peers.
-        watch.look(device.as_ref().unwrap_or(&Observed::default()), asked);
+        watch.observe(device.as_ref().unwrap_or(&Observed::default()), asked);
         Ok(device.map(|device| watch.looked(device, asked)))
     }
 
-    pub(crate) fn hear(&self, message: &Message) {
+    pub(crate) fn receive(&self, message: &Message) {
         let Some(heartbeat) = Heartbeat::read(&message.contents) else {
             return;
         };
         let now = Instant::now();
         let of = |peer: &Peer| peer.tunnel_address() == message.from;
-        self.hear_from(of, |peer| peer.hear(heartbeat, now), now);
+        self.receive_from(of, |peer| peer.receive_heartbeat(heartbeat, now), now);
     }
 
-    pub(crate) fn hear_path_probe(&self, heard: &Heard) {
-        let of = |peer: &Peer| peer.mac() == heard.from;
-        self.hear_from(
+    pub(crate) fn receive_path_probe(&self, received: &ReceivedPathProbe) {
+        let of = |peer: &Peer| peer.mac() == received.from;
+        self.receive_from(
             of,
-            |peer| peer.hear_path_probe(heard.path_probe),
+            |peer| peer.receive_path_probe(received.path_probe),
             Instant::now(),
         );
     }
 
-    /// Something came from a peer, if it is one; what `hear` does not take changes nothing.
-    fn hear_from(
+    /// Passes a message to the peer that it came from, if there is one; `receive` returns
+    /// whether it accepts the message.
+    fn receive_from(
         &self,
         of: impl Fn(&Peer) -> bool,
-        hear: impl FnOnce(&mut Peer) -> bool,
+        receive: impl FnOnce(&mut Peer) -> bool,
         now: Instant,
     ) {
         let mut peers = self.lock();
-        if let Some((node, state)) = peers.hear(of, hear, now) {
-            // In a large grid far more often one peer changes than all are looked at.
+        if let Some((node, state)) = peers.receive(of, receive, now) {
+            // In a large grid, one peer changes far more often than all are updated.
             self.states.send_if_modified(|states| {
                 let before = states.insert(node, state);
                 before != Some(state)
@@ -132,12 +133,12 @@ impl Shared {
         self.states.subscribe()
     }
 
-    /// The peer to check for now, if it is anybody's turn; and where.
+    /// The peer whose reachability is to be checked now, if one is due, and its addresses.
     pub(crate) fn next_check(&self) -> Option<(NodeId, Vec<Ipv4Addr>)> {
         self.lock().next_check(Instant::now())
     }
 
-    /// That was found.
+    /// The outcomes of a check.
     pub(crate) fn checked(&self, node: NodeId, answers: CheckOutcomes) {
         let mut peers = self.lock();
         if peers.checked(node, answers) {
@@ -145,7 +146,7 @@ impl Shared {
         }
     }
 
-    /// Nobody publishes something older afterwards: the lock is still held.
+    /// Publishes the states. The lock is still held, so nothing older is published afterwards.
     pub(crate) fn publish(&self, peers: &MutexGuard<'_, PeerTable>) {
         let states = peers.states();
         self.states.send_if_modified(|old| {

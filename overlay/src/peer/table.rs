@@ -1,4 +1,4 @@
-//! All peers of this node, and the transports to them.
+//! The table of all peers of this node, and the transports to them.
 //!
 //! The caller holds a lock for as long as a call takes: no await, no disk.
 
@@ -17,16 +17,16 @@ use crate::peer::hold_down::HoldDown;
 use crate::peer::machine::Peer;
 use crate::peer::transports::Transports;
 
-/// How often tunnels are looked at in a small grid; in a large one as much less often as
-/// heartbeats are sent, so that a look at all of them costs no more.
+/// How often all peers are updated in a small grid; in a large one as much less often as heartbeats
+/// are sent, so that the total cost stays the same.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// How often a peer gets a heartbeat in a small grid.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// How many heartbeats a second a node sends at most when nothing changes: with 253 peers each
-/// gets one in 8 s, less than the 10 s after which WireGuard answers with an empty packet.
+/// How many heartbeats a second a node sends at most while nothing changes: with 253 peers each
+/// gets one every 8 s, less than the 10 s after which WireGuard answers with an empty packet.
 const HEARTBEATS_PER_S: u32 = 32;
 
-/// What is known of each peer and matters to the plan.
+/// The state of each peer, as far as the plan depends on it.
 pub type PeerStates = BTreeMap<NodeId, PeerState>;
 
 /// All peers of this node.
@@ -34,23 +34,23 @@ pub(crate) struct PeerTable {
     pub(crate) transports: Transports,
     peers: BTreeMap<NodeId, Peer>,
     hold_down: HoldDown,
-    /// When all were looked at last.
-    settled: Option<Instant>,
+    /// When all peers were last updated.
+    updated: Option<Instant>,
 }
 
-/// What is told of a peer to people.
+/// The measured state of a peer, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Health {
-    /// How its tunnel is.
+    /// The state of its tunnel.
     pub tunnel: PeerStatus,
-    /// How long a heartbeat takes there and back.
+    /// The round-trip time of heartbeats.
     pub round_trip: Option<Duration>,
-    /// The share of its last heartbeats that did not come.
+    /// The share of its last heartbeats that were lost.
     pub loss: Option<f32>,
 }
 
 impl PeerTable {
-    /// None yet.
+    /// An empty table.
     pub(crate) fn new(encrypted: Option<EncryptedPath>) -> Self {
         Self {
             transports: Transports {
@@ -60,46 +60,46 @@ impl PeerTable {
             },
             peers: BTreeMap::new(),
             hold_down: HoldDown::default(),
-            settled: None,
+            updated: None,
         }
     }
 
-    /// Takes what the directory says. PeerTable that are not known yet are as `adopted` says.
-    pub(crate) fn want(
+    /// Applies the directory. A new peer starts in the state of `adopted`.
+    pub(crate) fn configure(
         &mut self,
-        wanted: BTreeMap<NodeId, PeerConfig>,
+        configs: BTreeMap<NodeId, PeerConfig>,
         adopted: &BTreeMap<NodeId, Clear>,
         now: Instant,
     ) {
-        self.peers.retain(|node, _| wanted.contains_key(node));
-        for (node, wanted) in wanted {
+        self.peers.retain(|node, _| configs.contains_key(node));
+        for (node, config) in configs {
             if let Some(peer) = self.peers.get_mut(&node) {
-                peer.want(wanted, now);
+                peer.configure(config, now);
                 continue;
             }
-            let mut peer = Peer::new(wanted, now);
+            let mut peer = Peer::new(config, now);
             if let Some(&clear) = adopted.get(&node) {
                 peer.adopt(clear, now);
             }
             self.peers.insert(node, peer);
         }
-        self.settle(now);
+        self.update(now);
     }
 
-    /// Of which peers the kernel takes clear packets now; whether any peer changed.
+    /// Sets the peers whose clear packets the kernel accepts now; whether any peer changed.
     pub(crate) fn set_accepted(&mut self, accepted: &BTreeSet<NodeId>, now: Instant) -> bool {
         for (node, peer) in &mut self.peers {
             peer.set_accepted(accepted.contains(node));
         }
-        self.settle(now)
+        self.update(now)
     }
 
-    /// What matters to the plan.
+    /// The states, for the plan.
     pub(crate) fn states(&self) -> PeerStates {
         self.peers.iter().map(|(&n, p)| (n, p.state())).collect()
     }
 
-    /// How the way to each peer is.
+    /// The measured state of each peer.
     pub(crate) fn health(&self) -> BTreeMap<NodeId, Health> {
         let tunnels = self.tunnels();
         let health = |(&node, peer): (&NodeId, &Peer)| {
@@ -113,8 +113,8 @@ impl PeerTable {
         self.peers.iter().filter_map(health).collect()
     }
 
-    /// The peer to check for now, if it is anybody's turn: who has waited longest; and
-    /// where.
+    /// The peer whose reachability is to be checked now, if one is due: the one that has waited
+    /// longest, and its addresses.
     pub(crate) fn next_check(&mut self, now: Instant) -> Option<(NodeId, Vec<Ipv4Addr>)> {
         let times = extra_intervals(self.peers.len()).saturating_add(1);
         let due = |(&node, peer): (&NodeId, &Peer)| Some((peer.check_due(times)?, node));
@@ -123,7 +123,7 @@ impl PeerTable {
         Some((node, peer.check(now, times, fastrand::f32())))
     }
 
-    /// That was found; whether there still is such a peer.
+    /// The outcomes of a check; whether the peer still exists.
     pub(crate) fn checked(&mut self, node: NodeId, answers: CheckOutcomes) -> bool {
         let peer = self.peers.get_mut(&node);
         peer.map(|peer| peer.checked(answers)).is_some()
@@ -138,7 +138,7 @@ impl PeerTable {
         all.map(|status| (status.tunnel_address, status)).collect()
     }
 
-    /// How many times less often things are done than in a small grid.
+    /// How many times longer intervals are than in a small grid.
     fn stretch(&self) -> u32 {
         let many = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
         many.div_ceil(HEARTBEATS_PER_S).max(1)
@@ -152,22 +152,22 @@ impl PeerTable {
         }
     }
 
-    /// Looks at all peers if it is time.
-    pub(crate) fn settle_due(&mut self, now: Instant) -> bool {
-        self.is_due(now) && self.settle(now)
+    /// Updates all peers if that is due.
+    pub(crate) fn update_due(&mut self, now: Instant) -> bool {
+        self.is_due(now) && self.update(now)
     }
 
-    /// Whether it is time to look at all peers.
+    /// Whether an update of all peers is due.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        // The tick before would be as near.
+        // Half a tick early, since ticks are not exact.
         let pause = TICK * self.stretch() - TICK / 2;
         let due = |last: Instant| now.saturating_duration_since(last) >= pause;
-        self.settled.is_none_or(due)
+        self.updated.is_none_or(due)
     }
 
-    /// Looks at all peers, and sends the heartbeats that are due; whether any changed.
-    fn settle(&mut self, now: Instant) -> bool {
-        self.settled = Some(now);
+    /// Updates all peers, and sends the heartbeats that are due; whether any peer changed.
+    fn update(&mut self, now: Instant) -> bool {
+        self.updated = Some(now);
         let mut tunnels = self.tunnels();
         let missing = self.peers.values().any(|peer| !peer.met());
         self.hold_down.set_missing(missing);
@@ -175,31 +175,31 @@ impl PeerTable {
         let mut changed = false;
         for peer in self.peers.values_mut() {
             let status = tunnels.remove(&peer.tunnel_address());
-            changed |= round.settle((&self.transports, &mut self.hold_down), peer, status);
+            changed |= round.update((&self.transports, &mut self.hold_down), peer, status);
         }
         changed
     }
 
-    /// The peer that changed, if one did, and how it is now.
-    pub(crate) fn hear(
+    /// Passes a message to the peer that `of` selects; returns the peer's state if it changed.
+    pub(crate) fn receive(
         &mut self,
         of: impl Fn(&Peer) -> bool,
-        hear: impl FnOnce(&mut Peer) -> bool,
+        receive: impl FnOnce(&mut Peer) -> bool,
         now: Instant,
     ) -> Option<(NodeId, PeerState)> {
         let round = self.round(now);
         let (&node, peer) = self.peers.iter_mut().find(|(_, peer)| of(peer))?;
-        if !hear(peer) {
+        if !receive(peer) {
             return None;
         }
         let encrypted = self.transports.encrypted.as_ref();
         let status = encrypted.and_then(|encrypted| encrypted.status_of(peer.tunnel_address()));
-        let changed = round.settle((&self.transports, &mut self.hold_down), peer, status);
+        let changed = round.update((&self.transports, &mut self.hold_down), peer, status);
         changed.then(|| (node, peer.state()))
     }
 }
 
-/// Looks at peers: when, how many there are, and how often each gets a heartbeat.
+/// An update of peers: its time, the number of peers, and the interval of heartbeats.
 struct Round {
     now: Instant,
     peers: usize,
@@ -207,16 +207,16 @@ struct Round {
 }
 
 impl Round {
-    /// Looks at one, and sends the heartbeat that is due; whether the peer changed.
-    fn settle(
+    /// Updates one peer, and sends the heartbeat that is due; whether the peer changed.
+    fn update(
         &self,
         (transports, hold_down): (&Transports, &mut HoldDown),
         peer: &mut Peer,
         status: Option<PeerStatus>,
     ) -> bool {
-        peer.set_waits(hold_down.goes_on(self.peers, self.now));
+        peer.set_held_down(hold_down.is_active(self.peers, self.now));
         let before = peer.state();
-        transports.settle(peer, status, self.every, self.now);
+        transports.update(peer, status, self.every, self.now);
         let after = peer.state();
         if after.met && !before.met {
             hold_down.met(self.peers, self.now);
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use crate::peer::machine::tests::{PEER, heartbeat, wanted};
 
-    /// The peer is there.
+    /// The status of a live tunnel.
     fn status() -> PeerStatus {
         PeerStatus {
             tunnel_address: wanted().tunnel_address,
@@ -242,37 +242,37 @@ mod tests {
             endpoint: None,
             proven: Some((PEER, WIREGUARD_PORT).into()),
             last_handshake: None,
-            heard: Some(Duration::ZERO),
+            received: Some(Duration::ZERO),
             loss: 0.0,
             sent_bytes: 0,
             received_bytes: 0,
         }
     }
 
-    /// How clear a peer is whose peer agrees, so long after another one was met.
+    /// How clear a peer that agrees is, so long after another one was met.
     fn clear_after(peers: usize, pause: Duration) -> Clear {
         let transports = Transports {
             encrypted: None,
             path_probes: None,
             run: 1,
         };
-        let begun = Instant::now();
+        let start = Instant::now();
         let mut hold_down = HoldDown::default();
-        let mut settle = |peer: &mut Peer, now| {
+        let mut update = |peer: &mut Peer, now| {
             let every = HEARTBEAT_INTERVAL;
             let round = Round { now, peers, every };
-            assert!(round.settle((&transports, &mut hold_down), peer, Some(status())));
+            assert!(round.update((&transports, &mut hold_down), peer, Some(status())));
         };
-        settle(&mut Peer::new(wanted(), begun), begun);
-        let now = begun + pause;
-        let mut peer = Peer::new(wanted(), begun);
-        peer.hear(heartbeat(1, false), now);
-        settle(&mut peer, now);
+        update(&mut Peer::new(wanted(), start), start);
+        let now = start + pause;
+        let mut peer = Peer::new(wanted(), start);
+        peer.receive_heartbeat(heartbeat(1, false), now);
+        update(&mut peer, now);
         peer.state().clear
     }
 
     #[test]
-    fn in_a_large_grid_a_peer_waits_for_others_that_are_met() {
+    fn in_a_large_grid_a_peer_waits_while_others_are_met() {
         assert_eq!(clear_after(64, Duration::from_millis(999)), Clear::No);
         assert_eq!(clear_after(64, Duration::from_secs(1)), Clear::Accept);
         assert_eq!(clear_after(63, Duration::ZERO), Clear::Accept);

@@ -1,4 +1,4 @@
-//! How agents of peers are spoken to: heartbeats through what encrypts, path_probes in clear.
+//! Sending to peers' agents: heartbeats through the encrypted path, path probes in clear.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ use crate::peer::path_probe_socket::PathProbeSocket;
 pub(crate) struct Transports {
     pub(crate) encrypted: Option<EncryptedPath>,
     pub(crate) path_probes: Option<PathProbeSocket>,
-    /// Tells the runs of this agent apart.
+    /// Distinguishes the runs of this agent.
     pub(crate) run: u32,
 }
 
 impl Transports {
-    /// Looks at a peer, and sends the heartbeat that is due.
-    pub(crate) fn settle(
+    /// Updates a peer, and sends the heartbeat that is due.
+    pub(crate) fn update(
         &self,
         peer: &mut Peer,
         status: Option<PeerStatus>,
@@ -31,13 +31,13 @@ impl Transports {
             heard_at: status.proven,
             alive: status.is_alive(),
         });
-        peer.look(tunnel.unwrap_or_default(), now);
+        peer.update(tunnel.unwrap_or_default(), now);
         if let Some(heartbeat) = peer.heartbeat(self.run, every, now) {
             self.send(peer, &heartbeat, now);
         }
     }
 
-    /// Sends a heartbeat, and the path_probe that goes with it.
+    /// Sends a heartbeat, and the path probe that goes with it.
     fn send(&self, peer: &mut Peer, heartbeat: &Heartbeat, now: Instant) {
         let Some(encrypted) = &self.encrypted else {
             return;

@@ -1,4 +1,4 @@
-//! The part of the plan that is the containers': their pairs of interfaces.
+//! The containers' part of the plan: their veth pairs.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::model::intent::{Attachment, OverlayIntent};
 use crate::model::state::{ContainerEnd, HostEnd, Observed, PortSettings};
 use crate::plan::step::Step;
 
-/// Takes away what has no container, or the wrong one.
+/// Deletes veth pairs that have no container, or the wrong one.
 pub(crate) fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
     if intent.attachments.is_none() {
         return;
@@ -20,7 +20,7 @@ pub(crate) fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Ve
             observed.containers.get(&placement),
         ) {
             (None, _) => false,
-            // It cannot be looked into; if it is gone, its interface goes by itself.
+            // It cannot be inspected; if it is gone, the kernel deletes its interface.
             (Some(_), None) => true,
             (Some(to), Some(end)) => end.as_ref().is_some_and(|end| is_of_lease(end, to)),
         };
@@ -34,7 +34,7 @@ fn is_of_lease(end: &ContainerEnd, to: &Attachment) -> bool {
     end.paired && end.mac == to.mac
 }
 
-/// Gives every container what it is to have and can be looked into.
+/// Attaches every container that is to be attached and can be inspected.
 pub(crate) fn attach(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
     for (placement, to) in intent.attachments() {
         if let Some(end) = observed.containers.get(&placement) {
@@ -60,7 +60,7 @@ fn attach_one(
         learning: false,
         flood: true,
         isolated: false,
-        // Who has an address is known by its MAC, so nobody sends with that of another.
+        // Addresses are resolved by MAC, so a container must not use another one's.
         locked: true,
         neigh_suppress: false,
     };

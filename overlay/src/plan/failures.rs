@@ -1,4 +1,4 @@
-//! What must not be tried after a step failed; pure.
+//! Which steps must be skipped after one failed; pure.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use kontena_schema::ids::PlacementId;
 
 use super::step::Step;
 
-/// Which later steps must not be tried, because an earlier one failed.
+/// The failed steps, as far as later ones depend on them.
 #[derive(Default)]
 pub(crate) struct Failures {
-    /// Nothing that depends on protection may follow.
+    /// Whether a step that protects paths failed.
     pub(crate) protection: bool,
-    /// A device that could not be made cannot be configured.
+    /// Whether a step of WireGuard's device failed.
     wireguard: bool,
-    /// An interface that could not be made cannot be configured.
+    /// The placements with a failed step.
     placements: BTreeSet<PlacementId>,
-    /// How many steps were not tried.
+    /// How many steps were skipped.
     pub(crate) forbidden: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Random intents for the plan's tests: small, so that two have much in common.
+//! Random intents for the plan's tests: small, so that two of them overlap.
 
 use std::net::SocketAddrV4;
 
@@ -31,7 +31,7 @@ fn any_tunnel_subnet() -> impl Strategy<Value = InnerSubnet> {
     ]
 }
 
-/// A node's address inside encrypted paths.
+/// A node's tunnel address.
 fn inside(subnet: InnerSubnet, number: u8) -> Ipv4Addr {
     subnet.address(number.try_into().unwrap())
 }
@@ -55,7 +55,7 @@ pub(super) fn any_state() -> impl Strategy<Value = PeerState> {
     })
 }
 
-/// How a peer is reached, what is known of the pair, and its keys.
+/// The path and the state of a peer, and its keys.
 fn any_peer() -> impl Strategy<Value = (Path, PeerState, Option<PublicKeys>)> {
     let keys = (1_u8..4, proptest::option::of(4_u8..7)).prop_map(|(current, next)| PublicKeys {
         current: PublicKey([current; 32]),
@@ -124,7 +124,7 @@ prop_compose! {
             let mac = Mac::of_lease(address, LeaseNumber(lease));
             (PlacementId(id), Attachment { pid: 1, container_id: id.to_string(), address, mac })
         };
-        // The directory has each address once.
+        // The directory has each address only once.
         let endpoints: BTreeMap<_, _> =
             endpoints.into_iter().map(remote).map(|e| (e.address, e)).collect();
         OverlayIntent {

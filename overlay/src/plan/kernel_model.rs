@@ -1,5 +1,5 @@
-//! A model of the kernel for the plan's tests: what each step does to what a
-//! plan can see. It panics where the kernel would refuse.
+//! A model of the kernel for the plan's tests: the effect of each step on the observed state. It
+//! panics where the kernel would return an error.
 
 use ipnetwork::Ipv4Network;
 
@@ -35,7 +35,7 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
     }
 }
 
-/// What the kernel makes of a step. It panics where the kernel would refuse.
+/// The effect of a step. It panics where the kernel would return an error.
 pub(super) fn apply(model: &mut Observed, step: &Step) {
     match step {
         Step::InstallFilter(_)
@@ -58,7 +58,7 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
             apply_to_bridge(&mut model.bridge, step)
         }
         Step::ListenForPathProbes(path_probes) => {
-            assert!(model.bridge.is_some(), "they are heard on it");
+            assert!(model.bridge.is_some(), "they are received on it");
             model.path_probes = Some(*path_probes);
         }
         Step::DeleteLink(link) => delete_link(model, *link),
@@ -68,7 +68,10 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         Step::CreateVxlan { vni, mtu } => create_vxlan(model, (*vni, *mtu)),
         Step::SetVxlan(port) => {
             let protected = matches!(model.anti_spoofing, AntiSpoofingState::Sound(_));
-            assert!(protected, "the anti_spoofing comes before the vxlan is up");
+            assert!(
+                protected,
+                "the anti-spoofing filter comes before the device is up"
+            );
             model.vxlan.as_mut().expect("a vxlan").port = *port;
         }
         Step::StartSleeve(_) | Step::StopSleeve | Step::SetTap(_) | Step::SetTable(_) => {
@@ -84,7 +87,7 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
             };
             assert!(
                 there.expect("the port").on_bridge,
-                "only ports have entries"
+                "only ports of the bridge have entries"
             );
             let (port, pinned) = (*port, true);
             model.remote.insert(*mac, RemoteEntry { port, pinned });
@@ -134,7 +137,7 @@ fn apply_to_filters(model: &mut Observed, step: &Step) {
         Step::AllowPeers(peers) => allowed(model).extend(peers),
         Step::ForbidPeers(peers) => {
             let there = allowed(model);
-            assert!(peers.is_subset(there), "what is not there cannot go");
+            assert!(peers.is_subset(there), "only present peers can be removed");
             there.retain(|peer| !peers.contains(peer));
         }
         Step::RemoveFilter => model.filter = FilterState::Missing,
@@ -146,7 +149,7 @@ fn apply_to_filters(model: &mut Observed, step: &Step) {
         }
         Step::ChangeAntiSpoofing { old, new } => {
             let AntiSpoofingState::Sound(senders) = &mut model.anti_spoofing else {
-                panic!("no anti_spoofing")
+                panic!("no anti-spoofing filter")
             };
             assert!(old.iter().all(|mac| senders.remove(mac)));
             assert!(new.iter().all(|mac| senders.insert(*mac)));
@@ -156,7 +159,7 @@ fn apply_to_filters(model: &mut Observed, step: &Step) {
     }
 }
 
-/// A device that goes takes the bridge's entries for it along.
+/// With a device, the kernel deletes the bridge's entries for it.
 fn forget_port(model: &mut Observed, port: Port) {
     model.remote.retain(|_, entry| entry.port != port);
 }
@@ -164,7 +167,7 @@ fn forget_port(model: &mut Observed, port: Port) {
 fn apply_to_sleeve(model: &mut Observed, step: &Step) {
     match step {
         Step::StartSleeve(identity) => {
-            assert!(model.inside.link.is_none(), "it has the port");
+            assert!(model.inside.link.is_none(), "WireGuard has the UDP port");
             forget_port(model, Port::Tap);
             model.tap = Some(fresh_port(1500));
             model.sleeve = Some(SleeveState {
@@ -191,7 +194,10 @@ fn apply_to_inside(model: &mut Observed, step: &Step) {
     let to_nowhere = |route: &TunnelRoute| matches!(route, TunnelRoute::Unreachable(_));
     let fenced = inside.routes.iter().any(to_nowhere);
     if let Step::WireGuard(WireGuardStep::CreateWireGuard { mtu }) = step {
-        assert!(filtered && fenced, "what protects it comes first");
+        assert!(
+            filtered && fenced,
+            "the filter and the unreachable route come first"
+        );
         assert!(inside.link.is_none(), "there is one already");
         inside.device = Some(Looked::default());
         inside.link = Some(WireGuardLink {
@@ -228,13 +234,13 @@ fn apply_to_device(inside: &mut WireGuardState, step: &Step) {
             looked.named.clone_from(&update.named);
         }
         Step::WireGuard(WireGuardStep::SetWireGuard { mtu }) => {
-            assert!(looked.device.listen_port != 0, "the port is told first");
+            assert!(looked.device.listen_port != 0, "the port is set first");
             (link.mtu, link.up) = (*mtu, true);
         }
         Step::WireGuard(WireGuardStep::AddRoute(route @ TunnelRoute::Through(_))) => {
             assert!(link.up && !link.addresses.is_empty());
             let new = inside.routes.insert(*route);
-            assert!(new, "what is there is nobody's to replace");
+            assert!(new, "an existing route cannot be added");
         }
         Step::WireGuard(WireGuardStep::ListenForHeartbeats(tunnel_address)) => {
             assert!(link.addresses.contains(&Ipv4Network::from(*tunnel_address)));
@@ -244,7 +250,7 @@ fn apply_to_device(inside: &mut WireGuardState, step: &Step) {
     }
 }
 
-/// A link that goes takes the routes through it along.
+/// With a link, the kernel deletes the routes through it.
 fn forget_routes(routes: &mut BTreeSet<TunnelRoute>) {
     routes.retain(|route| matches!(route, TunnelRoute::Unreachable(_)));
 }
@@ -316,7 +322,7 @@ fn delete_link(model: &mut Observed, link: Link) {
         Link::Vxlan => {
             model.vxlan.take().expect("a vxlan");
             forget_port(model, Port::Vxlan);
-            // Older kernels drop the chain with its device.
+            // Older kernels delete the chain with its device.
             if matches!(model.anti_spoofing, AntiSpoofingState::Sound(_)) {
                 model.anti_spoofing = AntiSpoofingState::Broken;
             }
@@ -330,7 +336,7 @@ fn delete_link(model: &mut Observed, link: Link) {
         }
         Link::HostEnd(id) => {
             model.host_ends.remove(&id).expect("a host end");
-            // A pair goes as a whole.
+            // Both ends of a veth pair are deleted together.
             if let Some(end) = model.containers.get_mut(&id) {
                 end.take_if(|end| end.paired);
             }

@@ -1,13 +1,12 @@
-//! The difference between what is to be and what is, as ordered steps.
+//! The difference between the wanted and the actual state, as ordered steps.
 //!
-//! The order is the point. The filter comes before the VXLAN device, the anti_spoofing before the
-//! VXLAN device is up; what is wrong is removed before anything new uses the same address
-//! or MAC; containers come last, when all that they may want to reach can be
-//! reached. A peer that changes between encrypted and clear has its new path before it
-//! loses the old one: the way for everybody's frames first, then the MACs one by
-//! one, then the old way ends. Only the filter closes before the MACs move: an agent
-//! that is killed in between leaves a host that says nothing, not one that says it in
-//! clear (infra/adr/0006-pairs.md).
+//! The order is what matters. The packet filter comes before the VXLAN device, and the anti-spoofing
+//! filter before the VXLAN device is up; what is wrong is removed before anything new uses the same
+//! address or MAC; containers come last, when everything that they may want to reach is reachable.
+//! A peer that changes between encrypted and clear gets its new path before it loses the old one:
+//! flooding first, then the MACs one by one, then the old path is removed. Only the packet filter
+//! closes before the MACs move: an agent that is killed in between leaves a host that sends
+//! nothing, not one that sends in clear (infra/adr/0006-pairs.md).
 
 pub(crate) mod containers;
 pub(crate) mod failures;
@@ -44,7 +43,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .sleeve
         .as_ref()
         .filter(|sleeve| sleeve.identity == sleeve_identity(intent));
-    // What is bound to another device goes with it.
+    // The kernel deletes these with their device.
     let remote: BTreeMap<Mac, RemoteEntry> = observed
         .remote
         .iter()
@@ -63,7 +62,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         steps.push(Step::DeleteLink(Link::Vxlan));
     }
     detach(intent, observed, &mut steps);
-    // While the containers are not known, a neighbour may be one of them.
+    // While the containers are unknown, a neighbour may be one of them.
     let known = observed.bridge.as_ref();
     let known = known.filter(|_| intent.attachments.is_some());
     remove_entries(&entries, known, (vxlan, &remote), &mut steps);
@@ -88,10 +87,10 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         }
     };
     add_floods(&entries, vxlan, &mut steps);
-    // From here on nobody gets or gives in clear who should not, whatever becomes of
-    // the steps that follow and of this agent.
+    // From here on nothing passes in clear that must not, even if the following steps fail or this
+    // agent dies.
     close_filter(&filter, &observed.filter, &mut steps);
-    // With another MAC the bridge forgets its neighbours.
+    // With another MAC the bridge loses its neighbours.
     let kept = observed
         .bridge
         .as_ref()
@@ -105,7 +104,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
     steps
 }
 
-/// The steps that leave nothing of ours on the host, the filters last.
+/// The steps that remove everything of ours from the host, the filters last.
 pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     let ends = observed
         .host_ends
@@ -130,7 +129,7 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     steps
 }
 
-/// The filter that is wanted. What is not known of the egress stays as it was.
+/// The wanted packet filter. Unknown parts of the egress policy stay as they are.
 fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState) -> Filter {
     let mut wanted = Filter {
         tunnel_subnet: intent.tunnel_subnet,
@@ -152,7 +151,7 @@ fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     let FilterState::Sound(present) = filter else {
         return steps.push(Step::InstallFilter(wanted.clone()));
     };
-    // It stands in rules, and not in a set. Who was let in was of another grid.
+    // The subnet is part of the rules, not of a set. The peers of the old table are another grid's.
     if present.tunnel_subnet != wanted.tunnel_subnet {
         return steps.push(Step::InstallFilter(wanted.clone()));
     }
@@ -170,7 +169,7 @@ fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
 
 fn close_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     let fast = &wanted.peers;
-    // Another tunnel subnet is another table, which has nobody else already.
+    // For another tunnel subnet a new table was installed, which has no other peers.
     if let FilterState::Sound(present) = filter
         && present.tunnel_subnet == wanted.tunnel_subnet
     {
@@ -181,8 +180,8 @@ fn close_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     }
 }
 
-/// Takes away what nobody has any more. What only changes its path keeps its
-/// entries until the new one is there.
+/// Removes entries of addresses and MACs that no longer exist. A peer that only changes its path
+/// keeps its entries until the new ones are there.
 fn remove_entries(
     entries: &Entries,
     bridge: Option<&Bridge>,
@@ -260,7 +259,7 @@ fn create_vxlan(intent: &OverlayIntent, vxlan: Option<&Vxlan>, steps: &mut Vec<S
     }
 }
 
-/// A anti_spoofing belongs to its device: a new one needs it anew.
+/// The anti-spoofing filter is attached to the device: a new device needs a new one.
 fn protect_vxlan(
     senders: &BTreeSet<Mac>,
     vxlan: Option<&Vxlan>,
@@ -298,24 +297,24 @@ fn listen_for_path_probes(
     }
 }
 
-/// A port of the bridge that leads to other hosts.
+/// A port of the bridge towards other hosts.
 fn remote_port(intent: &OverlayIntent) -> PortSettings {
     PortSettings {
         mtu: intent.mtu,
         up: true,
         on_bridge: true,
         learning: false,
-        // What is for a MAC that nobody has any more must not reach who had it.
+        // Frames for a MAC that no longer exists must not reach its former host.
         flood: false,
         isolated: true,
-        // Each sender's MAC is looked at before, by the anti_spoofing and the sleeve.
+        // The sender's MAC is checked before, by the anti-spoofing filter and the sleeve.
         locked: false,
         neigh_suppress: true,
     }
 }
 
-/// Starts the sleeve and says who is at the other ends; who gets what is for all keeps
-/// getting it encrypted until it gets it in clear. What is to be advertised after that.
+/// Starts the sleeve and sets its table; peers that get flooded frames keep getting them encrypted
+/// until they get them in clear. Returns the table to set after that.
 fn encrypt(
     intent: &OverlayIntent,
     wanted: Table,
@@ -340,14 +339,14 @@ fn encrypt(
     (table != wanted).then(|| Step::SetTable(Box::new(wanted)))
 }
 
-/// What is for all has its new way before any loses its old one.
+/// Adds new targets of flooding before old ones are removed.
 fn add_floods(entries: &Entries, vxlan: Option<&Vxlan>, steps: &mut Vec<Step>) {
     let there = |to: &&Ipv4Addr| vxlan.is_some_and(|vxlan| vxlan.floods.contains(to));
     let new = entries.floods.iter().filter(|to| !there(to));
     steps.extend(new.map(|&to| Step::Entry(EntryStep::AddFlood(to))));
 }
 
-/// The MACs move; the old targets go last.
+/// Moves the MACs; old targets are removed last.
 fn add_entries(
     entries: &Entries,
     bridge: Option<&Bridge>,
@@ -397,8 +396,7 @@ fn allow_forwarding(forwarding: Option<&Forwarding>, steps: &mut Vec<Step>) {
     }
 }
 
-/// Containers that were here before may remember a former holder of an address
-/// that gets a new one now.
+/// Running containers may have cached the former holder of an address that is set now.
 fn announce(observed: &Observed, steps: &mut Vec<Step>) {
     let set = |step: &Step| match step {
         Step::Entry(EntryStep::SetNeighbour(ip, mac)) => Some((*ip, *mac)),

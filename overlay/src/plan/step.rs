@@ -1,4 +1,4 @@
-//! The steps that a plan is made of: each is one small change, safe to repeat.
+//! The steps of a plan. Each is one small change, safe to repeat.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::wireguard::WireGuardUpdate;
 pub(crate) enum Step {
     /// Write our whole table of the packet filter, in one transaction.
     InstallFilter(Filter),
-    /// Keep containers from others than before.
+    /// Change what containers must not reach.
     SetEgressPolicy {
         old: EgressPolicy,
         new: EgressPolicy,
@@ -30,10 +30,10 @@ pub(crate) enum Step {
     AllowPeers(BTreeSet<Ipv4Addr>),
     ForbidPeers(BTreeSet<Ipv4Addr>),
     RemoveFilter,
-    /// Write our whole table at the VXLAN device's device, in one transaction. The
+    /// Write our whole table of the VXLAN device's anti-spoofing filter, in one transaction. The
     /// device must exist.
     InstallAntiSpoofing(BTreeSet<Mac>),
-    /// Let frames of others come out of the VXLAN device, in one transaction.
+    /// Change which source MACs the VXLAN device accepts, in one transaction.
     ChangeAntiSpoofing {
         old: BTreeSet<Mac>,
         new: BTreeSet<Mac>,
@@ -45,7 +45,7 @@ pub(crate) enum Step {
         mac: Mac,
         mtu: u32,
     },
-    /// The kernel then forgets the bridge's neighbours.
+    /// The kernel then deletes the bridge's neighbours.
     SetBridgeMac(Mac),
     SetBridge(BridgeSettings),
     AddAddress(Link, Ipv4Network),
@@ -55,46 +55,44 @@ pub(crate) enum Step {
         mtu: u32,
     },
     SetVxlan(PortSettings),
-    /// End the encrypted path that is there, and start one, with nobody at the other
-    /// ends yet.
+    /// Stop the sleeve if there is one, and start one without peers.
     StartSleeve(SleeveIdentity),
     StopSleeve,
     SetTap(PortSettings),
-    /// Say who is at the other ends of the encrypted path.
+    /// Set the sleeve's table.
     SetTable(Box<Table>),
-    /// Something of WireGuard's device.
+    /// A change of the WireGuard device.
     WireGuard(WireGuardStep),
-    /// Hear path_probes on the bridge, and send them like this.
+    /// Receive path probes on the bridge, and send them with this identity.
     ListenForPathProbes(PathProbeIdentity),
     DeleteLink(Link),
-    /// Make a veth pair whose far end is in the container from the start; both
-    /// ends stay down.
+    /// Create a veth pair whose far end is in the container from the start; both ends stay down.
     Attach {
         placement: PlacementId,
         to: Attachment,
         mtu: u32,
     },
-    /// Make the host's end a port of the bridge and set it up.
+    /// Make the host end a port of the bridge and set it up.
     SetHostEnd {
         placement: PlacementId,
         mac: Mac,
         port: PortSettings,
     },
-    /// Give the container's end its MTU, route and address, the address last:
-    /// that is what the container's command waits for.
+    /// Give the container's end its MTU, route and address, the address last: the container's
+    /// command waits for it.
     Configure {
         placement: PlacementId,
         to: Attachment,
         address: Ipv4Network,
         mtu: u32,
     },
-    /// An entry of a table. There are many, so those that follow each other go together.
+    /// A table entry. There are many, so consecutive ones are sent together.
     Entry(EntryStep),
-    /// Tell the containers of this host who has an address now.
+    /// Announce new holders of addresses to this host's containers.
     Announce(BTreeMap<Ipv4Addr, Mac>),
 }
 
-/// One change to WireGuard's device, or to the routes of tunnel addresses.
+/// One change to the WireGuard device, or to the routes of tunnel addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WireGuardStep {
     AddRoute(TunnelRoute),
@@ -103,13 +101,13 @@ pub(crate) enum WireGuardStep {
     CreateWireGuard {
         mtu: u32,
     },
-    /// Tell WireGuard what it does not know, and remember what it was told.
+    /// Send WireGuard what it does not have yet, and remember it.
     UpdateWireGuard(Box<WireGuardUpdate>),
     /// Set the link up.
     SetWireGuard {
         mtu: u32,
     },
-    /// Hear heartbeats at the own tunnel address, and send them from there.
+    /// Receive heartbeats at the own tunnel address, and send them from there.
     ListenForHeartbeats(Ipv4Addr),
 }
 
@@ -127,9 +125,8 @@ pub(crate) enum EntryStep {
 }
 
 impl Step {
-    /// Whether frames could leave the host, or enter it, because of this step,
-    /// or it needs the devices to be there. Such a step is not tried once a step
-    /// that protects it has failed.
+    /// Whether frames can leave or enter the host because of this step, or it needs the devices.
+    /// Such a step is skipped once a step that protects paths has failed.
     pub(crate) fn opens_a_path(&self) -> bool {
         matches!(
             self,
@@ -162,7 +159,7 @@ impl Step {
         )
     }
 
-    /// Whether the step is of WireGuard's device.
+    /// Whether the step is for the WireGuard device.
     pub(crate) fn is_wireguard(&self) -> bool {
         match self {
             Step::AddAddress(link, _) | Step::RemoveAddress(link, _) => *link == Link::WireGuard,
@@ -187,7 +184,7 @@ impl Step {
 }
 
 impl EntryStep {
-    /// The link whose table it is of.
+    /// The link whose table it changes.
     pub(crate) fn link(self) -> Link {
         match self {
             Self::SetNeighbour(..) | Self::DeleteNeighbour(_) => Link::Bridge,
@@ -219,11 +216,11 @@ impl fmt::Display for ForwardPlace {
 impl fmt::Display for TunnelRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TunnelRoute::Unreachable(tunnel_address) => {
-                write!(f, "the route of {tunnel_address} to nowhere")
+            TunnelRoute::Unreachable(subnet) => {
+                write!(f, "the unreachable route of {subnet}")
             }
-            TunnelRoute::Through(tunnel_address) => {
-                write!(f, "the route of {tunnel_address} through {WIREGUARD}")
+            TunnelRoute::Through(subnet) => {
+                write!(f, "the route of {subnet} through {WIREGUARD}")
             }
         }
     }
@@ -259,24 +256,28 @@ impl fmt::Display for Step {
                 let EgressPolicy { masters, bridges } = new;
                 write!(
                     f,
-                    "keep containers behind {bridges:?} from the Master at {masters:?}"
+                    "close the Master at {masters:?} to containers behind {bridges:?}"
                 )
             }
-            Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
-            Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
+            Step::AllowPeers(peers) => write!(f, "allow clear packets of {peers:?}"),
+            Step::ForbidPeers(peers) => write!(f, "stop clear packets of {peers:?}"),
             Step::RemoveFilter => write!(f, "remove the packet filter"),
             Step::InstallAntiSpoofing(of) => {
-                write!(f, "anti_spoofing {VXLAN} for {} senders", of.len())
+                write!(
+                    f,
+                    "install the anti-spoofing filter of {VXLAN} for {} senders",
+                    of.len()
+                )
             }
             Step::ChangeAntiSpoofing { old, new } => {
                 write!(
                     f,
-                    "let nothing of {old:?} in through {VXLAN}, but of {new:?}"
+                    "remove {old:?} from the anti-spoofing filter of {VXLAN}, and add {new:?}"
                 )
             }
-            Step::RemoveAntiSpoofing => write!(f, "remove the anti_spoofing of {VXLAN}"),
+            Step::RemoveAntiSpoofing => write!(f, "remove the anti-spoofing filter of {VXLAN}"),
             Step::AllowForwarding(place) => write!(f, "allow forwarding in {place}"),
-            Step::ForgetForwarding(place) => write!(f, "forget the forwarding rule in {place}"),
+            Step::ForgetForwarding(place) => write!(f, "remove the forwarding rule from {place}"),
             Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),
             Step::SetBridgeMac(mac) => write!(f, "give {BRIDGE} the MAC {mac}"),
             Step::SetBridge(_) => write!(f, "set up {BRIDGE}"),
@@ -284,21 +285,23 @@ impl fmt::Display for Step {
                 write!(f, "give {} the address {address}", link.name())
             }
             Step::RemoveAddress(link, address) => {
-                write!(f, "take the address {address} from {}", link.name())
+                write!(f, "remove the address {address} from {}", link.name())
             }
             Step::CreateVxlan { vni, .. } => write!(f, "create {VXLAN} with VNI {vni}"),
             Step::SetVxlan(_) => write!(f, "set up {VXLAN}"),
             Step::StartSleeve(_) => write!(f, "start the encrypted path"),
-            Step::StopSleeve => write!(f, "end the encrypted path"),
+            Step::StopSleeve => write!(f, "stop the encrypted path"),
             Step::SetTap(_) => write!(f, "set up {TAP}"),
-            Step::SetTable(table) => write!(f, "encrypt for {} peers", table.peers.len()),
+            Step::SetTable(table) => {
+                write!(f, "set {} peers of the encrypted path", table.peers.len())
+            }
             Step::WireGuard(step) => step.fmt(f),
-            Step::ListenForPathProbes(_) => write!(f, "hear path_probes on {BRIDGE}"),
+            Step::ListenForPathProbes(_) => write!(f, "receive path probes on {BRIDGE}"),
             Step::DeleteLink(link) => write!(f, "delete {}", link.name()),
             Step::Attach { placement, to, .. } => {
                 write!(
                     f,
-                    "put {CONTAINER_INTERFACE} of placement {placement} into {to}"
+                    "create {CONTAINER_INTERFACE} of placement {placement} in {to}"
                 )
             }
             Step::SetHostEnd { placement, .. } => {
@@ -322,11 +325,11 @@ impl fmt::Display for WireGuardStep {
             Self::DeleteRoute(route) => write!(f, "delete {route}"),
             Self::CreateWireGuard { .. } => write!(f, "create {WIREGUARD}"),
             Self::UpdateWireGuard(update) => {
-                write!(f, "tell {WIREGUARD} of {} keys", update.named.len())
+                write!(f, "configure {WIREGUARD} with {} keys", update.named.len())
             }
             Self::SetWireGuard { .. } => write!(f, "set up {WIREGUARD}"),
             Self::ListenForHeartbeats(tunnel_address) => {
-                write!(f, "hear heartbeats at {tunnel_address}")
+                write!(f, "receive heartbeats at {tunnel_address}")
             }
         }
     }
@@ -338,13 +341,13 @@ impl fmt::Display for EntryStep {
             Self::SetNeighbour(address, mac) => write!(f, "set the neighbour {address} to {mac}"),
             Self::DeleteNeighbour(address) => write!(f, "delete the neighbour {address}"),
             Self::SetVxlanEntry(mac, to) => write!(f, "send frames for {mac} to {to}"),
-            Self::DeleteVxlanEntry(mac) => write!(f, "send frames for {mac} nowhere"),
+            Self::DeleteVxlanEntry(mac) => write!(f, "stop sending frames for {mac}"),
             Self::SetBridgeEntry(mac, port) => write!(f, "pin {mac} to {}", port.link().name()),
             Self::DeleteBridgeEntry(mac, port) => {
                 write!(f, "unpin {mac} from {}", port.link().name())
             }
             Self::AddFlood(to) => write!(f, "flood to {to}"),
-            Self::DeleteFlood(to) => write!(f, "flood no more to {to}"),
+            Self::DeleteFlood(to) => write!(f, "stop flooding to {to}"),
         }
     }
 }

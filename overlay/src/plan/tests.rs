@@ -16,8 +16,7 @@ use crate::model::peer::{Clear, Ends, PeerState};
 use crate::model::state::{EgressPolicy, TunnelRoute};
 use crate::plan::failures::Failures;
 
-/// A host that was made right for one grid and then came to another, with some
-/// damage on the way.
+/// A host that was configured for one grid and then joined another, with some damage in between.
 fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Observed {
     let mut model = bare(first);
     for step in plan(first, &model.clone()) {
@@ -26,7 +25,7 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     let old = std::mem::take(&mut model.containers);
     let end = |id: &PlacementId| old.get(id).cloned().unwrap_or_default();
     model.containers = second.attachments().map(|(id, _)| (id, end(&id))).collect();
-    // A container that was restarted has no interface; its host end lingers.
+    // A restarted container has no interface; its host end is still there.
     if damage & 1 != 0 {
         model.containers.values_mut().for_each(|end| *end = None);
     }
@@ -59,7 +58,7 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     if damage & 16 != 0 {
         model.anti_spoofing = AntiSpoofingState::Broken;
     }
-    // An older version made it.
+    // An older version created it.
     if damage & 128 != 0 {
         let vxlan = model.vxlan.as_mut().expect("made above");
         vxlan.identity.proxy = false;
@@ -85,7 +84,7 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     model
 }
 
-/// The underlay addresses of peers whose pairs are at least so clear.
+/// The underlay addresses of peers that are at least so clear.
 fn clear(intent: &OverlayIntent, least: Clear) -> BTreeSet<Ipv4Addr> {
     let of = |peer: &PeerIntent| match peer.path {
         Path::Fast { to } if !intent.own.underlay.contains(&to) => {
@@ -118,7 +117,7 @@ fn tunnel_address(intent: &OverlayIntent) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
-/// The MACs that somebody of the intent has elsewhere, and the node that has it.
+/// The MACs of an intent that are on other nodes, and their node.
 fn remote_macs(intent: &OverlayIntent) -> BTreeMap<Mac, NodeId> {
     let nodes = intent.peers.iter();
     let nodes = nodes.map(|(&node, peer)| (Mac::of_node(peer.overlay_address), node));
@@ -128,7 +127,7 @@ fn remote_macs(intent: &OverlayIntent) -> BTreeMap<Mac, NodeId> {
 
 proptest! {
     #[test]
-    fn overlay_plan_leads_where_nothing_is_left_to_do(
+    fn overlay_plan_leaves_nothing_to_do(
         first in any_intent(), second in any_intent(), damage in 0_u8..128,
     ) {
         let mut model = host_after(&first, &second, damage);
@@ -158,7 +157,7 @@ proptest! {
     }
 
     #[test]
-    fn overlay_plan_gives_entries_to_fast_peers_only_and_never_ahead_of_the_filter(
+    fn overlay_plan_adds_entries_for_fast_peers_only_and_after_the_filter(
         first in any_intent(), second in any_intent(), damage in 0_u8..128,
     ) {
         let mut model = host_after(&first, &second, damage);
@@ -184,9 +183,9 @@ proptest! {
         prop_assert_eq!(allowed(&mut model).clone(), accepted);
     }
 
-    /// Also of a grid that the host was in before.
+    /// Also for the grid that the host was in before.
     #[test]
-    fn overlay_plan_sends_to_tunnel_addresses_only_where_they_have_no_other_way(
+    fn overlay_plan_sends_to_tunnel_addresses_only_behind_an_unreachable_route(
         first in any_intent(), second in any_intent(),
     ) {
         let mut model = host_after(&first, &second, 0);
@@ -204,7 +203,7 @@ proptest! {
     }
 
     #[test]
-    fn overlay_plan_lets_in_whom_the_directory_has_and_no_former_holder_beside_a_new_one(
+    fn overlay_plan_accepts_the_directory_s_senders_and_no_former_holder_beside_a_new_one(
         first in any_intent(), second in any_intent(), damage in 0_u8..128,
     ) {
         let mut model = host_after(&first, &second, damage);
@@ -212,7 +211,7 @@ proptest! {
         for step in plan(&second, &model.clone()) {
             apply(&mut model, &step);
             if matches!(step, Step::Entry(EntryStep::SetNeighbour(..))) {
-                let AntiSpoofingState::Sound(present) = &model.anti_spoofing else { panic!("no anti_spoofing") };
+                let AntiSpoofingState::Sound(present) = &model.anti_spoofing else { panic!("no anti-spoofing filter") };
                 prop_assert!(present.is_subset(&senders));
             }
         }
@@ -221,10 +220,10 @@ proptest! {
         prop_assert!(entries.keys().all(|mac| senders.contains(mac)));
     }
 
-    /// While a peer changes its path, a frame for it has one at every moment, and what
-    /// is for all reaches it; a frame for an encrypted peer never meets the VXLAN device.
+    /// While a peer changes its path, a frame for it always has one, and flooded frames reach it;
+    /// a frame for an encrypted peer never gets to the VXLAN device.
     #[test]
-    fn overlay_plan_leaves_no_peer_without_a_way_in_between(
+    fn overlay_plan_leaves_no_peer_without_a_path_in_between(
         first in any_intent(), changes in proptest::collection::vec(any_state(), 5),
     ) {
         let mut second = first.clone();
@@ -282,7 +281,7 @@ proptest! {
     }
 
     #[test]
-    fn overlay_plan_opens_no_path_once_a_guard_has_failed(
+    fn overlay_plan_opens_no_path_once_a_protecting_step_failed(
         first in any_intent(), second in any_intent(), damage in 0_u8..128, failing in 0_usize..6,
     ) {
         let mut model = host_after(&first, &second, damage);
@@ -340,9 +339,9 @@ proptest! {
 }
 
 proptest! {
-    /// What was proven between two addresses says nothing of any other.
+    /// A proof for two addresses says nothing about any other.
     #[test]
-    fn overlay_plan_gives_nothing_in_clear_to_an_address_that_was_not_proven(
+    fn overlay_plan_sends_nothing_in_clear_to_an_address_that_was_not_proven(
         mut intent in any_intent(),
     ) {
         for peer in intent.peers.values_mut() {
@@ -358,7 +357,7 @@ proptest! {
 }
 
 #[test]
-fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
+fn overlay_plan_leaves_a_container_alone_that_cannot_be_inspected() {
     let address = Ipv4Addr::new(10, 81, 1, 1);
     let mac = Mac::of_lease(address, LeaseNumber(1));
     let attachment = Attachment {
@@ -393,14 +392,17 @@ fn overlay_plan_leaves_a_container_alone_that_could_not_be_looked_into() {
     }
     model.containers.clear();
     model.forwarding = None;
-    // The Master's name cannot be resolved: it stays fenced off where it was.
+    // The Master's name cannot be resolved: its last address stays closed.
     let FilterState::Sound(filter) = &mut model.filter else {
         panic!("no filter")
     };
     let bridges = Some(BTreeSet::from(["kontena".to_owned()]));
-    assert_eq!(filter.egress.bridges, bridges, "what is surely one");
+    assert_eq!(
+        filter.egress.bridges, bridges,
+        "the one that is known for certain"
+    );
     filter.egress.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(5), 443)]));
-    // Nor can the engine be asked for its networks.
+    // Nor can the engine's networks be read.
     filter.egress.bridges = Some(BTreeSet::from(["br-0123456789ab".to_owned()]));
     assert_eq!(plan(&intent, &model), vec![]);
 }

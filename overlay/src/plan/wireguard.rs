@@ -1,4 +1,4 @@
-//! The part of the plan that is WireGuard's: its device, and the routes to it.
+//! WireGuard's part of the plan: its device, and the routes to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,23 +14,23 @@ use crate::model::state::{Encryption, TunnelRoute, WireGuardState};
 use crate::plan::step::{Step, WireGuardStep};
 use crate::wireguard::{Device, Looked, Named, WgPeer, WireGuardUpdate, changes};
 
-/// What is around a frame of the overlay inside WireGuard: Ethernet, VXLAN, UDP and IPv4.
-const ENVELOPE: u32 = 14 + 8 + 8 + 20;
-/// As the sleeve's: half of the shortest time after which common routers forget.
+/// The encapsulation of an overlay frame inside WireGuard: Ethernet, VXLAN, UDP and IPv4.
+const ENCAPSULATION: u32 = 14 + 8 + 8 + 20;
+/// As the sleeve's: half of the shortest mapping timeout of common routers.
 const KEEPALIVE_S: u16 = 15;
-/// Where nobody is.
+/// An endpoint that no peer has.
 const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
-/// Where WireGuard is to lead to. None without it, and where a route of the tunnel subnet
-/// would take this host its own network.
+/// The subnet to route through WireGuard. None without WireGuard, and where that route would take
+/// this host's own network from it.
 fn subnet(intent: &OverlayIntent) -> Option<InnerSubnet> {
     let encrypts =
         intent.encryption == Encryption::WireGuard && intent.own_in_tunnel_subnet().is_none();
     encrypts.then_some(intent.tunnel_subnet)
 }
 
-/// Makes sure that nothing for an tunnel address takes another way, before there is one;
-/// and without WireGuard, that it is not in the sleeve's way.
+/// Adds the unreachable route first, so that packets for tunnel addresses never take another one;
+/// without WireGuard, deletes the device.
 pub(super) fn egress(intent: &OverlayIntent, inside: &WireGuardState, steps: &mut Vec<Step>) {
     match subnet(intent).map(TunnelRoute::Unreachable) {
         Some(route) if inside.routes.contains(&route) => {}
@@ -40,8 +40,7 @@ pub(super) fn egress(intent: &OverlayIntent, inside: &WireGuardState, steps: &mu
     }
 }
 
-/// Takes those routes to nowhere away where no way to tunnel addresses is wanted: all, or
-/// those of a grid that the host was in before.
+/// Deletes unreachable routes that are not wanted: all, or those of a former grid.
 pub(super) fn remove_unreachable(
     intent: &OverlayIntent,
     inside: &WireGuardState,
@@ -50,7 +49,7 @@ pub(super) fn remove_unreachable(
     steps.extend(delete_routes(subnet(intent), inside));
 }
 
-/// The steps that leave nothing of it.
+/// The steps that remove all of it.
 pub(super) fn remove(inside: &WireGuardState) -> impl Iterator<Item = Step> {
     let link = delete_link(inside);
     link.into_iter().chain(delete_routes(None, inside))
@@ -61,7 +60,7 @@ fn delete_link(inside: &WireGuardState) -> Option<Step> {
     there.then_some(Step::DeleteLink(Link::WireGuard))
 }
 
-/// Deletes the routes to nowhere but one. Those through the device go with it.
+/// Deletes the unreachable routes but one. Those through the device are deleted with it.
 fn delete_routes(but: Option<InnerSubnet>, inside: &WireGuardState) -> impl Iterator<Item = Step> {
     let delete = move |&route: &TunnelRoute| match route {
         TunnelRoute::Unreachable(of) if Some(of) != but => {
@@ -72,17 +71,17 @@ fn delete_routes(but: Option<InnerSubnet>, inside: &WireGuardState) -> impl Iter
     inside.routes.iter().filter_map(delete)
 }
 
-/// Brings the device to what is wanted: the peers before it is up, the route last.
+/// Configures the device: the peers before it is up, the route last.
 pub(super) fn encrypt(intent: &OverlayIntent, inside: &WireGuardState, steps: &mut Vec<Step>) {
     let Some(through) = subnet(intent).map(TunnelRoute::Through) else {
         return;
     };
-    let mtu = intent.mtu + ENVELOPE;
+    let mtu = intent.mtu + ENCAPSULATION;
     let there = inside.link.as_ref().zip(inside.device.as_ref());
     if there.is_none() {
         steps.push(Step::WireGuard(WireGuardStep::CreateWireGuard { mtu }));
     }
-    // What is for tunnel addresses of a former grid goes nowhere from here on.
+    // Packets for tunnel addresses of a former grid are unreachable from here on.
     let stale = inside.routes.iter().filter(|route| match route {
         TunnelRoute::Through(_) => **route != through,
         TunnelRoute::Unreachable(_) => false,
@@ -126,7 +125,7 @@ fn update(intent: &OverlayIntent, looked: Option<&Looked>) -> Option<Step> {
     (!known).then(|| Step::WireGuard(WireGuardStep::UpdateWireGuard(Box::new(update))))
 }
 
-/// What the device was told of candidates; a peer that is lost is to be told of again.
+/// The endpoints that were last sent to the device; that of a lost peer is sent again.
 fn told(looked: &Looked) -> BTreeMap<PublicKey, SocketAddrV4> {
     let told = |(key, named): (&PublicKey, &Named)| {
         let lost = looked.lost.contains(key);
@@ -136,7 +135,7 @@ fn told(looked: &Looked) -> BTreeMap<PublicKey, SocketAddrV4> {
     looked.named.iter().filter_map(told).collect()
 }
 
-/// The device, and who has which key; none before this host has a key.
+/// The wanted device, and the owner of each key; none before this host has a key.
 fn wanted(intent: &OverlayIntent) -> Option<(Device, BTreeMap<PublicKey, Named>)> {
     let mut device = Device {
         private_key: intent.keys.first()?.clone(),
@@ -153,8 +152,8 @@ fn wanted(intent: &OverlayIntent) -> Option<(Device, BTreeMap<PublicKey, Named>)
     Some((device, named))
 }
 
-/// A peer with each of its keys. It is reached with the one that it uses; of the other it
-/// only hears, so that a handshake with it finds an answer.
+/// A peer with each of its keys. It is reached with the key that it uses; the other one is only
+/// configured, so that a handshake with it is answered.
 fn keys(intent: &OverlayIntent, peer: &PeerIntent) -> Vec<(PublicKey, Named, WgPeer)> {
     let Some(keys) = peer
         .keys

@@ -1,4 +1,4 @@
-//! What WireGuard is told of peers that move, get lost, or change their keys.
+//! What WireGuard is configured with when peers roam, are lost, or rotate their keys.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -19,7 +19,7 @@ use crate::wireguard::model::deliver;
 const CURRENT: PublicKey = PublicKey([2; 32]);
 const NEXT: PublicKey = PublicKey([3; 32]);
 const OWN: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 1);
-const INNER: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 2);
+const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 2);
 
 fn candidate(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, host)
@@ -29,7 +29,7 @@ fn candidate(host: u8) -> Ipv4Addr {
 fn intent() -> OverlayIntent {
     let peer = PeerIntent {
         overlay_address: Ipv4Addr::new(10, 81, 0, 2),
-        tunnel_address: INNER,
+        tunnel_address: TUNNEL_ADDRESS,
         keys: Some(PublicKeys {
             current: CURRENT,
             next: None,
@@ -66,7 +66,7 @@ fn peer(intent: &mut OverlayIntent) -> &mut PeerIntent {
     intent.peers.values_mut().next().unwrap()
 }
 
-/// A host that is as this intent wants it, and whose peer made a handshake.
+/// A host as this intent wants it, whose peer has completed a handshake.
 fn host(intent: &OverlayIntent) -> WireGuardState {
     let link = WireGuardLink {
         mtu: 1420,
@@ -89,7 +89,7 @@ fn host(intent: &OverlayIntent) -> WireGuardState {
     inside
 }
 
-/// Tells the device what it is to know; how many messages that took.
+/// Configures the device; returns the number of messages.
 fn tell(inside: &mut WireGuardState, intent: &OverlayIntent) -> usize {
     let mut steps = Vec::new();
     encrypt(intent, inside, &mut steps);
@@ -117,20 +117,20 @@ fn at(host: u8, port: u16) -> Option<SocketAddr> {
 }
 
 #[test]
-fn a_host_that_is_right_is_told_nothing() {
+fn a_host_that_is_up_to_date_gets_no_messages() {
     let intent = intent();
     let mut inside = host(&intent);
     assert_eq!(endpoint(&inside), at(2, WIREGUARD_PORT));
     let mut steps = Vec::new();
     encrypt(&intent, &inside, &mut steps);
     assert_eq!(steps, vec![]);
-    // A new agent only has to learn who is who.
+    // A restarted agent only has to learn the owners of the keys.
     inside.device.as_mut().unwrap().named.clear();
     assert_eq!(tell(&mut inside, &intent), 0);
 }
 
 #[test]
-fn a_peer_that_roamed_is_left_alone_until_its_place_changes_or_it_is_lost() {
+fn a_peer_that_roamed_is_left_alone_until_its_candidate_changes_or_it_is_lost() {
     let mut intent = intent();
     let mut inside = host(&intent);
     let roam = |inside: &mut WireGuardState| {
@@ -152,12 +152,12 @@ fn a_peer_that_roamed_is_left_alone_until_its_place_changes_or_it_is_lost() {
 }
 
 #[test]
-fn the_network_is_of_the_next_key_once_that_is_used() {
+fn the_allowed_network_moves_to_the_next_key_once_that_is_used() {
     let mut intent = intent();
     let mut inside = host(&intent);
     let holder = |inside: &WireGuardState| {
         let peers = &inside.device.as_ref().unwrap().device.peers;
-        let network = IpNetwork::V4(INNER.into());
+        let network = IpNetwork::V4(TUNNEL_ADDRESS.into());
         let has = peers
             .iter()
             .filter(|(_, peer)| peer.allowed.contains(&network));
@@ -167,7 +167,7 @@ fn the_network_is_of_the_next_key_once_that_is_used() {
     peer(&mut intent).keys.as_mut().unwrap().next = Some(NEXT);
     assert_eq!(tell(&mut inside, &intent), 1);
     assert_eq!(holder(&inside), [(CURRENT, 15)]);
-    // It says nothing of itself: the peer does not answer under that key yet.
+    // No keepalives are sent: the peer does not respond with that key yet.
     let peers = &inside.device.as_ref().unwrap().device.peers;
     assert_eq!(peers[&NEXT].keepalive_s, 0);
     peer(&mut intent).state.key = Some(NEXT);
@@ -185,7 +185,7 @@ fn the_network_is_of_the_next_key_once_that_is_used() {
 }
 
 #[test]
-fn who_has_no_key_or_no_way_is_no_peer() {
+fn a_node_without_a_key_or_an_address_is_no_peer() {
     for (keys, candidates) in [
         (None, vec![candidate(2)]),
         (Some(CURRENT), vec![candidate(1)]),
@@ -206,7 +206,7 @@ fn who_has_no_key_or_no_way_is_no_peer() {
 }
 
 #[test]
-fn a_host_in_another_grid_has_the_routes_of_that_grid_only() {
+fn a_host_that_joins_another_grid_has_only_the_routes_of_that_grid() {
     let before = intent();
     let inside = host(&before);
     let old = before.tunnel_subnet;
@@ -265,5 +265,5 @@ fn a_host_whose_own_network_is_the_tunnel_subnet_has_no_device_and_keeps_its_rou
     assert_eq!(steps, wanted);
     steps.clear();
     plan(&WireGuardState::default(), &mut steps);
-    assert_eq!(steps, vec![], "none is made");
+    assert_eq!(steps, vec![], "none is created");
 }

@@ -1,10 +1,8 @@
-//! The pure difference between the device that is wanted and the one that is
-//! there.
+//! The pure difference between the wanted and the actual device.
 //!
-//! First peers get what they lack; the kernel takes a network from its former peer
-//! in the moment in which the new one gets it. Then peers lose what nobody gets,
-//! which takes a replacement of all that they have: for an instant such a peer has
-//! no networks. Last, peers go that have no reason.
+//! First peers get what they lack; the kernel moves a network from its former peer to the new one
+//! atomically. Then peers lose the networks that no peer gets, which requires replacing all that
+//! they have: for an instant such a peer has none. Last, peers that are not wanted are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
@@ -15,28 +13,27 @@ use super::codec;
 use super::device::{Device, How, Message, Observed, ObservedPeer, PeerChange, WgPeer};
 use kontena_schema::key::PublicKey;
 
-/// The most that the peers of one message take, in bytes. The length of an
-/// attribute has 16 bits, and the crate that encodes it cuts longer ones without a
-/// word; a quarter of that needs no large buffer of the kernel.
+/// The most bytes of peers in one message. The length of an attribute has 16 bits, and the crate
+/// that encodes it truncates longer ones silently; a quarter of that needs no large buffer in the
+/// kernel.
 pub(super) const PEERS_BYTES_MAX: usize = 16 * 1024;
 
-/// The most networks of one change of a peer, so that it fits into a message.
+/// The most networks in one change of a peer, so that it fits into a message.
 pub(super) const NETWORKS_MAX: usize = 256;
 
-/// The messages that make `wanted` of `observed`, in order.
+/// The messages that turn `observed` into `wanted`, in order.
 ///
-/// `told` has the endpoints that were wanted before, once all messages of that time were
-/// taken. An endpoint that differs from the
-/// kernel's is written if it is not the one told before: else the peer has roamed.
-/// A peer that nothing is known of, as after a restart, may have roamed too if it
-/// ever made a handshake, and is left alone. To send a peer back to where it is
-/// wanted, give any other endpoint as told.
+/// `last_sent` has the endpoints that were wanted before, once all messages of that time were
+/// applied. An endpoint that differs from the kernel's is written only if it is not the last one
+/// sent: else the peer has roamed. A peer without a last one, as after a restart, may have roamed
+/// too if it ever completed a handshake, and is left alone. To reset a peer to the wanted endpoint,
+/// pass any other one as the last.
 ///
-/// A peer with the device's own key is left out: the kernel ignores it, and removes
-/// the one that is there when the device gets its key.
+/// A peer with the device's own key is left out: the kernel ignores it, and removes the existing one
+/// when the device gets its key.
 pub(crate) fn changes(
     wanted: &Device,
-    told: &BTreeMap<PublicKey, SocketAddrV4>,
+    last_sent: &BTreeMap<PublicKey, SocketAddrV4>,
     observed: &Observed,
 ) -> Vec<Message> {
     let own = wanted.private_key.public();
@@ -49,9 +46,9 @@ pub(crate) fn changes(
         match observed.peers.get(&key) {
             None => gains.push(addition(key, peer, &allowed)),
             Some(there) => {
-                let endpoint = endpoint(peer.endpoint, told.get(&key).copied(), there);
+                let endpoint = endpoint(peer.endpoint, last_sent.get(&key).copied(), there);
                 gains.extend(update(key, peer, endpoint, &allowed, there));
-                // None of IPv6 is ours.
+                // None of our networks is IPv6.
                 let owned = |n: &IpNetwork| matches!(n, IpNetwork::V4(n) if owners.contains_key(n));
                 if !there.allowed.iter().all(owned) {
                     let mut narrow = PeerChange::new(key, How::Narrow);
@@ -72,14 +69,14 @@ pub(crate) fn changes(
     pack(first, gains.into_iter().chain(losses).chain(removals))
 }
 
-/// Whose each network is to be, as the kernel has it: once, and without host bits.
+/// The peer of each network, as the kernel has it: one per network, and without host bits.
 fn owners<'a>(
     peers: impl Iterator<Item = (&'a PublicKey, &'a WgPeer)>,
 ) -> BTreeMap<Ipv4Network, PublicKey> {
     let mut owners = BTreeMap::new();
     for (key, peer) in peers {
         for network in &peer.allowed {
-            // It is a prefix already, so this cannot fail.
+            // The prefix is valid already, so this cannot fail.
             let bare = Ipv4Network::new(network.network(), network.prefix());
             owners.entry(bare.unwrap_or(*network)).or_insert(*key);
         }
@@ -96,7 +93,7 @@ fn addition(key: PublicKey, peer: &WgPeer, allowed: &BTreeSet<Ipv4Network>) -> P
     }
 }
 
-/// What a peer that is there lacks.
+/// What an existing peer lacks.
 fn update(
     key: PublicKey,
     peer: &WgPeer,
@@ -115,27 +112,27 @@ fn update(
     (update != nothing).then_some(update)
 }
 
-/// The endpoint that a peer which is there must be told.
+/// The endpoint to send for an existing peer.
 fn endpoint(
     wanted: Option<SocketAddrV4>,
-    told: Option<SocketAddrV4>,
+    last_sent: Option<SocketAddrV4>,
     there: &ObservedPeer,
 ) -> Option<SocketAddrV4> {
     let wanted = wanted?;
     let now = there.endpoint;
-    let may_have_roamed = match told {
-        Some(told) => told == wanted,
+    let may_have_roamed = match last_sent {
+        Some(last_sent) => last_sent == wanted,
         None => there.last_handshake.is_some(),
     };
     let stays = now == Some(wanted.into()) || (now.is_some() && may_have_roamed);
     (!stays).then_some(wanted)
 }
 
-/// Puts changes into as few messages as are allowed, without changing their order.
+/// Packs changes into as few messages as are allowed, in order.
 fn pack(first: Message, changes: impl Iterator<Item = PeerChange>) -> Vec<Message> {
     let mut messages = Vec::new();
     let (mut open, mut bytes) = (first, 0);
-    for change in changes.flat_map(pieces) {
+    for change in changes.flat_map(split) {
         let more = codec::peer_bytes(&change);
         if bytes + more > PEERS_BYTES_MAX {
             messages.push(std::mem::take(&mut open));
@@ -150,8 +147,8 @@ fn pack(first: Message, changes: impl Iterator<Item = PeerChange>) -> Vec<Messag
     messages
 }
 
-/// Cuts a change that would not fit into a message; what follows adds to it.
-fn pieces(mut change: PeerChange) -> Vec<PeerChange> {
+/// Splits a change that would not fit into a message; the later parts add to the first.
+fn split(mut change: PeerChange) -> Vec<PeerChange> {
     let rest = change
         .allowed
         .split_off(change.allowed.len().min(NETWORKS_MAX));

@@ -1,4 +1,4 @@
-//! The plan against a model of the kernel: any device from any other.
+//! The changes against a model of the kernel: from any device to any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -32,13 +32,13 @@ fn candidate(host: u8) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, host), 6783)
 }
 
-/// Some lie inside others.
+/// Some networks contain others.
 fn network(number: u8) -> Ipv4Network {
     let prefix = if number == 0 { 24 } else { 32 };
     Ipv4Network::new(Ipv4Addr::new(100, 127, 81, number), prefix).unwrap()
 }
 
-fn any_place() -> impl Strategy<Value = Option<SocketAddrV4>> {
+fn any_endpoint() -> impl Strategy<Value = Option<SocketAddrV4>> {
     proptest::option::of((1_u8..4).prop_map(candidate))
 }
 
@@ -46,7 +46,7 @@ prop_compose! {
     fn any_device()(
         seed in 6_u8..9,
         listen_port in 6783_u16..6785,
-        peers in btree_map(1_u8..8, (any_place(), btree_set(0_u8..6, 0..3), 0_u16..2), 0..6),
+        peers in btree_map(1_u8..8, (any_endpoint(), btree_set(0_u8..6, 0..3), 0_u16..2), 0..6),
     ) -> Device {
         let peer = |(number, (endpoint, allowed, keepalive_s)): (u8, (_, BTreeSet<u8>, _))| {
             let allowed = allowed.into_iter().map(network).collect();
@@ -61,11 +61,11 @@ prop_compose! {
     fn any_observed()(
         seed in proptest::option::of(6_u8..9),
         listen_port in 6782_u16..6785,
-        peers in btree_map(1_u8..8, (any_place(), 0_u16..2, any::<(bool, bool)>()), 0..6),
+        peers in btree_map(1_u8..8, (any_endpoint(), 0_u16..2, any::<(bool, bool)>()), 0..6),
         owners in btree_map(0_u8..6, 1_u8..8, 0..6),
     ) -> Observed {
         let peer = |(number, (endpoint, keepalive_s, more)): (u8, (_, u16, (bool, bool)))| {
-            let (shook_hands, foreign) = more;
+            let (has_handshake, foreign) = more;
             let endpoint = Option::map(endpoint, |candidate: SocketAddrV4| candidate.into());
             let allowed = owners.iter().filter(|(_, owner)| **owner == number);
             let mut allowed: BTreeSet<IpNetwork> =
@@ -74,7 +74,7 @@ prop_compose! {
                 allowed.insert(IpNetwork::V6(format!("fd00::{number}/128").parse().unwrap()));
             }
             let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-            let last_handshake = shook_hands.then_some(moment);
+            let last_handshake = has_handshake.then_some(moment);
             let received_bytes = 1000 + u64::from(number);
             let peer = ObservedPeer {
                 endpoint, allowed, keepalive_s, last_handshake, received_bytes, sent_bytes: 7,
@@ -88,12 +88,13 @@ prop_compose! {
     }
 }
 
-fn any_told() -> impl Strategy<Value = BTreeMap<PublicKey, SocketAddrV4>> {
+fn any_last_sent() -> impl Strategy<Value = BTreeMap<PublicKey, SocketAddrV4>> {
     let number = |(number, host)| (key(number), candidate(host));
-    btree_map(1_u8..8, 1_u8..4, 0..6).prop_map(move |told| told.into_iter().map(number).collect())
+    btree_map(1_u8..8, 1_u8..4, 0..6)
+        .prop_map(move |last_sent| last_sent.into_iter().map(number).collect())
 }
 
-/// Whose a network is to be.
+/// The peer that is to have a network.
 fn owner(wanted: &Device, network: IpNetwork) -> Option<PublicKey> {
     let own = wanted.private_key.public();
     let has = |peer: &WgPeer| peer.allowed.iter().any(|n| IpNetwork::V4(*n) == network);
@@ -123,29 +124,29 @@ fn after(observed: &Observed, messages: &[Message]) -> Observed {
     device
 }
 
-/// Where a peer is to be that was at `there`.
+/// The endpoint that a peer is to have.
 fn endpoint(
     wanted: Option<SocketAddrV4>,
-    told: Option<SocketAddrV4>,
+    last_sent: Option<SocketAddrV4>,
     there: Option<&ObservedPeer>,
 ) -> Option<std::net::SocketAddr> {
     let now = there.and_then(|there| there.endpoint);
-    let shook_hands = there.is_some_and(|there| there.last_handshake.is_some());
-    match (wanted, told, now) {
+    let has_handshake = there.is_some_and(|there| there.last_handshake.is_some());
+    match (wanted, last_sent, now) {
         (None, _, now) => now,
         (Some(wanted), _, None) => Some(wanted.into()),
-        (Some(wanted), Some(told), Some(_)) if told != wanted => Some(wanted.into()),
-        (Some(wanted), None, Some(_)) if !shook_hands => Some(wanted.into()),
+        (Some(wanted), Some(last_sent), Some(_)) if last_sent != wanted => Some(wanted.into()),
+        (Some(wanted), None, Some(_)) if !has_handshake => Some(wanted.into()),
         (Some(_), _, roamed) => roamed,
     }
 }
 
 proptest! {
     #[test]
-    fn wireguard_changes_lead_to_the_device_that_is_wanted(
-        wanted in any_device(), told in any_told(), observed in any_observed(),
+    fn wireguard_changes_lead_to_the_wanted_device(
+        wanted in any_device(), last_sent in any_last_sent(), observed in any_observed(),
     ) {
-        let messages = changes(&wanted, &told, &observed);
+        let messages = changes(&wanted, &last_sent, &observed);
         let device = after(&observed, &messages);
         let own = wanted.private_key.public();
         prop_assert_eq!(device.public_key, Some(own));
@@ -158,23 +159,23 @@ proptest! {
             let mine = (0..6).map(|n| IpNetwork::V4(network(n)));
             let mine: BTreeSet<_> = mine.filter(|n| owner(&wanted, *n) == Some(*key)).collect();
             prop_assert_eq!(&peer.allowed, &mine);
-            let candidate = endpoint(is.endpoint, told.get(key).copied(), observed.peers.get(key));
+            let candidate = endpoint(is.endpoint, last_sent.get(key).copied(), observed.peers.get(key));
             prop_assert_eq!(peer.endpoint, candidate);
         }
     }
 
     #[test]
     fn wireguard_changes_leave_nothing_to_do(
-        wanted in any_device(), told in any_told(), observed in any_observed(),
+        wanted in any_device(), last_sent in any_last_sent(), observed in any_observed(),
     ) {
-        let device = after(&observed, &changes(&wanted, &told, &observed));
+        let device = after(&observed, &changes(&wanted, &last_sent, &observed));
         prop_assert_eq!(changes(&wanted, &wanted.endpoints(), &device), vec![]);
-        prop_assert_eq!(changes(&wanted, &told, &device), vec![]);
+        prop_assert_eq!(changes(&wanted, &last_sent, &device), vec![]);
     }
 
     #[test]
     fn wireguard_changes_never_reset_a_peer_that_stays(
-        wanted in any_device(), told in any_told(), observed in any_observed(),
+        wanted in any_device(), last_sent in any_last_sent(), observed in any_observed(),
     ) {
         let own = wanted.private_key.public();
         let stays = |(key, _): &(&PublicKey, &ObservedPeer)| {
@@ -184,7 +185,7 @@ proptest! {
             (peer.last_handshake, peer.received_bytes, peer.sent_bytes)
         };
         let mut device = observed.clone();
-        for message in changes(&wanted, &told, &observed) {
+        for message in changes(&wanted, &last_sent, &observed) {
             deliver(&mut device, &message, |moment| {
                 for (key, peer) in observed.peers.iter().filter(stays) {
                     let now = moment.device.peers.get(key).map(session);
@@ -196,36 +197,36 @@ proptest! {
 
     #[test]
     fn wireguard_changes_never_leave_a_network_without_a_peer_while_it_moves(
-        wanted in any_device(), told in any_told(), observed in any_observed(),
+        wanted in any_device(), last_sent in any_last_sent(), observed in any_observed(),
     ) {
         let networks: Vec<_> = (0..6).map(|n| IpNetwork::V4(network(n))).collect();
-        // A peer whose key becomes the device's own is removed with that.
+        // A peer whose key becomes the device's own is removed by that.
         let own = wanted.private_key.public();
         let kept = |network: &&IpNetwork| {
             holder(&observed, **network).is_some_and(|key| key != own)
                 && owner(&wanted, **network).is_some()
         };
         let mut device = observed.clone();
-        for message in changes(&wanted, &told, &observed) {
+        for message in changes(&wanted, &last_sent, &observed) {
             deliver(&mut device, &message, |moment| {
                 for network in networks.iter().filter(kept) {
                     let now = holder(moment.device, *network);
-                    // One that loses what nobody gets has its own networks replaced.
+                    // A peer that loses a network has its own ones replaced.
                     let new = owner(&wanted, *network);
-                    assert!(now.is_some() || moment.replaced == new, "{network} is nobody's");
+                    assert!(now.is_some() || moment.replaced == new, "{network} has no peer");
                 }
             });
             for network in networks.iter().filter(kept) {
-                prop_assert!(holder(&device, *network).is_some(), "{network} is nobody's");
+                prop_assert!(holder(&device, *network).is_some(), "{network} has no peer");
             }
         }
     }
 
     #[test]
     fn wireguard_changes_replace_networks_only_where_some_must_go(
-        wanted in any_device(), told in any_told(), observed in any_observed(),
+        wanted in any_device(), last_sent in any_last_sent(), observed in any_observed(),
     ) {
-        let messages = changes(&wanted, &told, &observed);
+        let messages = changes(&wanted, &last_sent, &observed);
         for change in messages.iter().flat_map(|message| &message.peers) {
             if change.how == How::Narrow {
                 let had = &observed.peers[&change.key].allowed;
@@ -258,15 +259,15 @@ fn device(peers: impl Iterator<Item = (PublicKey, WgPeer)>) -> Device {
 
 /// A whole grid of 254 nodes, all of whose peers are new.
 #[test]
-fn wireguard_changes_are_cut_into_messages_that_can_be_encoded() {
+fn wireguard_changes_are_split_into_messages_that_can_be_encoded() {
     let wanted = device((1..255).map(peer));
-    let told = wanted.endpoints();
-    let messages = changes(&wanted, &told, &Observed::default());
+    let last_sent = wanted.endpoints();
+    let messages = changes(&wanted, &last_sent, &Observed::default());
     assert_eq!(messages.len(), 2);
     assert!(messages[1].private_key.is_none() && messages[1].listen_port.is_none());
     let device = after(&Observed::default(), &messages);
     assert_eq!(device.peers.len(), 254);
-    assert_eq!(changes(&wanted, &told, &device), vec![]);
+    assert_eq!(changes(&wanted, &last_sent, &device), vec![]);
     for message in messages {
         let bytes: usize = message.peers.iter().map(codec::peer_bytes).sum();
         assert!(bytes <= PEERS_BYTES_MAX, "{bytes}");
@@ -276,7 +277,7 @@ fn wireguard_changes_are_cut_into_messages_that_can_be_encoded() {
 }
 
 #[test]
-fn wireguard_changes_cut_a_peer_with_very_many_networks() {
+fn wireguard_changes_split_a_peer_with_very_many_networks() {
     let many = |count: u16| {
         let (key, mut peer) = peer(1);
         peer.allowed = (0..count)
@@ -307,7 +308,7 @@ fn wireguard_changes_cut_a_peer_with_very_many_networks() {
 }
 
 #[test]
-fn wireguard_changes_know_a_network_by_its_prefix() {
+fn wireguard_changes_compare_networks_without_host_bits() {
     let (key, mut peer) = peer(1);
     peer.allowed = BTreeSet::from(["100.127.81.9/24".parse().unwrap()]);
     let wanted = device(std::iter::once((key, peer)));

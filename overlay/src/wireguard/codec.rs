@@ -1,4 +1,4 @@
-//! Messages as the kernel's generic netlink family has them (linux/wireguard.h).
+//! Encoding of messages for the kernel's generic netlink family (linux/wireguard.h).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -15,15 +15,15 @@ use super::device::{How, Message, Observed, ObservedPeer, PeerChange};
 use crate::model::devices::WIREGUARD;
 use kontena_schema::key::PublicKey;
 
-/// The question for everything about the device.
-pub(super) fn question() -> WireguardMessage {
+/// The request for everything about the device.
+pub(super) fn get_device() -> WireguardMessage {
     WireguardMessage {
         cmd: WireguardCmd::GetDevice,
         attributes: vec![WireguardAttribute::IfName(WIREGUARD.to_owned())],
     }
 }
 
-/// The request that a message makes.
+/// The request that applies a message.
 pub(super) fn request(message: &Message) -> WireguardMessage {
     let mut attributes = vec![WireguardAttribute::IfName(WIREGUARD.to_owned())];
     let key = message.private_key.as_ref();
@@ -39,7 +39,7 @@ pub(super) fn request(message: &Message) -> WireguardMessage {
     }
 }
 
-/// How much of a message a change takes.
+/// The encoded size of a change.
 pub(super) fn peer_bytes(change: &PeerChange) -> usize {
     peer(change).buffer_len()
 }
@@ -61,7 +61,7 @@ fn peer(change: &PeerChange) -> WireguardPeer {
 fn flags(how: How) -> Option<WireguardPeerFlags> {
     match how {
         How::Add => None,
-        // A peer that went meanwhile must not come back as half of itself.
+        // A peer that was removed meanwhile must not come back incomplete.
         How::Update => Some(WireguardPeerFlags::UpdateOnly),
         How::Narrow => Some(WireguardPeerFlags::UpdateOnly | WireguardPeerFlags::ReplaceAllowedIps),
         How::Remove => Some(WireguardPeerFlags::RemoveMe),
@@ -76,8 +76,8 @@ fn allowed(network: &Ipv4Network) -> WireguardAllowedIp {
     ])
 }
 
-/// Adds one message of the kernel's answer to what the others advertised: it may cut its
-/// list of peers anywhere, even inside a peer's networks.
+/// Adds one message of the kernel's answer to what was read before: the kernel may split the list
+/// of peers anywhere, even between a peer's networks.
 pub(super) fn add_answer(observed: &mut Observed, answer: &WireguardMessage) {
     for attribute in &answer.attributes {
         match attribute {
@@ -98,7 +98,7 @@ fn add_peer(observed: &mut Observed, attributes: &WireguardPeer) {
         WireguardPeerAttribute::PublicKey(key) => Some(PublicKey(*key)),
         _ => None,
     });
-    // The kernel names every peer.
+    // Every peer in the kernel's answer has a key.
     let Some(key) = key else { return };
     let peer = observed.peers.entry(key).or_default();
     for attribute in attributes.iter() {
@@ -132,7 +132,7 @@ fn network(attributes: &WireguardAllowedIp) -> Option<IpNetwork> {
     IpNetwork::new(address?, prefix?).ok()
 }
 
-/// The time of a handshake; the kernel says 0 if there was none.
+/// The time of a handshake; the kernel reports 0 if there was none.
 fn moment(time: WireguardTimeSpec) -> Option<SystemTime> {
     let seconds = Duration::from_secs(time.seconds.try_into().ok()?);
     let more = Duration::from_nanos(time.nano_seconds.try_into().ok()?);

@@ -1,5 +1,5 @@
-//! Our messages, byte by byte, against those of another program: pyroute2 encodes
-//! the same cases (`reference.py`). And the kernel's answers, cut as it may.
+//! Our messages, byte by byte, against those of pyroute2, which encodes the same cases
+//! (`reference.py`); and the kernel's answers, split in any way.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -21,10 +21,10 @@ use crate::model::devices::WIREGUARD;
 use kontena_schema::key::PublicKey;
 use kontena_sleeve::PrivateKey;
 
-/// The interpreter that the system's packages of Python modules are for.
+/// The interpreter that Debian's Python packages are installed for.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// What pyroute2 makes of the cases.
+/// The cases, encoded by pyroute2.
 fn reference(cases: &[Value]) -> Vec<String> {
     let mut program = Command::new(PYTHON)
         .args(["-c", include_str!("reference.py")])
@@ -33,7 +33,7 @@ fn reference(cases: &[Value]) -> Vec<String> {
         .spawn()
         .unwrap_or_else(|error| panic!("{PYTHON}: {error}"));
     let mut input = program.stdin.take().unwrap();
-    // A program that ended early says why below.
+    // If the program exited early, its status is checked below.
     let _ = input.write_all(&serde_json::to_vec(cases).unwrap());
     drop(input);
     let output = program.wait_with_output().unwrap();
@@ -46,7 +46,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A message in the words of the reference.
+/// A message in the reference's notation.
 fn case(message: &Message) -> Value {
     let mut case = json!({"command": "set", "name": WIREGUARD});
     if let Some(key) = &message.private_key {
@@ -163,11 +163,11 @@ fn messages() -> Vec<Message> {
 }
 
 #[test]
-fn wireguard_messages_are_those_of_another_program() {
+fn wireguard_messages_are_encoded_as_by_pyroute2() {
     let messages = messages();
     let mut cases = vec![json!({"command": "get", "name": WIREGUARD, "peers": []})];
     cases.extend(messages.iter().map(case));
-    let mut ours = vec![hex(&payload(codec::question()))];
+    let mut ours = vec![hex(&payload(codec::get_device()))];
     let requests = messages
         .iter()
         .map(|message| payload(codec::request(message)));
@@ -197,7 +197,7 @@ fn allowed(networks: &[Ipv4Network]) -> WireguardPeerAttribute {
 }
 
 #[test]
-fn wireguard_answers_are_put_together() {
+fn wireguard_answers_are_joined() {
     let keys = [1, 2].map(|number| PublicKey([number; 32]));
     let candidate: SocketAddr = "[2001:db8::1]:6783".parse().unwrap();
     let shake = |seconds, nano_seconds| {

@@ -1,5 +1,5 @@
-//! Who has the device. The kernel is asked over netlink; a program in user space, which
-//! stands in for it where it has none, over a socket. What they are asked is the same.
+//! Access to the device: the kernel's over netlink, or over a socket that of a program in user
+//! space, which takes the kernel's place where it has none. The requests are the same.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::error::Cause;
 use crate::model::devices::WIREGUARD;
 use crate::sys::netlink::Netlink;
 
-/// The way to the device's configuration.
+/// The access to the device's configuration.
 pub(crate) enum Control {
     Kernel(Kernel),
     UserSpace(Socket),
@@ -24,12 +24,12 @@ impl Control {
         Ok(Self::Kernel(kernel))
     }
 
-    /// A program's, at its socket.
+    /// A program's, through its socket.
     pub(crate) fn user_space(socket: &Path) -> Self {
         Self::UserSpace(Socket(socket.to_owned()))
     }
 
-    /// Reads the device; None if there is none, or only something else of its name.
+    /// Reads the device; none if there is none, or a link of another kind has its name.
     pub(crate) async fn observe(&self) -> Result<Option<Observed>, Cause> {
         match self {
             Self::Kernel(kernel) => match kernel.observe().await {
@@ -40,7 +40,7 @@ impl Control {
         }
     }
 
-    /// Makes the changes of one message.
+    /// Applies one message.
     pub(crate) async fn change(&self, message: &Message) -> Result<(), Cause> {
         match self {
             Self::Kernel(kernel) => kernel.change(message).await,
@@ -48,7 +48,7 @@ impl Control {
         }
     }
 
-    /// Makes the link; it stays down. A program in user space makes its own.
+    /// Creates the link, down. A program in user space creates its own.
     pub(crate) async fn create_link(&self, netlink: &Netlink, mtu: u32) -> Result<(), Cause> {
         match self {
             Self::Kernel(_) => create_link(netlink, mtu).await,

@@ -1,4 +1,4 @@
-//! What a WireGuard device is to be, what it is, and what the kernel is told.
+//! The wanted device, the actual one, and the requests to change it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
@@ -8,38 +8,37 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use kontena_schema::key::PublicKey;
 use kontena_sleeve::PrivateKey;
 
-/// The device that is wanted.
+/// The wanted device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
     pub(crate) private_key: PrivateKey,
-    /// The UDP port; not 0, with which the kernel would choose one.
+    /// The UDP port; not 0, for which the kernel would choose one.
     pub(crate) listen_port: u16,
     pub(crate) peers: BTreeMap<PublicKey, WgPeer>,
 }
 
 #[cfg(test)]
 impl Device {
-    /// Where each peer is advertised to be: what [`super::changes`] wants to know the
-    /// next time.
+    /// The endpoint of each peer: the last ones sent, for the next call of [`super::changes`].
     pub(crate) fn endpoints(&self) -> BTreeMap<PublicKey, SocketAddrV4> {
-        let told = |(key, peer): (&PublicKey, &WgPeer)| Some((*key, peer.endpoint?));
-        self.peers.iter().filter_map(told).collect()
+        let endpoint = |(key, peer): (&PublicKey, &WgPeer)| Some((*key, peer.endpoint?));
+        self.peers.iter().filter_map(endpoint).collect()
     }
 }
 
-/// A peer that is wanted.
+/// A wanted peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WgPeer {
-    /// Where it is to be found; None leaves it to the peer to come.
+    /// Where it is expected; without one, only the peer can initiate.
     pub(crate) endpoint: Option<SocketAddrV4>,
-    /// What is sent to it, and may come from it. If two peers have the same, it is
-    /// the first one's, in the order of keys.
+    /// The networks that are routed to it and that its packets may come from. If two peers have
+    /// the same one, the first by key gets it.
     pub(crate) allowed: BTreeSet<Ipv4Network>,
-    /// Seconds between packets that keep the way open; 0 for none.
+    /// The interval of keepalives in seconds; 0 for none.
     pub(crate) keepalive_s: u16,
 }
 
-/// The device that the kernel has.
+/// The device in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Observed {
     /// None if it has no key yet.
@@ -49,10 +48,10 @@ pub(crate) struct Observed {
     pub(crate) peers: BTreeMap<PublicKey, ObservedPeer>,
 }
 
-/// A peer that the kernel has.
+/// A peer in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ObservedPeer {
-    /// Where it was last heard from, or is to be found.
+    /// Where packets last came from, or where it is expected.
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) allowed: BTreeSet<IpNetwork>,
     pub(crate) keepalive_s: u16,
@@ -62,12 +61,12 @@ pub(crate) struct ObservedPeer {
     pub(crate) sent_bytes: u64,
 }
 
-/// One request to change the device. What is None stays as it is.
+/// One request to change the device. None leaves a setting as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) private_key: Option<PrivateKey>,
     pub(crate) listen_port: Option<u16>,
-    /// The kernel makes them in this order, until one fails.
+    /// The kernel applies them in this order, until one fails.
     pub(crate) peers: Vec<PeerChange>,
 }
 
@@ -77,26 +76,25 @@ impl Message {
     }
 }
 
-/// A change of one peer. What is None stays as it is.
+/// A change of one peer. None leaves a setting as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PeerChange {
     pub(crate) key: PublicKey,
     pub(crate) how: How,
     pub(crate) endpoint: Option<SocketAddrV4>,
     pub(crate) keepalive_s: Option<u16>,
-    /// The networks that the peer gets; the kernel takes each from the peer that
-    /// had it, in one step.
+    /// The networks that the peer gets; the kernel moves each from its former peer in one step.
     pub(crate) allowed: Vec<Ipv4Network>,
 }
 
-/// What a change does with the peer.
+/// The kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
-    /// Makes it.
+    /// Creates the peer.
     Add,
-    /// Changes it, if it is there.
+    /// Changes it, if it exists.
     Update,
-    /// Changes it, if it is there, and leaves it no networks but those that it gets.
+    /// Changes it, if it exists, and removes all networks but those of this change.
     Narrow,
     Remove,
 }

@@ -1,4 +1,4 @@
-//! What a WireGuard device says of itself, over netlink and as text.
+//! The answers of a WireGuard device, over netlink and as text.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -17,22 +17,22 @@ use netlink_packet_wireguard::{
 use super::device::{Observed, ObservedPeer};
 use super::{codec, uapi};
 
-/// What was read of the kernel's answer, advertised as the kernel would, is read as the same,
-/// wherever the list of peers is cut.
+/// A decoded answer, encoded as the kernel would, decodes to the same, wherever the list of peers is
+/// split.
 pub(crate) const NETLINK: Target = Target {
     name: "netlink",
     check: netlink,
     seeds: netlink_seeds,
 };
 
-/// What was read of an answer in text, advertised as a device would, is read as the same.
+/// A parsed text answer, written as a device would, parses to the same.
 pub(crate) const UAPI: Target = Target {
     name: "uapi",
     check: uapi,
     seeds: || vec![text(&sample()).into_bytes(), b"errno=0\n\n".to_vec()],
 };
 
-/// How many networks one message has; the first octet of an input.
+/// The first octet of an input is the number of networks per message.
 fn netlink(octets: &[u8]) {
     let mut input = Input::new(octets);
     let step = usize::from(input.octet()) + 1;
@@ -64,8 +64,8 @@ fn decoded_to(observed: &mut Observed, octets: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// netlink-packet-wireguard 0.5.0 panics at a network whose prefix has no octets, which
-/// the kernel never writes and nobody else may send.
+/// netlink-packet-wireguard 0.5.0 panics at a network whose prefix has no octets. The kernel never
+/// writes one, and nothing else may send.
 fn every_prefix_has_a_length(attributes: &[u8]) -> bool {
     const PEERS: u16 = 8;
     const NETWORKS: u16 = 9;
@@ -85,7 +85,7 @@ fn every_prefix_has_a_length(attributes: &[u8]) -> bool {
         .all(|prefix| !prefix.is_empty())
 }
 
-/// The kernel's answer, with so many networks a message at most.
+/// The kernel's answer, with at most so many networks per message.
 fn answers(observed: &Observed, step: usize) -> Vec<WireguardMessage> {
     use WireguardPeerAttribute as Attribute;
     let key = observed.public_key;
@@ -93,15 +93,15 @@ fn answers(observed: &Observed, step: usize) -> Vec<WireguardMessage> {
     attributes.extend(key.map(|key| WireguardAttribute::PublicKey(key.0)));
     let mut answers = vec![answer(attributes)];
     for (key, peer) in &observed.peers {
-        let mut told = vec![
+        let mut attributes = vec![
             Attribute::PublicKey(key.0),
             Attribute::PersistentKeepalive(peer.keepalive_s),
             Attribute::LastHandshake(time(peer.last_handshake)),
             Attribute::RxBytes(peer.received_bytes),
             Attribute::TxBytes(peer.sent_bytes),
         ];
-        told.extend(peer.endpoint.map(Attribute::Endpoint));
-        answers.push(about(told));
+        attributes.extend(peer.endpoint.map(Attribute::Endpoint));
+        answers.push(about(attributes));
         let networks: Vec<_> = peer.allowed.iter().map(network).collect();
         for some in networks.chunks(step) {
             let networks = Attribute::AllowedIps(some.to_vec());
@@ -111,8 +111,10 @@ fn answers(observed: &Observed, step: usize) -> Vec<WireguardMessage> {
     answers
 }
 
-fn about(told: Vec<WireguardPeerAttribute>) -> WireguardMessage {
-    answer(vec![WireguardAttribute::Peers(vec![WireguardPeer(told)])])
+fn about(attributes: Vec<WireguardPeerAttribute>) -> WireguardMessage {
+    answer(vec![WireguardAttribute::Peers(vec![WireguardPeer(
+        attributes,
+    )])])
 }
 
 fn answer(attributes: Vec<WireguardAttribute>) -> WireguardMessage {
@@ -156,19 +158,19 @@ fn time(moment: Option<SystemTime>) -> WireguardTimeSpec {
 }
 
 fn uapi(octets: &[u8]) {
-    let Ok(advertised) = std::str::from_utf8(octets) else {
+    let Ok(input) = std::str::from_utf8(octets) else {
         return;
     };
-    let Some(mut observed) = uapi::read(advertised) else {
+    let Some(mut observed) = uapi::read(input) else {
         return;
     };
-    // What a device says of itself is the other half of its key.
+    // A device reports its private key, of which only the public half is kept.
     observed.public_key = None;
     assert_eq!(uapi::read(&text(&observed)), Some(observed));
-    for line in advertised.lines() {
+    for line in input.lines() {
         if let Some(("public_key" | "private_key", key)) = line.split_once('=') {
             let hex = key.bytes().all(|octet| octet.is_ascii_hexdigit());
-            assert!(hex && key.len() == 64, "{key} is no key");
+            assert!(hex && key.len() == 64, "{key} is not a key");
         }
     }
 }
@@ -228,7 +230,7 @@ fn netlink_seeds() -> Vec<Vec<u8>> {
         public_key: Some(PublicKey([6; 32])),
         ..sample()
     };
-    // All in one message, as the kernel has it, and each of several alone.
+    // All in one message, as from the kernel, and each of several alone.
     let several = answers(&device, 2);
     let mut whole = answer(Vec::new());
     whole.attributes = several

@@ -1,4 +1,4 @@
-//! The kernel's WireGuard: the link, and questions and requests about its device.
+//! The kernel's WireGuard: the link, and requests about its device.
 
 use std::io;
 
@@ -36,8 +36,8 @@ impl Kernel {
         })
     }
 
-    /// Whether the kernel has WireGuard. It loads the module for the question, if
-    /// there is one; nothing else changes.
+    /// Whether the kernel has WireGuard. That loads its module, if there is one, and changes
+    /// nothing else.
     pub(crate) async fn is_supported(&self) -> Result<bool, Cause> {
         let family = self.handle.resolve_family::<WireguardMessage>().await;
         match family.map_err(Cause::from) {
@@ -47,12 +47,11 @@ impl Kernel {
         }
     }
 
-    /// Reads the device; None if there is no link of its name. A link of another
-    /// kind is an error.
+    /// Reads the device; none if there is no link of its name. A link of another kind is an error.
     pub(crate) async fn observe(&self) -> Result<Option<Observed>, Cause> {
-        let answers = match self.ask(codec::question(), NLM_F_DUMP).await {
+        let answers = match self.request(codec::get_device(), NLM_F_DUMP).await {
             Err(cause) if cause.is_missing() => {
-                // The number of the family is another one when the module comes back.
+                // The family has another number when the module is loaded again.
                 self.handle.clear_family_cache().await;
                 return Ok(None);
             }
@@ -68,18 +67,18 @@ impl Kernel {
         Ok(Some(observed))
     }
 
-    /// Makes the changes of one message. When one fails, those before it are made.
+    /// Applies one message. If a change fails, those before it are applied.
     pub(crate) async fn change(&self, message: &Message) -> Result<(), Cause> {
         let request = codec::request(message);
-        self.ask(request, NLM_F_ACK).await.map(drop)
+        self.request(request, NLM_F_ACK).await.map(drop)
     }
 
-    async fn ask(
+    async fn request(
         &self,
-        question: WireguardMessage,
+        message: WireguardMessage,
         flags: u16,
     ) -> Result<Vec<WireguardMessage>, Cause> {
-        let mut request = NetlinkMessage::from(GenlMessage::from_payload(question));
+        let mut request = NetlinkMessage::from(GenlMessage::from_payload(message));
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self.handle.clone().request(request).await?;
         let mut messages = Vec::new();
@@ -99,8 +98,7 @@ impl Kernel {
     }
 }
 
-/// Makes the link; it stays down. Without WireGuard the kernel answers
-/// `EOPNOTSUPP`.
+/// Creates the link, down. Without WireGuard the kernel answers `EOPNOTSUPP`.
 pub(crate) async fn create_link(netlink: &Netlink, mtu: u32) -> Result<(), Cause> {
     let link = LinkWireguard::new(WIREGUARD).mtu(mtu).build();
     Ok(netlink.handle.link().add(link).execute().await?)
@@ -149,7 +147,7 @@ mod tests {
         std::thread::spawn(run).join().unwrap();
     }
 
-    /// Each peer has the network of its number and `shift`.
+    /// Each peer has the network of its number plus `shift`.
     fn device(numbers: RangeInclusive<u8>, shift: u8) -> Device {
         let peer = |number: u8| {
             let tunnel_address = Ipv4Addr::new(100, 127, 81, number + shift);
@@ -168,15 +166,15 @@ mod tests {
         }
     }
 
-    /// Brings the kernel's device to each of these in turn.
-    async fn lead_through(kernel: &Kernel, devices: &[Device]) {
-        let mut told = BTreeMap::new();
+    /// Configures the kernel's device as each of these in turn.
+    async fn apply_all(kernel: &Kernel, devices: &[Device]) {
+        let mut last_sent = BTreeMap::new();
         for wanted in devices {
             let there = kernel.observe().await.unwrap().unwrap();
-            for message in changes(wanted, &told, &there) {
+            for message in changes(wanted, &last_sent, &there) {
                 kernel.change(&message).await.unwrap();
             }
-            told = wanted.endpoints();
+            last_sent = wanted.endpoints();
             let there = kernel.observe().await.unwrap().unwrap();
             assert_eq!(there.public_key, Some(wanted.private_key.public()));
             assert_eq!(there.listen_port, wanted.listen_port);
@@ -188,13 +186,13 @@ mod tests {
                 let allowed = peer.allowed.iter().copied().map(IpNetwork::V4);
                 assert_eq!(there.allowed, allowed.collect());
             }
-            assert_eq!(changes(wanted, &told, &there), vec![]);
+            assert_eq!(changes(wanted, &last_sent, &there), vec![]);
         }
     }
 
-    /// On a kernel with WireGuard it makes a device; elsewhere it sees the refusal.
+    /// On a kernel with WireGuard it creates a device; elsewhere the kernel refuses.
     #[test]
-    fn wireguard_is_supported_where_its_link_can_be_made() {
+    fn wireguard_is_supported_where_its_link_can_be_created() {
         apart(|| async {
             let (netlink, kernel) = (Netlink::here().unwrap(), Kernel::here().unwrap());
             let supported = kernel.is_supported().await.unwrap();
@@ -203,7 +201,7 @@ mod tests {
                 Ok(()) => {
                     assert!(supported);
                     let devices = [device(1..=254, 0), device(2..=9, 1), device(9..=9, 3)];
-                    lead_through(&kernel, &devices).await;
+                    apply_all(&kernel, &devices).await;
                 }
                 Err(Cause::Kernel(error)) => {
                     assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));

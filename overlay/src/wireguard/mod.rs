@@ -1,20 +1,18 @@
-//! The device of the encrypted path on hosts whose kernel has WireGuard: what it is
-//! to be, what it is, and the messages that lead from one to the other.
+//! The device of the encrypted path on hosts whose kernel has WireGuard: its wanted and actual
+//! state, and the messages between the two.
 //!
-//! [`Device`] says what is wanted and [`Control::observe`] what there is,
-//! [`changes`] is the pure difference of the two, and [`Control::change`] tells
-//! the device one message of it. [`Watch`] makes of many looks how the transports to
-//! peers are.
+//! [`Device`] is the wanted state and [`Control::observe`] reads the actual one, [`changes`] is
+//! the pure difference of the two, and [`Control::change`] sends one message of it to the device.
+//! [`Watch`] derives the state of each tunnel from repeated observations.
 //!
-//! Invariants: a peer that stays is never removed, nor is the whole list of peers
-//! replaced, so its session goes on; an allowed network that moves from one key
-//! to another belongs to one of them at any time; the endpoint of a peer that
-//! roamed is left alone; a private key is in no `Debug` of ours.
+//! Invariants: a peer that stays is never removed, nor is the whole list of peers replaced, so its
+//! session continues; an allowed network that moves from one key to another belongs to one of them
+//! at any time; the endpoint of a peer that roamed is left alone; no `Debug` of ours shows a
+//! private key.
 //!
-//! Absent on purpose: preshared keys, firewall marks, and allowed networks and
-//! endpoints of IPv6 (those that the kernel has are seen); addresses and routes of
-//! the link. The crates below us log the bytes of messages, the key among them, at
-//! the level `trace`.
+//! Absent on purpose: preshared keys, firewall marks, and IPv6 networks and endpoints (those in the
+//! kernel are read); addresses and routes of the link. The crates below log the bytes of messages,
+//! including the private key, at level `trace`.
 
 mod changes;
 mod codec;

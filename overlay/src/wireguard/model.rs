@@ -1,6 +1,5 @@
-//! A model of the kernel for tests: it takes requests as bytes, and does with
-//! them what drivers/net/wireguard/netlink.c of Linux does. It panics where that
-//! would refuse.
+//! A model of the kernel for tests: it decodes requests from bytes and does what
+//! drivers/net/wireguard/netlink.c of Linux does. It panics where that would return an error.
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{Emitable, ParseableParametrized};
@@ -16,14 +15,14 @@ use crate::model::devices::WIREGUARD;
 use kontena_schema::key::PublicKey;
 use kontena_sleeve::PrivateKey;
 
-/// A moment inside a message: packets that pass now meet what is there now.
+/// The state at a moment within a message, as packets that pass then see it.
 pub(crate) struct Moment<'a> {
     pub(crate) device: &'a Observed,
     /// The peer whose networks are being replaced.
     pub(crate) replaced: Option<PublicKey>,
 }
 
-/// A generic netlink message as the kernel gets it, without the netlink header.
+/// A generic netlink message as the kernel receives it, without the netlink header.
 pub(super) fn payload(message: WireguardMessage) -> Vec<u8> {
     let message = GenlMessage::from_payload(message);
     let mut bytes = vec![0; message.buffer_len()];
@@ -31,7 +30,7 @@ pub(super) fn payload(message: WireguardMessage) -> Vec<u8> {
     bytes
 }
 
-/// Makes the changes of a message, and shows every moment of it.
+/// Applies a message, and shows every state in between.
 pub(crate) fn deliver(device: &mut Observed, message: &Message, mut show: impl FnMut(Moment<'_>)) {
     let bytes = payload(codec::request(message));
     let header = GenlHeader::parse(&bytes).unwrap();
@@ -62,7 +61,7 @@ pub(crate) fn deliver(device: &mut Observed, message: &Message, mut show: impl F
     assert!(named);
 }
 
-/// What a request says of one peer.
+/// The request about one peer.
 struct Request {
     key: PublicKey,
     flags: WireguardPeerFlags,
@@ -94,12 +93,12 @@ impl Request {
                 other => panic!("{other:?}"),
             }
         }
-        request.key = key.expect("the kernel refuses a peer without a key");
+        request.key = key.expect("the kernel rejects a peer without a key");
         request
     }
 }
 
-/// The kernel wants all three, and clears the host's bits.
+/// The kernel requires all three, and clears host bits.
 fn network(attributes: &[WireguardAllowedIpAttr]) -> IpNetwork {
     use WireguardAllowedIpAttr as Attribute;
     let [

@@ -1,5 +1,5 @@
-//! WireGuard in user space: the same questions and requests as text over a socket, as
-//! "Cross-platform Userspace Implementation" of wireguard.com has it.
+//! WireGuard in user space: the same requests as text over a socket, as in "Cross-platform
+//! Userspace Implementation" of wireguard.com.
 
 use std::fmt::Write;
 use std::io::{Error, ErrorKind};
@@ -15,33 +15,33 @@ use tokio::net::UnixStream;
 use super::device::{How, Message, Observed, ObservedPeer, PeerChange};
 use crate::error::Cause;
 
-const QUESTION: &str = "get=1\n\n";
+const GET: &str = "get=1\n\n";
 /// It answers in milliseconds, or hangs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// Where a WireGuard in user space is asked.
+/// The control socket of a WireGuard in user space.
 pub(crate) struct Socket(pub(crate) PathBuf);
 
 impl Socket {
-    /// Reads the device; None if nobody answers for it.
+    /// Reads the device; none if no program serves the socket.
     pub(super) async fn observe(&self) -> Result<Option<Observed>, Cause> {
-        match self.ask(QUESTION).await {
-            Ok(answer) => read(&answer).map(Some).ok_or_else(|| self.unclear()),
+        match self.request(GET).await {
+            Ok(answer) => read(&answer).map(Some).ok_or_else(|| self.invalid()),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(self.failed(error)),
         }
     }
 
-    /// Makes the changes of one message.
+    /// Applies one message.
     pub(super) async fn change(&self, message: &Message) -> Result<(), Cause> {
-        let answer = self.ask(&request(message)).await;
+        let answer = self.request(&request(message)).await;
         let answer = answer.map_err(|error| self.failed(error))?;
         let done = answer.lines().any(|line| line == "errno=0");
-        done.then_some(()).ok_or_else(|| self.unclear())
+        done.then_some(()).ok_or_else(|| self.invalid())
     }
 
-    async fn ask(&self, text: &str) -> std::io::Result<String> {
-        let talk = async {
+    async fn request(&self, text: &str) -> std::io::Result<String> {
+        let exchange = async {
             let mut stream = UnixStream::connect(&self.0).await?;
             stream.write_all(text.as_bytes()).await?;
             let mut answer = Vec::new();
@@ -52,20 +52,20 @@ impl Socket {
             }
             String::from_utf8(answer).map_err(|_| ErrorKind::InvalidData.into())
         };
-        let talked = tokio::time::timeout(ANSWER_WITHIN, talk).await;
-        talked.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+        let answer = tokio::time::timeout(ANSWER_WITHIN, exchange).await;
+        answer.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
     }
 
     fn failed(&self, error: Error) -> Cause {
         Cause::io(self.0.display().to_string())(error)
     }
 
-    fn unclear(&self) -> Cause {
+    fn invalid(&self) -> Cause {
         self.failed(ErrorKind::InvalidData.into())
     }
 }
 
-/// A program that ends may leave its socket behind, and end in the middle of an answer.
+/// A program that exits may leave its socket behind, or exit in the middle of an answer.
 fn is_gone(error: &Error) -> bool {
     use ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
     matches!(
@@ -74,7 +74,7 @@ fn is_gone(error: &Error) -> bool {
     )
 }
 
-/// The request that a message makes.
+/// The request that applies a message.
 pub(super) fn request(message: &Message) -> String {
     let mut text = "set=1\n".to_owned();
     if let Some(key) = &message.private_key {
@@ -121,7 +121,7 @@ fn hex(octets: &[u8; 32]) -> String {
 }
 
 fn octets(hex: &str) -> Option<[u8; 32]> {
-    // Whoever parses numbers takes a sign for a digit's candidate.
+    // `from_str_radix` would accept a sign as the first digit.
     if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
@@ -132,7 +132,7 @@ fn octets(hex: &str) -> Option<[u8; 32]> {
     Some(octets)
 }
 
-/// What an answer says; none if it is no answer.
+/// Parses an answer; none if it is not one.
 pub(super) fn read(answer: &str) -> Option<Observed> {
     let mut observed = Observed::default();
     let mut peer: Option<PublicKey> = None;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_said_in_the_words_of_the_protocol() {
+    fn a_message_is_written_as_the_protocol_wants_it() {
         let mut add = PeerChange::new(PublicKey([0xab; 32]), How::Add);
         add.endpoint = Some("198.51.100.2:6783".parse().unwrap());
         add.keepalive_s = Some(15);

@@ -1,13 +1,13 @@
-//! Looks at a device, one after the other.
+//! Sequences of observations of a device.
 
 use super::super::device::{How, PeerChange};
 use super::*;
 
 const KEY: PublicKey = PublicKey([2; 32]);
 const NEXT: PublicKey = PublicKey([3; 32]);
-const INNER: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 2);
+const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 2);
 
-/// A watch, and the clock that it goes by.
+/// A watch, its clock, and the device.
 struct World {
     watch: Watch,
     now: Moment,
@@ -15,7 +15,7 @@ struct World {
 }
 
 impl World {
-    /// A device with a peer that was never heard.
+    /// A device with a peer from which nothing was received.
     fn new() -> Self {
         let mut device = Observed {
             public_key: Some(PublicKey([1; 32])),
@@ -23,7 +23,9 @@ impl World {
         };
         let peer = ObservedPeer {
             endpoint: Some(candidate(2)),
-            allowed: BTreeSet::from([ipnetwork::IpNetwork::from(std::net::IpAddr::V4(INNER))]),
+            allowed: BTreeSet::from([ipnetwork::IpNetwork::from(std::net::IpAddr::V4(
+                TUNNEL_ADDRESS,
+            ))]),
             ..ObservedPeer::default()
         };
         device.peers.insert(KEY, peer);
@@ -42,21 +44,21 @@ impl World {
         self.now.wall += time;
     }
 
-    /// A second later it is looked at.
+    /// Observes the device a second later.
     fn look(&mut self) -> PeerStatus {
         self.pass(1);
-        self.watch.look(&self.device, self.now);
-        self.watch.status_of(INNER, self.now).unwrap()
+        self.watch.observe(&self.device, self.now);
+        self.watch.status_of(TUNNEL_ADDRESS, self.now).unwrap()
     }
 
-    /// A handshake was completed just now.
+    /// A handshake completes now.
     fn shake(&mut self) {
         let now = self.now.wall;
         self.peer().last_handshake = Some(now);
         self.peer().received_bytes += 92;
     }
 
-    fn tell(&mut self, host: u8) -> WireGuardUpdate {
+    fn update(&mut self, host: u8) -> WireGuardUpdate {
         let SocketAddr::V4(endpoint) = candidate(host) else {
             unreachable!()
         };
@@ -67,7 +69,7 @@ impl World {
             ..Message::default()
         };
         let named = Named {
-            tunnel_address: INNER,
+            tunnel_address: TUNNEL_ADDRESS,
             endpoint: Some(endpoint),
             next: false,
         };
@@ -75,7 +77,7 @@ impl World {
             messages: vec![message],
             named: BTreeMap::from([(KEY, named)]),
         };
-        self.watch.told(&update, [self.now; 2]);
+        self.watch.updated(&update, [self.now; 2]);
         self.peer().endpoint = Some(endpoint.into());
         update
     }
@@ -86,42 +88,42 @@ fn candidate(host: u8) -> SocketAddr {
 }
 
 #[test]
-fn a_peer_is_heard_when_more_came_of_it() {
+fn a_peer_is_alive_when_more_bytes_were_received() {
     let mut world = World::new();
-    assert_eq!(world.look().heard, None);
+    assert_eq!(world.look().received, None);
     world.peer().received_bytes = 32;
-    assert_eq!(world.look().heard, Some(Duration::ZERO));
-    assert_eq!(world.look().heard, Some(Duration::from_secs(1)));
-    // It was made anew, and counts anew.
+    assert_eq!(world.look().received, Some(Duration::ZERO));
+    assert_eq!(world.look().received, Some(Duration::from_secs(1)));
+    // It was created again, and counts from 0.
     world.peer().received_bytes = 0;
     world.look();
     world.peer().received_bytes = 1;
-    assert_eq!(world.look().heard, Some(Duration::ZERO));
+    assert_eq!(world.look().received, Some(Duration::ZERO));
 }
 
 #[test]
-fn what_came_before_the_first_look_says_nothing_but_a_handshake_does() {
+fn before_the_first_observation_only_a_handshake_counts() {
     let mut world = World::new();
     world.peer().received_bytes = 1 << 20;
-    assert_eq!(world.look().heard, None);
+    assert_eq!(world.look().received, None);
     let mut world = World::new();
     world.shake();
     world.pass(9);
     let status = world.look();
-    assert_eq!(status.heard, Some(Duration::from_secs(10)));
-    assert_eq!(status.last_handshake, status.heard);
-    // What a former run told and reached is adopted.
+    assert_eq!(status.received, Some(Duration::from_secs(10)));
+    assert_eq!(status.last_handshake, status.received);
+    // An endpoint that a former run configured and reached is adopted.
     assert_eq!(status.proven, Some(candidate(2)));
 }
 
 #[test]
-fn a_place_is_proven_by_a_handshake_there() {
+fn an_endpoint_is_proven_by_a_handshake_there() {
     let mut world = World::new();
-    assert_eq!(world.look().proven, None, "it was only told");
+    assert_eq!(world.look().proven, None, "it was only configured");
     world.shake();
     assert_eq!(world.look().proven, Some(candidate(2)));
     assert_eq!(world.look().proven, Some(candidate(2)), "it stays");
-    // Somebody repeats elsewhere what it advertised once.
+    // An initiation of the peer is replayed from elsewhere.
     world.peer().endpoint = Some(candidate(9));
     world.peer().received_bytes += 148;
     assert_eq!(world.look().proven, None);
@@ -131,16 +133,20 @@ fn a_place_is_proven_by_a_handshake_there() {
 }
 
 #[test]
-fn a_place_that_is_told_is_proven_by_a_later_handshake_only() {
+fn a_configured_endpoint_is_proven_only_by_a_later_handshake() {
     let mut world = World::new();
     world.shake();
     assert_eq!(world.look().proven, Some(candidate(2)));
-    // The last handshake with the old place came after the last look at it.
+    // The last handshake with the old endpoint completed after its last observation.
     world.shake();
     world.pass(1);
-    world.tell(7);
+    world.update(7);
     assert_eq!(
-        world.watch.status_of(INNER, world.now).unwrap().proven,
+        world
+            .watch
+            .status_of(TUNNEL_ADDRESS, world.now)
+            .unwrap()
+            .proven,
         None
     );
     assert_eq!(world.look().proven, None);
@@ -152,7 +158,7 @@ fn a_place_that_is_told_is_proven_by_a_later_handshake_only() {
 fn a_clock_that_is_set_back_hides_no_handshake() {
     let mut world = World::new();
     world.look();
-    world.tell(7);
+    world.update(7);
     world.now.wall -= Duration::from_hours(2);
     world.pass(1);
     world.shake();
@@ -160,28 +166,28 @@ fn a_clock_that_is_set_back_hides_no_handshake() {
 }
 
 #[test]
-fn a_handshake_that_began_when_the_place_was_told_proves_it() {
+fn a_handshake_during_the_update_proves_the_new_endpoint() {
     let mut world = World::new();
     world.look();
-    let began = world.now;
+    let started = world.now;
     world.pass(1);
     world.shake();
     world.pass(1);
-    let update = world.tell(2);
-    world.watch.told(&update, [began, world.now]);
+    let update = world.update(2);
+    world.watch.updated(&update, [started, world.now]);
     assert_eq!(world.look().proven, Some(candidate(2)));
 }
 
 #[test]
-fn a_look_from_before_a_change_counts_no_more() {
+fn an_observation_from_before_an_update_is_discarded() {
     let mut world = World::new();
     world.shake();
     let (before, asked) = (world.device.clone(), world.now);
     world.pass(1);
-    world.tell(7);
-    world.watch.look(&before, asked);
+    world.update(7);
+    world.watch.observe(&before, asked);
     assert_eq!(
-        world.watch.status_of(INNER, world.now),
+        world.watch.status_of(TUNNEL_ADDRESS, world.now),
         None,
         "it knows nothing yet"
     );
@@ -189,7 +195,7 @@ fn a_look_from_before_a_change_counts_no_more() {
 }
 
 #[test]
-fn a_peer_is_lost_when_its_session_ended_in_silence() {
+fn a_peer_is_lost_when_its_session_expired_in_silence() {
     let mut world = World::new();
     let lost = |world: &World| {
         let looked = world.watch.looked(world.device.clone(), world.now);
@@ -197,16 +203,16 @@ fn a_peer_is_lost_when_its_session_ended_in_silence() {
     };
     world.pass(300);
     world.look();
-    assert!(!lost(&world), "it never was there");
+    assert!(!lost(&world), "it was never alive");
     world.shake();
     world.look();
     world.pass(170);
-    assert!(!lost(&world), "its session may go on");
+    assert!(!lost(&world), "its session may still be valid");
     world.pass(20);
     assert!(lost(&world));
     world.peer().received_bytes += 1;
     world.look();
-    assert!(!lost(&world), "it was heard");
+    assert!(!lost(&world), "something was received");
 }
 
 #[test]
@@ -214,7 +220,7 @@ fn the_next_key_is_in_use_after_a_handshake_with_it() {
     let mut world = World::new();
     world.look();
     let next = Named {
-        tunnel_address: INNER,
+        tunnel_address: TUNNEL_ADDRESS,
         endpoint: None,
         next: true,
     };
@@ -222,7 +228,7 @@ fn the_next_key_is_in_use_after_a_handshake_with_it() {
         messages: Vec::new(),
         named: BTreeMap::from([(NEXT, next)]),
     };
-    world.watch.told(&update, [world.now; 2]);
+    world.watch.updated(&update, [world.now; 2]);
     assert_eq!(world.watch.next_keys(), BTreeSet::from([NEXT]));
     world.device.peers.insert(NEXT, ObservedPeer::default());
     assert_eq!(world.look().key, KEY);
@@ -230,7 +236,7 @@ fn the_next_key_is_in_use_after_a_handshake_with_it() {
     world.device.peers.get_mut(&NEXT).unwrap().last_handshake = Some(now);
     let status = world.look();
     assert_eq!(status.key, NEXT);
-    assert_eq!(status.heard, Some(Duration::from_secs(1)));
+    assert_eq!(status.received, Some(Duration::from_secs(1)));
     assert_eq!(
         status.endpoint,
         Some(candidate(2)),

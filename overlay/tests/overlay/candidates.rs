@@ -1,4 +1,4 @@
-//! Hosts that are not where everybody can reach them.
+//! Hosts that not every peer can reach.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -11,11 +11,10 @@ use kontena_overlay_lab::{
     Host, Netns, Switch, eventually, grid, intent, pass, trusting, underlay, within,
 };
 
-/// The address of a nat on the switch.
-const TRANSLATOR: u8 = 50;
+/// The host number of a NAT on the switch.
+const NAT: u8 = 50;
 
-/// A router between the switch, where it is `at`, and a network behind it, which hides who
-/// is there.
+/// A NAT router between the switch, on which it has number `at`, and a network behind it.
 fn nat(switch: &Switch, at: u8) -> (Keeper, Netns) {
     let (keeper, router) = Keeper::start();
     switch.plug(&router, at);
@@ -26,7 +25,7 @@ fn nat(switch: &Switch, at: u8) -> (Keeper, Netns) {
     (keeper, router)
 }
 
-/// A host behind the nat that is `at` that netns of the switch.
+/// A host behind the NAT with number `at` on the switch.
 fn hidden(router: &Netns, at: u8, number: u8) -> Host {
     let own = home(number);
     let site = Site {
@@ -50,57 +49,57 @@ fn hidden(router: &Netns, at: u8, number: u8) -> Host {
     host
 }
 
-/// The address of a hidden host in its own network.
+/// The address of a host behind a NAT, in its own network.
 fn home(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 7, number)
 }
 
 #[test]
-fn overlay_reaches_a_host_behind_a_translator_of_addresses() {
+fn overlay_reaches_a_host_behind_nat() {
     let switch = Switch::start();
-    let (_keeper, router) = nat(&switch, TRANSLATOR);
+    let (_keeper, router) = nat(&switch, NAT);
     let mut open = Host::start(&switch, 1);
     open.node.site.public_ip = Some(underlay(1));
-    let mut hosts = vec![open, hidden(&router, TRANSLATOR, 2)];
+    let mut hosts = vec![open, hidden(&router, NAT, 2)];
     for (host, id) in hosts.iter_mut().zip([1, 2]) {
         host.add_container(id);
     }
     let all: Vec<&Host> = hosts.iter().collect();
-    // Even where everything is trusted: the peer is not where it says.
+    // Even where everything is trusted: the peer is not at its announced address.
     for grid in [grid(7, &[]), trusting()] {
         eventually("the encrypted path", || {
             for host in &all {
                 pass(&grid, host, &all);
             }
-            let pairs = all.iter().flat_map(|host| host.peers().into_values());
-            let pairs: Vec<_> = pairs.collect();
-            let alive = pairs.iter().all(|pair| pair.alive);
-            alive.then_some(()).ok_or(format!("{pairs:?}"))
+            let peers = all.iter().flat_map(|host| host.peers().into_values());
+            let peers: Vec<_> = peers.collect();
+            let alive = peers.iter().all(|peer| peer.alive);
+            alive.then_some(()).ok_or(format!("{peers:?}"))
         });
         everyone_reaches_everyone(&hosts);
         let report = all[0].must_reconcile(&intent(&grid, all[0], &all));
-        let to = underlay(TRANSLATOR);
+        let to = underlay(NAT);
         assert_eq!(report.peers[0].path, Path::Sealed { to });
         assert_eq!(report.peers[0].unreachable, None);
     }
-    let heard = all[0]
+    let endpoint = all[0]
         .health()
         .remove(&all[1].node.id)
         .unwrap()
         .tunnel
         .endpoint;
     assert_ne!(
-        heard,
-        Some((underlay(TRANSLATOR), 6783).into()),
-        "its port is another"
+        endpoint,
+        Some((underlay(NAT), 6783).into()),
+        "NAT changes the port"
     );
 }
 
 #[test]
-fn overlay_tells_why_two_hidden_hosts_do_not_find_each_other() {
+fn overlay_reports_why_two_hosts_behind_nat_do_not_reach_each_other() {
     const PORT: &str = "iifname eth0 udp dport 6783";
     let switch = Switch::start();
-    let namespaces = [TRANSLATOR, TRANSLATOR + 1];
+    let namespaces = [NAT, NAT + 1];
     let routers = namespaces.map(|at| nat(&switch, at));
     let hosts = [1, 2].map(|number| {
         let at = usize::from(number) - 1;
@@ -112,20 +111,20 @@ fn overlay_tells_why_two_hidden_hosts_do_not_find_each_other() {
         host.must_reconcile(&intent).peers.remove(0)
     };
     for (host, other) in [(0, 1), (1, 0)] {
-        let why = report(all[host]).unreachable.expect("there is no way");
+        let why = report(all[host]).unreachable.expect("it is not reached");
         let to = format!("no handshake with {}", underlay(namespaces[other]));
         assert!(why.starts_with(&to), "{why}");
         assert!(why.contains("both nodes seem to be behind NAT"), "{why}");
     }
-    // What it advises helps, one nat is enough, and it is told no more. Each netns
-    // has its turn of 15 s, and each netns its pauses.
+    // Forwarding the port of one NAT, as the hint says, is enough, and the reasons disappear. Each
+    // candidate address is tried for 15 s, and each side pauses between handshakes.
     let (_, router) = &routers[0];
     router.run("nft add chain ip hide pre { type nat hook prerouting priority -100 ; }");
     router.run(&format!(
         "nft add rule ip hide pre {PORT} dnat to {}",
         home(1)
     ));
-    within(Duration::from_secs(90), "both find each other", || {
+    within(Duration::from_secs(90), "both reach each other", || {
         let reports = [report(all[0]), report(all[1])];
         let found = reports.iter().all(|report| report.unreachable.is_none());
         found.then_some(()).ok_or(format!("{reports:?}"))

@@ -1,12 +1,12 @@
-//! Hosts that are to talk in clear, where the network between them does not let them.
+//! Hosts that are to talk in clear, where the network between them drops clear packets.
 
 use kontena_overlay::Clear;
 
 use crate::encrypted::{clear_packets, count_clear};
 use crate::reach::everyone_reaches_everyone;
-use kontena_overlay_lab::{Host, Switch, eventually, intent, pass, settle, trusting, world};
+use kontena_overlay_lab::{Host, Switch, converge, eventually, intent, pass, trusting, world};
 
-/// A firewall before a host: of what comes in, packets that this matches get lost.
+/// A firewall before a host, which drops matching packets on their way in.
 fn lose(host: &Host, packets: &str) {
     for line in [
         "add table inet firewall",
@@ -22,12 +22,12 @@ fn lose_nothing(host: &Host) {
     host.netns.run("nft delete table inet firewall");
 }
 
-/// Passes until each pair is as far as is advertised, and nothing is left to do.
+/// Passes until the peers are this clear, and no step is left.
 fn pass_until(all: &[&Host], wanted: &[Clear]) {
-    eventually("the pairs", || {
-        // Before the passes, so that they are of these.
-        let pairs = all.iter().flat_map(|host| host.peers().into_values());
-        let now: Vec<_> = pairs.map(|pair| pair.clear).collect();
+    eventually("the peers", || {
+        // Read before the passes, so that they are based on it.
+        let peers = all.iter().flat_map(|host| host.peers().into_values());
+        let now: Vec<_> = peers.map(|peer| peer.clear).collect();
         let steps: usize = all.iter().map(|host| pass(&trusting(), host, all)).sum();
         let there = now == wanted && steps == 0;
         there.then_some(()).ok_or(format!("{now:?}, {steps} steps"))
@@ -45,7 +45,7 @@ fn two_behind(firewall: &str) -> (Switch, Vec<Host>) {
 }
 
 #[test]
-fn overlay_stays_encrypted_where_clear_packets_get_lost() {
+fn overlay_stays_encrypted_where_clear_packets_are_dropped() {
     let (_switch, hosts) = two_behind("udp dport 6784");
     let all: Vec<&Host> = hosts.iter().collect();
     pass_until(&all, &[Clear::Accept, Clear::Accept]);
@@ -53,31 +53,32 @@ fn overlay_stays_encrypted_where_clear_packets_get_lost() {
     pass_until(&all, &[Clear::Accept, Clear::Accept]);
     for host in &hosts {
         let listed = host.netns.run("nft list table inet firewall");
-        assert!(!listed.contains("packets 0 "), "it was tried: {listed}");
+        assert!(
+            !listed.contains("packets 0 "),
+            "path probes were sent: {listed}"
+        );
         lose_nothing(host);
     }
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     count_clear(&hosts);
     everyone_reaches_everyone(&hosts);
     assert!(clear_packets(&hosts) > 0);
 }
 
 #[test]
-fn overlay_stays_encrypted_where_large_clear_packets_get_lost() {
+fn overlay_stays_encrypted_where_large_clear_packets_are_dropped() {
     let (_switch, hosts) = two_behind("udp dport 6784 udp length > 1350");
     let all: Vec<&Host> = hosts.iter().collect();
     pass_until(&all, &[Clear::Accept, Clear::Accept]);
     everyone_reaches_everyone(&hosts);
     let [a, _] = &all[..] else { unreachable!() };
-    let why = eventually("people are told why", || {
+    let why = eventually("the reason is reported", || {
         let report = a.must_reconcile(&intent(&trusting(), a, &all));
         let [peer] = &report.peers[..] else {
             panic!("{:?}", report.peers)
         };
         assert_eq!(peer.unreachable, None, "it is reached");
-        peer.sealed_because
-            .clone()
-            .ok_or("nobody is told".to_owned())
+        peer.sealed_because.clone().ok_or("no reason".to_owned())
     });
     assert_eq!(
         why,
@@ -86,19 +87,19 @@ fn overlay_stays_encrypted_where_large_clear_packets_get_lost() {
 }
 
 #[test]
-fn overlay_leaves_a_clear_way_that_ends_and_comes_back_to_it() {
+fn overlay_leaves_a_clear_path_that_fails_and_returns_to_it() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = &hosts[..] else { unreachable!() };
     lose(b, "udp dport 6784");
     assert!(
         a.containers[0].netns.ping(b.containers[0].address).is_err(),
-        "the firewall must bite, or this shows nothing"
+        "the firewall must drop packets, or this test shows nothing"
     );
-    // Only what gets lost is encrypted.
+    // Only the direction that fails is encrypted.
     pass_until(&all, &[Clear::Accept, Clear::Send]);
     everyone_reaches_everyone(&hosts);
     lose_nothing(b);
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     everyone_reaches_everyone(&hosts);
 }

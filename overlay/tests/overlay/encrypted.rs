@@ -1,4 +1,4 @@
-//! EncryptedPath and clear paths side by side, and the way from one to the other.
+//! Encrypted and clear paths side by side, and changes between the two.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,13 +12,13 @@ use kontena_sleeve::PrivateKey;
 
 use crate::reach::everyone_reaches_everyone;
 use kontena_overlay_lab::{
-    BOUND, Host, Netns, Switch, count, counted, dropped, eventually, grid, intent, pass,
-    public_keys, settle, trusting, underlay, uninterrupted, world,
+    BOUND, Host, Netns, Switch, converge, count, counted, dropped, eventually, grid, intent, pass,
+    public_keys, trusting, underlay, uninterrupted, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
 
-/// The grid that trusts nobody.
+/// A grid without trusted subnets.
 pub fn encryption() -> GridSettings {
     grid(7, &[])
 }
@@ -34,7 +34,7 @@ pub fn clear_packets(hosts: &[Host]) -> u64 {
 }
 
 #[test]
-fn overlay_of_a_grid_that_trusts_nobody_is_encrypted_and_whole() {
+fn overlay_of_a_grid_without_trusted_subnets_is_encrypted_and_complete() {
     let (_switch, hosts) = world(3, &encryption());
     count_clear(&hosts);
     everyone_reaches_everyone(&hosts);
@@ -56,25 +56,25 @@ fn overlay_of_a_grid_that_trusts_nobody_is_encrypted_and_whole() {
     }
     let all: Vec<&Host> = hosts.iter().collect();
     assert_eq!(
-        settle(&encryption(), &all),
+        converge(&encryption(), &all),
         0,
         "a second pass changes nothing"
     );
-    // The counter sees what there is to see.
-    settle(&trusting(), &all);
+    // The counter would see clear packets.
+    converge(&trusting(), &all);
     everyone_reaches_everyone(&hosts);
     assert!(clear_packets(&hosts) > 0);
 }
 
 #[test]
-fn overlay_has_encrypted_and_clear_pairs_on_one_host() {
+fn overlay_has_encrypted_and_clear_peers_on_one_host() {
     let narrow = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
     let (_switch, hosts) = world(3, &narrow);
     count_clear(&hosts);
     everyone_reaches_everyone(&hosts);
     assert!(counted(&hosts[0].netns) > 0 && counted(&hosts[1].netns) > 0);
     assert_eq!(counted(&hosts[2].netns), 0);
-    // What is for all comes to each once, whichever way it takes.
+    // A broadcast arrives once at each, whichever path it takes.
     for host in &hosts[1..] {
         count(&host.containers[0].netns, "ethwe", "ether type 0x88b5");
     }
@@ -118,31 +118,31 @@ fn overlay_of_two_ends_that_disagree_is_encrypted() {
     // It is not clear again before both know that it may be.
     pass(&trusting(), b, &all);
     assert_eq!(b.peers()[&a.node.id].clear, Clear::No);
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
 }
 
 #[test]
-fn overlay_gives_nothing_in_clear_to_a_stranger_at_a_peer_s_address() {
+fn overlay_sends_nothing_in_clear_to_a_foreign_host_at_a_peer_s_address() {
     let switch = Switch::start();
     let mut hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
-    let stranger = Host::start(&switch, 9);
+    let foreign = Host::start(&switch, 9);
     for (host, id) in hosts.iter_mut().zip([1, 2]) {
         host.add_container(id);
     }
-    // The directory has the second host where the stranger is.
+    // The directory has the second host's address where the foreign host is.
     hosts[1].node.site.private_ip = Some(underlay(9));
     let all: Vec<&Host> = hosts.iter().collect();
-    count(&stranger.netns, "eth0", CLEAR);
+    count(&foreign.netns, "eth0", CLEAR);
     eventually("the encrypted path", || {
         for host in &all {
             pass(&trusting(), host, &all);
         }
-        let pairs = [all[0].peers(), all[1].peers()];
-        let alive = pairs
+        let peers = [all[0].peers(), all[1].peers()];
+        let alive = peers
             .iter()
-            .flat_map(|pairs| pairs.values())
-            .all(|pair| pair.alive);
-        alive.then_some(()).ok_or(format!("{pairs:?}"))
+            .flat_map(|peers| peers.values())
+            .all(|peer| peer.alive);
+        alive.then_some(()).ok_or(format!("{peers:?}"))
     });
     everyone_reaches_everyone(&hosts);
     for _ in 0..3 {
@@ -157,7 +157,7 @@ fn overlay_gives_nothing_in_clear_to_a_stranger_at_a_peer_s_address() {
     }
     let seen = hosts[0].must_reconcile(&intent(&trusting(), &hosts[0], &all));
     assert_eq!(seen.peers[0].path, Path::Sealed { to: underlay(2) });
-    assert_eq!(counted(&stranger.netns), 0);
+    assert_eq!(counted(&foreign.netns), 0);
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn overlay_tries_a_peer_at_its_other_address() {
     for (host, number) in hosts.iter_mut().zip([1, 2]) {
         host.add_container(number);
         let site = &mut host.node.site;
-        // Nobody is where each of them is thought to be.
+        // There is no host at the first address of each.
         site.public_ip = Some(underlay(number));
         site.private_ip = Some(underlay(100 + number));
     }
@@ -181,7 +181,7 @@ fn overlay_tries_a_peer_at_its_other_address() {
         all[0].must_reconcile(&intent).peers.remove(0)
     };
     let report = look();
-    let why = report.unreachable.expect("nobody is there");
+    let why = report.unreachable.expect("there is no host");
     assert!(why.contains("no handshake with 198.51.100.102"), "{why}");
     // It takes 15 s and a handshake.
     let found = loop {
@@ -209,19 +209,19 @@ fn overlay_without_its_encrypted_path_sends_nothing() {
     assert!(a.containers[0].netns.ping(b.containers[0].address).is_err());
     assert!(b.containers[0].netns.ping(a.containers[0].address).is_err());
     assert_eq!(clear_packets(&hosts), 0);
-    assert_eq!(dropped(a, "dropped_out"), 0, "nothing was even tried");
+    assert_eq!(dropped(a, "dropped_out"), 0, "nothing was sent");
     a.start_agent();
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     a.containers[0].netns.must_reach(b.containers[0].address);
-    // Its device alone is enough, and it comes back by itself.
+    // The device alone is enough, and it is recreated.
     a.netns.run("ip link del kontena-tap");
     assert!(b.containers[0].netns.ping(a.containers[0].address).is_err());
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     a.containers[0].netns.must_reach(b.containers[0].address);
     assert_eq!(clear_packets(&hosts), 0);
 }
 
-/// Seconds for which the filter still lets a peer's clear packets pass; none if it does not.
+/// For how many seconds the filter still accepts a peer's clear packets; none if it does not.
 fn remaining(host: &Host, peer: Ipv4Addr) -> Option<u64> {
     let listing = host.netns.run("nft -j list set inet kontena fast_peers");
     let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
@@ -232,59 +232,59 @@ fn remaining(host: &Host, peer: Ipv4Addr) -> Option<u64> {
     Some(ours?["expires"].as_u64().unwrap())
 }
 
-/// For so long, the filter lets these peers' packets pass as long as a living agent's does.
+/// Checks, for so long, that the filter accepts these peers' packets as with a running agent.
 fn stay_open(host: &Host, peers: &[Ipv4Addr], time: Duration) {
-    let begin = Instant::now();
-    while begin.elapsed() < time {
+    let start = Instant::now();
+    while start.elapsed() < time {
         for &peer in peers {
             let left = remaining(host, peer).expect("the peer is fast");
             assert!((26..=40).contains(&left), "{left} s");
         }
-        // It must hold all the time, so it is looked at again and again.
+        // It must hold all the time, so it is checked again and again.
         std::thread::sleep(Duration::from_millis(500));
     }
 }
 
 #[test]
-fn overlay_closes_by_itself_where_no_agent_lives() {
+fn overlay_filter_expires_without_an_agent() {
     let (_switch, hosts) = world(3, &trusting());
     let [a, b, c] = &hosts[..] else {
         unreachable!()
     };
     let other = underlay(3);
-    // Longer than from one word of the agent to the next.
-    let word = Duration::from_secs(15);
-    stay_open(a, &[underlay(2), other], word);
-    // Who was taken out is not let in again, and keeps nobody else from it.
+    // Longer than the agent's renewal interval.
+    let renewal = Duration::from_secs(15);
+    stay_open(a, &[underlay(2), other], renewal);
+    // A peer that was removed is not added again, and all others stay.
     a.netns.run(&format!(
         "nft delete element inet kontena fast_peers {{ {other} }}"
     ));
-    stay_open(a, &[underlay(2)], word);
+    stay_open(a, &[underlay(2)], renewal);
     assert_eq!(remaining(a, other), None);
     a.stop_agent();
     a.containers[0].netns.must_reach(b.containers[0].address);
-    let begin = Instant::now();
+    let start = Instant::now();
     let gone = || a.containers[0].netns.ping(b.containers[0].address).is_err();
     while !gone() {
         assert!(
-            begin.elapsed() < Duration::from_secs(45),
+            start.elapsed() < Duration::from_secs(45),
             "it is still open"
         );
     }
-    // The third host has an agent, and goes on.
+    // The second host has an agent, and sends encrypted.
     let from_a = format!("ip saddr {} {CLEAR}", underlay(1));
     count(&b.netns, "eth0", &from_a);
     assert!(gone());
     assert_eq!(counted(&b.netns), 0);
     assert!(dropped(a, "dropped_out") > 0);
-    // A new agent finds nothing to adopt and begins encrypted.
+    // A new agent finds no state to adopt and starts encrypted.
     a.start_agent();
-    settle(&trusting(), &[a, b, c]);
+    converge(&trusting(), &[a, b, c]);
     a.containers[0].netns.must_reach(b.containers[0].address);
 }
 
 #[test]
-fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
+fn overlay_rotates_a_key_and_reports_the_next_one_as_known() {
     let (_switch, mut hosts) = world(2, &encryption());
     let old = hosts[0].keys[0].clone();
     let new = PrivateKey::from_octets([77; 32]);
@@ -315,7 +315,7 @@ fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
 }
 
 #[test]
-fn overlay_knows_how_the_way_to_each_peer_is() {
+fn overlay_measures_the_path_to_each_peer() {
     let (_switch, hosts) = world(2, &encryption());
     let health = eventually("a round trip was measured", || {
         let health = hosts[0].health().remove(&hosts[1].node.id).unwrap();
@@ -332,7 +332,7 @@ fn overlay_knows_how_the_way_to_each_peer_is() {
     assert_eq!(health.tunnel.endpoint, Some((underlay(2), 6783).into()));
 }
 
-/// A stream that never rests, and how long the receiver ever had to wait.
+/// A stream that never pauses, and the longest wait of its receiver.
 struct Stream<'a> {
     client: &'a Netns,
     server: &'a Netns,
@@ -378,7 +378,7 @@ impl Stream<'_> {
     }
 }
 
-/// Connections that say little, and must not notice anything.
+/// Idle connections, which must not notice anything.
 fn idle(client: &Netns, server: &Netns, to: Ipv4Addr, many: usize) -> Vec<[TcpStream; 2]> {
     let listener = server.inside(|| TcpListener::bind((to, 0))).unwrap();
     let at: SocketAddr = listener.local_addr().unwrap();
@@ -395,14 +395,14 @@ fn idle(client: &Netns, server: &Netns, to: Ipv4Addr, many: usize) -> Vec<[TcpSt
     (0..many).map(one).collect()
 }
 
-/// Each end hears the other.
-fn say(pairs: &mut [[TcpStream; 2]]) {
-    for [a, b] in pairs {
-        let mut heard = [0];
+/// Each end sends the other a byte.
+fn exchange(connections: &mut [[TcpStream; 2]]) {
+    for [a, b] in connections {
+        let mut received = [0];
         a.write_all(b"!").unwrap();
-        b.read_exact(&mut heard).unwrap();
+        b.read_exact(&mut received).unwrap();
         b.write_all(b"?").unwrap();
-        a.read_exact(&mut heard).unwrap();
+        a.read_exact(&mut received).unwrap();
     }
 }
 
@@ -412,13 +412,13 @@ fn overlay_changes_between_encrypted_and_clear_under_traffic() {
     change_under_traffic(&hosts, 200);
 }
 
-/// Connections between two hosts go on while the pair changes so often.
+/// Connections between two hosts continue while their path changes so often.
 pub fn change_under_traffic(hosts: &[Host], flips: usize) {
     const STALL: Duration = Duration::from_millis(500);
     const BACK: Duration = Duration::from_secs(5);
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = hosts else { unreachable!() };
-    let mut pairs = idle(
+    let mut connections = idle(
         &a.containers[0].netns,
         &b.containers[0].netns,
         b.containers[0].address,
@@ -437,16 +437,16 @@ pub fn change_under_traffic(hosts: &[Host], flips: usize) {
         scope.spawn(|| stream.run());
         for flip in 0..flips {
             let before = stream.bytes.load(Ordering::Relaxed);
-            let began = Instant::now();
+            let start = Instant::now();
             let grid = if flip % 2 == 0 {
                 trusting()
             } else {
                 encryption()
             };
-            settle(&grid, &all);
-            changes.push(began.elapsed());
-            say(&mut pairs);
-            eventually("the stream goes on", || {
+            converge(&grid, &all);
+            changes.push(start.elapsed());
+            exchange(&mut connections);
+            eventually("the stream continues", || {
                 let now = stream.bytes.load(Ordering::Relaxed);
                 (now > before).then_some(()).ok_or(format!("{now} bytes"))
             });
@@ -454,8 +454,8 @@ pub fn change_under_traffic(hosts: &[Host], flips: usize) {
         stream.stop.store(true, Ordering::Relaxed);
     });
     let longest = Duration::from_micros(stream.longest_us.load(Ordering::Relaxed));
-    assert!(longest < STALL, "the stream stood still for {longest:?}");
+    assert!(longest < STALL, "the stream paused for {longest:?}");
     let slowest = changes.iter().max().unwrap();
     assert!(*slowest < BACK, "a change took {slowest:?}");
-    println!("longest silence {longest:?}, slowest change {slowest:?}");
+    println!("longest pause {longest:?}, slowest change {slowest:?}");
 }

@@ -1,4 +1,4 @@
-//! A million packets of every kind of pair, each looked at on the underlay.
+//! A million packets between peers of every kind, each captured on the underlay.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,13 +7,13 @@ use kontena_lab::{Seen, capture};
 
 use kontena_overlay_lab::{BOUND, Host, Switch, grid, uninterrupted, world};
 
-/// What containers send, in every packet.
+/// The contents of every packet that containers send.
 pub const MARKER: &[u8; 16] = b"kontena-in-clear";
-/// Datagrams under way at once: fewer than any queue on the way holds.
-const UNDER_WAY: u64 = 128;
+/// Datagrams in flight: fewer than any queue on the way holds.
+const IN_FLIGHT: u64 = 128;
 
-/// Sends datagrams with the marker from one host's container to the other's, all of
-/// which must arrive, and looks at what passes the switch meanwhile.
+/// Sends datagrams with the marker from one host's container to the other's, all of which must
+/// arrive, and captures what passes the switch meanwhile.
 pub fn send(switch: &Switch, [from, to]: [&Host; 2], datagrams: u64) -> Seen {
     let bind = |host: &Host| {
         let container = &host.containers[0];
@@ -38,7 +38,7 @@ pub fn send(switch: &Switch, [from, to]: [&Host; 2], datagrams: u64) -> Seen {
                 }
             });
             for number in 0..datagrams {
-                while number - arrived.load(Ordering::Acquire) >= UNDER_WAY {
+                while number - arrived.load(Ordering::Acquire) >= IN_FLIGHT {
                     std::thread::yield_now();
                 }
                 let datagram = [&MARKER[..], &number.to_be_bytes()].concat();
@@ -49,7 +49,7 @@ pub fn send(switch: &Switch, [from, to]: [&Host; 2], datagrams: u64) -> Seen {
 }
 
 #[test]
-fn overlay_shows_a_marker_of_clear_pairs_on_their_port_only_and_never_one_of_encrypted_pairs() {
+fn overlay_sends_the_marker_in_clear_only_between_clear_peers_and_only_on_their_port() {
     const ENCRYPTED: u64 = 1_000_000;
     const CLEAR: u64 = 100_000;
     let narrow = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
@@ -67,11 +67,11 @@ fn overlay_shows_a_marker_of_clear_pairs_on_their_port_only_and_never_one_of_enc
     assert_eq!(
         seen.marked,
         [(6784, CLEAR)].into(),
-        "the look finds what is in clear"
+        "the capture sees packets in clear"
     );
     for pair in [[a, outside], [outside, a], [outside, b]] {
         let seen = send(&switch, pair, ENCRYPTED / 3 + 1);
-        assert_eq!(seen.lost, 0, "not every packet was looked at");
+        assert_eq!(seen.lost, 0, "the capture missed packets");
         assert!(seen.marked.is_empty(), "{seen:?}");
         assert!(seen.packets > 1000, "{seen:?}");
     }

@@ -1,8 +1,8 @@
-//! Two grids on one network that have everything alike but their keys: nothing crosses.
+//! Two grids on one network that differ only in their keys: nothing crosses.
 //!
-//! Two Masters that know nothing of each other may give the same subnet, addresses, leases
-//! and VNI, so MACs are alike too, and each anti_spoofing knows the other grid's frames as its own.
-//! What keeps the grids apart is whose clear packets pass, and who encrypts.
+//! Two Masters that know nothing of each other may assign the same subnet, addresses, leases and
+//! VNI, so MACs are the same too, and each anti-spoofing filter accepts the other grid's frames.
+//! What keeps the grids apart is the packet filter, and the keys.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -19,19 +19,19 @@ use crate::encrypted::encryption;
 use crate::every_packet::MARKER;
 use crate::reach::everyone_reaches_everyone;
 use kontena_overlay_lab::{
-    BOUND, Container, Host, Netns, Switch, count, counted, eventually, in_clear, pass, settle,
+    BOUND, Container, Host, Netns, Switch, converge, count, counted, eventually, in_clear, pass,
     trusting, underlay,
 };
 
 const NAMES: [&str; 2] = ["a", "b"];
 /// How often a frame is sent.
 const TIMES: u64 = 10;
-const EVERYBODY: [u8; 6] = [0xff; 6];
-/// A type of frame for local experiments (IEEE 802).
+const BROADCAST: [u8; 6] = [0xff; 6];
+/// The Ethertype for local experiments (IEEE 802).
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
-/// A host of one of the grids: the first has 198.51.100.1 and 2, the second 3 and 4. Each has
-/// two containers; the second one of a grid's second host is one that the other grid has not.
+/// A host of one of the grids: the first has 198.51.100.1 and 2, the second 3 and 4. Each has two
+/// containers; the second container of a grid's second host does not exist in the other grid.
 fn host_of(switch: &Switch, grid: u8, number: u8) -> Host {
     let mut host = Host::start(switch, 2 * grid + number);
     host.node.id = NodeId(number.into());
@@ -47,15 +47,15 @@ fn hosts(switch: &Switch) -> [Vec<Host>; 2] {
     [0, 1].map(|grid| [1, 2].map(|number| host_of(switch, grid, number)).into())
 }
 
-/// Both grids, `settle`d.
+/// Both grids, converged.
 fn two_grids(settings: &GridSettings) -> (Switch, [Vec<Host>; 2]) {
     let switch = Switch::start();
     let grids = hosts(&switch);
     for grid in &grids {
-        settle(settings, &grid.iter().collect::<Vec<_>>());
+        converge(settings, &grid.iter().collect::<Vec<_>>());
     }
     let macs = grids.each_ref().map(|grid| attached_mac(&grid[0]));
-    assert_eq!(macs[0], macs[1], "nothing tells the grids' frames apart");
+    assert_eq!(macs[0], macs[1], "the grids' frames are the same");
     (switch, grids)
 }
 
@@ -63,37 +63,37 @@ fn attached_mac(host: &Host) -> Mac {
     host.containers[0].attachment().mac
 }
 
-/// How much one host dropped, by one counter of its statistics.
-fn measured(host: &Host, counter: &str) -> u64 {
+/// One drop counter of a host.
+fn drop_counter(host: &Host, counter: &str) -> u64 {
     host.statistics().drops[counter]
 }
 
-/// Waits until so many were dropped.
+/// Waits until the counter is so high.
 fn until_dropped(host: &Host, counter: &str, count: u64) {
-    eventually(counter, || match measured(host, counter) {
+    eventually(counter, || match drop_counter(host, counter) {
         now if now >= count => Ok(()),
         now => Err(format!("{now} of {count}")),
     });
 }
 
-/// Says its name to whoever asks.
-struct Herald {
+/// A server that sends its name to every client.
+struct NameServer {
     listener: TcpListener,
     thread: Option<JoinHandle<()>>,
     at: SocketAddrV4,
 }
 
-impl Herald {
+impl NameServer {
     fn start(netns: &Netns, address: Ipv4Addr, name: &str) -> Self {
         const PORT: u16 = 7000;
         let at = SocketAddrV4::new(address, PORT);
         let listener = netns.inside(|| TcpListener::bind(at)).unwrap();
         let (accepting, name) = (listener.try_clone().unwrap(), name.to_owned());
         let thread = std::thread::spawn(move || {
-            for asked in accepting.incoming().map_while(Result::ok) {
-                // Who asked may be gone.
-                let _ = (&asked).write_all(name.as_bytes());
-                let _ = asked.shutdown(Shutdown::Write);
+            for client in accepting.incoming().map_while(Result::ok) {
+                // The client may be gone.
+                let _ = (&client).write_all(name.as_bytes());
+                let _ = client.shutdown(Shutdown::Write);
             }
         });
         let thread = Some(thread);
@@ -105,23 +105,23 @@ impl Herald {
     }
 }
 
-impl Drop for Herald {
+impl Drop for NameServer {
     fn drop(&mut self) {
-        // Whoever waits for the next to ask is woken.
+        // Ends the thread's `accept`.
         // SAFETY: the socket is open as long as the listener is.
         unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
         let _ = self.thread.take().unwrap().join();
     }
 }
 
-/// What is advertised at an address, asked so often.
-fn ask(from: &Netns, to: SocketAddrV4, times: usize) -> Vec<String> {
+/// The names that a server sends, for so many connections.
+fn names(from: &Netns, to: SocketAddrV4, times: usize) -> Vec<String> {
     let once = |_| {
         let mut stream = TcpStream::connect_timeout(&to.into(), BOUND).unwrap();
         stream.set_read_timeout(Some(BOUND)).unwrap();
-        let mut advertised = String::new();
-        stream.read_to_string(&mut advertised).unwrap();
-        advertised
+        let mut name = String::new();
+        stream.read_to_string(&mut name).unwrap();
+        name
     };
     from.inside(|| (0..times).map(once).collect())
 }
@@ -134,10 +134,10 @@ fn namespaces(grid: &[Host]) -> Vec<(&Netns, Ipv4Addr)> {
     hosts.chain(containers).collect()
 }
 
-/// Everybody asks everybody of the same grid, in both grids at once, and nothing of the
-/// tunnels goes from the hosts of one to those of the other.
+/// Every namespace connects to all others of the same grid, in both grids at once, and no tunnel
+/// packet goes from the hosts of one grid to those of the other.
 fn answers_come_from_the_own_grid(settings: &GridSettings) {
-    const ASKED: usize = 50;
+    const TIMES_ASKED: usize = 50;
     let (_switch, grids) = two_grids(settings);
     for (grid, of_other) in grids.iter().zip([[3, 4], [1, 2]]) {
         let [first, second] = of_other.map(underlay);
@@ -146,28 +146,29 @@ fn answers_come_from_the_own_grid(settings: &GridSettings) {
             count(&host.netns, "eth0", &foreign);
         }
     }
-    let named = |(grid, name): (&Vec<Host>, &str)| -> Vec<Herald> {
-        let herald = |(netns, address)| Herald::start(netns, address, name);
-        namespaces(grid).into_iter().map(herald).collect()
+    let start = |(grid, name): (&Vec<Host>, &str)| -> Vec<NameServer> {
+        let server = |(netns, address)| NameServer::start(netns, address, name);
+        namespaces(grid).into_iter().map(server).collect()
     };
-    let heralds: Vec<_> = grids.iter().zip(NAMES).map(named).collect();
-    let everybody_asks = |grid: &[Host], heralds: &[Herald], name: &str| {
+    let servers: Vec<_> = grids.iter().zip(NAMES).map(start).collect();
+    let connect_all = |grid: &[Host], servers: &[NameServer], name: &str| {
         for (from, own) in namespaces(grid) {
-            for Herald { at, .. } in heralds.iter().filter(|herald| *herald.at.ip() != own) {
+            for NameServer { at, .. } in servers.iter().filter(|server| *server.at.ip() != own) {
                 from.must_reach(*at.ip());
-                assert_eq!(ask(from, *at, ASKED), vec![name; ASKED], "{own} asks {at}");
+                let received = names(from, *at, TIMES_ASKED);
+                assert_eq!(received, vec![name; TIMES_ASKED], "{own} to {at}");
             }
         }
     };
     std::thread::scope(|scope| {
-        for ((grid, heralds), name) in grids.iter().zip(&heralds).zip(NAMES) {
-            scope.spawn(move || everybody_asks(grid, heralds, name));
+        for ((grid, servers), name) in grids.iter().zip(&servers).zip(NAMES) {
+            scope.spawn(move || connect_all(grid, servers, name));
         }
     });
     for host in grids.iter().flatten() {
         assert_eq!(counted(&host.netns), 0, "{}", host.node.name);
     }
-    // The counters see what there is to see.
+    // The counters would see such packets.
     for [from, to] in [[3, 1], [1, 3]] {
         let host = |number: u8| &grids[usize::from(number / 3)][0].netns;
         let socket = host(from).inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
@@ -191,7 +192,7 @@ fn overlay_encrypted_answers_from_its_own_grid_only() {
     answers_come_from_the_own_grid(&encryption());
 }
 
-/// How many packets with the marker each of these containers sees meanwhile.
+/// How many packets with the marker each of these containers receives meanwhile.
 fn watch(containers: &[&Container], work: &mut dyn FnMut()) -> Vec<u64> {
     let [container, others @ ..] = containers else {
         work();
@@ -201,16 +202,16 @@ fn watch(containers: &[&Container], work: &mut dyn FnMut()) -> Vec<u64> {
     let Seen { marked, lost, .. } = capture(&container.netns, "ethwe", MARKER, || {
         seen_by_others = watch(others, work);
     });
-    assert_eq!(lost, 0, "not every packet was looked at");
+    assert_eq!(lost, 0, "the capture missed packets");
     let mut seen = vec![marked.values().sum()];
     seen.append(&mut seen_by_others);
     seen
 }
 
-/// A frame for everybody, and a question of ARP for an address; both with the marker.
-fn for_everybody(from: &Container, asked: Ipv4Addr) -> [Vec<u8>; 2] {
+/// A broadcast frame, and an ARP request for an address; both with the marker.
+fn broadcasts(from: &Container, asked: Ipv4Addr) -> [Vec<u8>; 2] {
     let mac = from.attachment().mac.0;
-    let head = |kind: [u8; 2]| [&EVERYBODY[..], &mac, &kind].concat();
+    let head = |kind: [u8; 2]| [&BROADCAST[..], &mac, &kind].concat();
     // RFC 826: Ethernet, IPv4, a request.
     let request = [0, 1, 8, 0, 6, 4, 0, 1];
     let (own, asked) = (from.address.octets(), asked.octets());
@@ -221,10 +222,10 @@ fn for_everybody(from: &Container, asked: Ipv4Addr) -> [Vec<u8>; 2] {
     ]
 }
 
-/// Sends to everybody of a grid what names a container that only the other has. How many
-/// were seen by a container of the same host, by one of the same grid's other host, and by
-/// all of the other grid's.
-fn tell_everybody([own, other]: [&[Host]; 2]) -> ([u64; 2], Vec<u64>) {
+/// Broadcasts within a grid, with a request for a container that only the other grid has. Returns
+/// how many were received by a container of the same host, by one of the grid's other host, and by
+/// each of the other grid's.
+fn broadcast([own, other]: [&[Host]; 2]) -> ([u64; 2], Vec<u64>) {
     let [from, beside] = &own[0].containers[..] else {
         unreachable!()
     };
@@ -233,10 +234,10 @@ fn tell_everybody([own, other]: [&[Host]; 2]) -> ([u64; 2], Vec<u64>) {
     let watchers = other.iter().flat_map(|host| &host.containers);
     let watchers: Vec<_> = [beside, to].into_iter().chain(watchers).collect();
     let mut seen = watch(&watchers, &mut || {
-        for frame in for_everybody(from, asked) {
+        for frame in broadcasts(from, asked) {
             (0..TIMES).for_each(|_| send(&from.netns, "ethwe", &frame));
         }
-        // These come after them, wherever they go.
+        // These are sent after them, on every path.
         from.netns.must_reach(to.address);
         for host in other {
             for container in &host.containers {
@@ -248,28 +249,28 @@ fn tell_everybody([own, other]: [&[Host]; 2]) -> ([u64; 2], Vec<u64>) {
     ([seen.remove(0), seen.remove(0)], seen)
 }
 
-/// Takes away what keeps another grid's clear packets out of a host. Where it takes none
-/// from anybody, its anti_spoofing knows no sender, so `nothing` passes without the filter either.
+/// Removes what keeps another grid's clear packets out of a host. If the host accepts none at all,
+/// its anti-spoofing filter has no senders, so `nothing` arrives without the packet filter either.
 fn open(settings: &GridSettings, host: &Host, to: Ipv4Addr, nothing: impl FnOnce()) {
     let element = format!("nft add element inet kontena fast_peers {{ {to} }}");
     host.netns.run(&element);
     if settings.trusted_subnets.is_empty() {
-        let before = measured(host, "dropped_sender");
+        let before = drop_counter(host, "dropped_sender");
         nothing();
-        assert!(measured(host, "dropped_sender") - before >= TIMES);
+        assert!(drop_counter(host, "dropped_sender") - before >= TIMES);
         host.netns.run("nft delete table netdev kontena");
     }
 }
 
-/// Broadcasts stay in their grid. Where one table leads astray, the filter of the sender
-/// holds; where that fails too, the filter of the receiver.
+/// Broadcasts stay in their grid. With a wrong FDB entry, the sender's filter drops them; if that
+/// fails too, the receiver's.
 fn broadcasts_stay_in_their_grid(settings: &GridSettings) {
-    // ARP comes no further than its host.
+    // ARP does not leave its host.
     const OWN: [u64; 2] = [2 * TIMES, TIMES];
     let (_switch, grids) = two_grids(settings);
     let [a, b] = grids.each_ref().map(Vec::as_slice);
     for [own, other] in [[a, b], [b, a]] {
-        assert_eq!(tell_everybody([own, other]), (OWN, vec![0; 4]));
+        assert_eq!(broadcast([own, other]), (OWN, vec![0; 4]));
         let from = &own[0].containers[0].netns;
         let only_there = other[1].containers[1].address;
         other[0].containers[0].netns.must_reach(only_there);
@@ -279,21 +280,21 @@ fn broadcasts_stay_in_their_grid(settings: &GridSettings) {
     let [from, to] = [&a[0], &b[1]];
     from.netns
         .run("bridge fdb append 00:00:00:00:00:00 dev kontena-vx dst 198.51.100.4");
-    let before = measured(from, "dropped_out");
-    assert_eq!(tell_everybody([a, b]), (OWN, vec![0; 4]));
-    assert!(measured(from, "dropped_out") - before >= TIMES);
+    let before = drop_counter(from, "dropped_out");
+    assert_eq!(broadcast([a, b]), (OWN, vec![0; 4]));
+    assert!(drop_counter(from, "dropped_out") - before >= TIMES);
 
     from.netns
         .run("nft add element inet kontena fast_peers { 198.51.100.4 }");
-    let before = measured(to, "dropped_in");
-    assert_eq!(tell_everybody([a, b]), (OWN, vec![0; 4]));
-    assert!(measured(to, "dropped_in") - before >= TIMES);
+    let before = drop_counter(to, "dropped_in");
+    assert_eq!(broadcast([a, b]), (OWN, vec![0; 4]));
+    assert!(drop_counter(to, "dropped_in") - before >= TIMES);
 
-    // Without any of it they would be there: the watchers can see them.
+    // Without any filter they arrive: the captures would see them.
     open(settings, to, underlay(1), || {
-        assert_eq!(tell_everybody([a, b]), (OWN, vec![0; 4]));
+        assert_eq!(broadcast([a, b]), (OWN, vec![0; 4]));
     });
-    assert_eq!(tell_everybody([a, b]), (OWN, vec![0, 0, TIMES, TIMES]));
+    assert_eq!(broadcast([a, b]), (OWN, vec![0, 0, TIMES, TIMES]));
 }
 
 #[test]
@@ -306,15 +307,15 @@ fn overlay_encrypted_keeps_broadcasts_and_arp_in_their_grid() {
     broadcasts_stay_in_their_grid(&encryption());
 }
 
-/// A frame with the marker from the grid's second node to its first container, as its tunnel
-/// would put it into a packet.
+/// A frame with the marker from the grid's second node to its first container, as a VXLAN device
+/// would send it.
 fn forged(grid: &[Host], vni: u32) -> Vec<u8> {
     let from = Mac::of_node(grid[1].node.address).0;
     let head = [&attached_mac(&grid[0]).0[..], &from, &EXPERIMENT].concat();
     in_clear(vni, &[&head[..], MARKER, &[0; 30]].concat())
 }
 
-/// A host of the second grid sends to one of the first what that grid's own would send.
+/// A host of the second grid sends what a host of the first grid would send.
 fn forged_packets_are_dropped(settings: &GridSettings) {
     let (_switch, grids) = two_grids(settings);
     let [a, b] = &grids;
@@ -327,11 +328,11 @@ fn forged_packets_are_dropped(settings: &GridSettings) {
     let reach = || victim.containers[0].netns.must_reach(a[1].node.address);
 
     let before = [
-        measured(forger, "dropped_out"),
-        measured(victim, "dropped_in"),
+        drop_counter(forger, "dropped_out"),
+        drop_counter(victim, "dropped_in"),
     ];
     let seen = watch(&watchers, &mut || {
-        // Its own filter stops it.
+        // Its own filter drops it.
         let _ = forge();
         until_dropped(forger, "dropped_out", before[0] + 1);
         forger.netns.run("nft delete table inet kontena");
@@ -342,12 +343,12 @@ fn forged_packets_are_dropped(settings: &GridSettings) {
         reach();
     });
     assert_eq!(seen, [0; 4]);
-    let dropped = measured(victim, "dropped_in") - before[1];
+    let dropped = drop_counter(victim, "dropped_in") - before[1];
     assert_eq!(dropped, TIMES, "each was counted once");
-    let by_guard = measured(victim, "dropped_sender");
-    assert_eq!(by_guard, 0, "nothing came as far as the anti_spoofing");
+    let by_anti_spoofing = drop_counter(victim, "dropped_sender");
+    assert_eq!(by_anti_spoofing, 0, "none reached the anti-spoofing filter");
 
-    // Were the forger one of the grid's, they would have come in.
+    // From a host of the grid they would be accepted.
     let watch_forged = || {
         watch(&watchers, &mut || {
             for _ in 0..TIMES {
@@ -363,21 +364,21 @@ fn forged_packets_are_dropped(settings: &GridSettings) {
 }
 
 #[test]
-fn overlay_in_clear_drops_and_counts_what_another_grid_forges() {
+fn overlay_in_clear_drops_and_counts_packets_forged_by_another_grid() {
     forged_packets_are_dropped(&trusting());
 }
 
 #[test]
-fn overlay_encrypted_drops_and_counts_what_another_grid_forges() {
+fn overlay_encrypted_drops_and_counts_packets_forged_by_another_grid() {
     forged_packets_are_dropped(&encryption());
 }
 
 #[test]
-fn overlay_does_not_take_what_another_grid_encrypted() {
+fn overlay_drops_packets_that_another_grid_encrypted() {
     let (_switch, grids) = two_grids(&encryption());
     let [a, b] = &grids;
     let (from, victim) = (&b[0].containers[0], &a[0]);
-    let [frame, _] = for_everybody(from, from.address);
+    let [frame, _] = broadcasts(from, from.address);
     let send = || (0..TIMES).for_each(|_| send(&from.netns, "ethwe", &frame));
     let in_own = [&b[1].containers[0]];
     let seen = watch(&in_own, &mut || {
@@ -386,15 +387,15 @@ fn overlay_does_not_take_what_another_grid_encrypted() {
     });
     assert_eq!(seen, [TIMES]);
 
-    // What it encrypts for its peer goes to the other grid's host with the same number.
-    let before = measured(victim, "encrypted_not_authenticated");
+    // Its encrypted packets are redirected to the other grid's host with the same number.
+    let before = drop_counter(victim, "encrypted_not_authenticated");
     let watchers = [victim, &a[1], &b[1]].map(|host| &host.containers[0]);
     let seen = watch(&watchers, &mut || {
-        b[0].netns.run("nft add table ip astray");
+        b[0].netns.run("nft add table ip redirect");
         b[0].netns
-            .run("nft add chain ip astray out { type route hook output priority 0 ; }");
+            .run("nft add chain ip redirect out { type route hook output priority 0 ; }");
         b[0].netns.run(
-            "nft add rule ip astray out ip daddr 198.51.100.4 udp dport 6783 \
+            "nft add rule ip redirect out ip daddr 198.51.100.4 udp dport 6783 \
              ip daddr set 198.51.100.1",
         );
         send();
@@ -404,7 +405,7 @@ fn overlay_does_not_take_what_another_grid_encrypted() {
             .must_reach(a[1].containers[0].address);
     });
     assert_eq!(seen, [0; 3]);
-    b[0].netns.run("nft delete table ip astray");
+    b[0].netns.run("nft delete table ip redirect");
     grids
         .iter()
         .for_each(|grid| everyone_reaches_everyone(grid));
@@ -414,9 +415,9 @@ fn overlay_does_not_take_what_another_grid_encrypted() {
 fn overlay_gives_no_session_to_another_grid_that_knows_its_key() {
     let switch = Switch::start();
     let [a, mut b] = hosts(&switch);
-    settle(&encryption(), &a.iter().collect::<Vec<_>>());
-    let before = measured(&a[0], "encrypted_not_authenticated");
-    // The second grid has its second node where the first grid's first is.
+    converge(&encryption(), &a.iter().collect::<Vec<_>>());
+    let before = drop_counter(&a[0], "encrypted_not_authenticated");
+    // The second grid's directory has its second node at the address of the first grid's first.
     b[1].node.site = a[0].node.site.clone();
     b[1].node.keys = a[0].node.keys;
     pass(&encryption(), &b[0], &b.iter().collect::<Vec<_>>());
@@ -424,6 +425,6 @@ fn overlay_gives_no_session_to_another_grid_that_knows_its_key() {
     let health = b[0].health().remove(&b[1].node.id).unwrap();
     assert_eq!(health.tunnel.key, a[0].node.keys.unwrap().current);
     assert_eq!(health.tunnel.last_handshake, None);
-    assert!(b[0].peers().values().all(|pair| !pair.alive));
+    assert!(b[0].peers().values().all(|peer| !peer.alive));
     everyone_reaches_everyone(&a);
 }

@@ -1,4 +1,4 @@
-//! What must not pass.
+//! Packets that must not pass.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -12,32 +12,31 @@ use kontena_schema::mac::Mac;
 use kontena_schema::path::Path;
 
 use kontena_overlay_lab::{
-    BOUND, Host, MASTER, Netns, Switch, count, counted, dropped, eventually, grid, in_clear,
-    intent, pass, settle, trusting, underlay, world,
+    BOUND, Host, MASTER, Netns, Switch, converge, count, counted, dropped, eventually, grid,
+    in_clear, intent, pass, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
-/// A frame of [`forged`] in clear, told by its tunnel_address sender: the overlay itself may
-/// say something at any time. 22 bytes are the headers of UDP and VXLAN and the
-/// tunnel_address receiver.
+/// A [`forged`] frame in clear, by its inner source MAC: the overlay itself may send at any time.
+/// 22 bytes are the UDP and VXLAN headers and the inner destination MAC.
 const FORGED: &str = "udp dport 6784 @th,176,48 0x020000000066";
-/// A type of frame for local experiments (IEEE 802).
+/// The Ethertype for local experiments (IEEE 802).
 const MARKER: &str = "ether type 0x88b5";
 
-/// A frame from a MAC that no directory knows, to everybody.
-pub fn strange() -> Vec<u8> {
+/// A broadcast frame from a MAC that is in no directory.
+pub fn foreign_frame() -> Vec<u8> {
     let marker = b"a marker that nobody must see, padded to a frame's least size";
-    let stranger = [0x02, 0, 0, 0, 0, 0x66];
-    [&[0xff; 6], &stranger, &[0x88, 0xb5][..], marker].concat()
+    let foreign = [0x02, 0, 0, 0, 0, 0x66];
+    [&[0xff; 6], &foreign, &[0x88, 0xb5][..], marker].concat()
 }
 
-/// The same, as a stranger would put it on the tunnel's port.
+/// The same, as sent to the VXLAN port.
 fn forged(vni: u32) -> Vec<u8> {
-    in_clear(vni, &strange())
+    in_clear(vni, &foreign_frame())
 }
 
 #[test]
-fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
+fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_accepts_none_from_it() {
     let narrow = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
     let (_switch, hosts) = world(3, &narrow);
     let [a, b, outside] = &hosts[..] else {
@@ -66,13 +65,13 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
     assert!(counted(&b.netns) > 0, "the counter counts");
     assert_eq!(counted(&outside.netns), 0);
 
-    // The stranger sends all the same.
+    // The untrusted host sends in clear all the same.
     count(from, "ethwe", MARKER);
     let socket = outside
         .netns
         .inside(|| UdpSocket::bind("0.0.0.0:0"))
         .unwrap();
-    // Its own filter would stop it.
+    // Its own filter would drop it.
     outside.netns.run("nft delete table inet kontena");
     for _ in 0..10 {
         socket
@@ -83,9 +82,9 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
         10 => Ok(()),
         count => Err(count.to_string()),
     });
-    assert_eq!(counted(from), 0, "not one frame came in");
+    assert_eq!(counted(from), 0, "a frame was accepted");
 
-    // Without the filter the anti_spoofing drops it, as it is from nobody.
+    // Without the packet filter, the anti-spoofing filter drops it: its sender is unknown.
     let send = || socket.send_to(&forged(7), (underlay(1), VXLAN_PORT));
     a.netns.run("nft delete table inet kontena");
     let before = dropped(a, "dropped_sender");
@@ -96,9 +95,9 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
             count => Err(count.to_string()),
         }
     });
-    assert_eq!(counted(from), 0, "not one frame came in");
+    assert_eq!(counted(from), 0, "a frame was accepted");
 
-    // Without either it would have come in: the counter can see it.
+    // Without either it is accepted: the counter would see it.
     a.netns.run("nft delete table netdev kontena");
     send().unwrap();
     eventually("the marker is seen", || match counted(from) {
@@ -108,7 +107,7 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
 }
 
 #[test]
-fn overlay_filter_stops_what_the_tables_would_send() {
+fn overlay_filter_drops_packets_that_the_fdb_would_send() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
     a.netns
@@ -117,15 +116,15 @@ fn overlay_filter_stops_what_the_tables_would_send() {
     assert!(a.containers[0].netns.ping(b.containers[0].address).is_err());
     assert_eq!(counted(&b.netns), 0);
     assert!(dropped(a, "dropped_out") > 0);
-    settle(&trusting(), &[a, b]);
+    converge(&trusting(), &[a, b]);
     a.containers[0].netns.must_reach(b.containers[0].address);
 }
 
 #[test]
 fn overlay_grids_with_the_same_addresses_do_not_cross() {
     let switch = Switch::start();
-    // Numbers 1 and 3 are one grid's, 2 and 4 the other's, and each thinks that
-    // all four are its own: only the VNI keeps them apart.
+    // Numbers 1 and 3 are one grid's, 2 and 4 the other's, and each has all four in its
+    // directory: only the VNI keeps them apart.
     let mut hosts: Vec<Host> = (1..=4).map(|number| Host::start(&switch, number)).collect();
     for (host, id) in hosts.iter_mut().zip([1, 2, 3, 4]) {
         host.add_container(id);
@@ -134,15 +133,15 @@ fn overlay_grids_with_the_same_addresses_do_not_cross() {
     let grids = [grid(7, &["198.51.100.0/24"]), grid(8, &["198.51.100.0/24"])];
     let of = |host: &Host| &grids[usize::from(host.node.id.0 % 2 == 0)];
     let one_grid = |a: NodeId, b: NodeId| a.0 % 2 == b.0 % 2;
-    eventually("each pair is as clear as it can be", || {
+    eventually("each peer is as clear as it can be", || {
         let steps: usize = all.iter().map(|host| pass(of(host), host, &all)).sum();
         for host in &all {
-            for (other, pair) in host.peers() {
+            for (other, peer) in host.peers() {
                 let own = one_grid(host.node.id, other);
-                // All agree on everything else, but path_probes do not cross either.
+                // All agree on everything else, but path probes do not cross either.
                 let wanted = if own { Clear::Send } else { Clear::Accept };
-                if pair.clear != wanted {
-                    return Err(format!("{} to {other}: {pair:?}", host.node.name));
+                if peer.clear != wanted {
+                    return Err(format!("{} to {other}: {peer:?}", host.node.name));
                 }
             }
         }
@@ -160,7 +159,7 @@ fn overlay_grids_with_the_same_addresses_do_not_cross() {
             }
         }
     };
-    // Silence takes its time, so all hosts wait for it at once.
+    // Timeouts take time, so all hosts wait at once.
     std::thread::scope(|scope| {
         for from in &all {
             scope.spawn(|| check(from));
@@ -168,19 +167,19 @@ fn overlay_grids_with_the_same_addresses_do_not_cross() {
     });
 }
 
-/// A frame that says it is of another goes to nobody: not to other hosts, whichever way
-/// they are reached, nor to neighbours.
+/// A frame with another MAC is not forwarded at all: not to other hosts, on either path, nor to
+/// containers of the same host.
 #[test]
-fn overlay_container_sends_with_no_mac_but_its_own() {
+fn overlay_container_can_send_only_with_its_own_mac() {
     let mixed = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
     let (_switch, mut hosts) = world(3, &mixed);
     hosts[0].add_container(11);
     let all: Vec<&Host> = hosts.iter().collect();
-    settle(&mixed, &all);
+    converge(&mixed, &all);
     let [a, clear, encrypted] = &hosts[..] else {
         unreachable!()
     };
-    let thief = &a.containers[1];
+    let attacker = &a.containers[1];
     let others = [a, clear, encrypted].map(|host| &host.containers[0]);
     for container in others {
         count(&container.netns, "ethwe", MARKER);
@@ -188,42 +187,42 @@ fn overlay_container_sends_with_no_mac_but_its_own() {
     let seen = || others.map(|container| counted(&container.netns));
     let send = |mac: Mac| {
         let frame = [&[0xff; 6], &mac.0, &[0x88, 0xb5][..], &[0; 46]].concat();
-        kontena_lab::send(&thief.netns, "ethwe", &frame);
+        kontena_lab::send(&attacker.netns, "ethwe", &frame);
     };
     for victim in others {
         send(victim.attachment().mac);
     }
     send(Mac::of_node(a.node.address));
     send(Mac([2, 0, 0, 0, 0, 0x66]));
-    send(thief.attachment().mac);
-    // An answer comes after what was sent before on the same way.
+    send(attacker.attachment().mac);
+    // An answer arrives after what was sent before on the same path.
     for container in others {
-        thief.netns.must_reach(container.address);
+        attacker.netns.must_reach(container.address);
     }
     assert_eq!(seen(), [1, 1, 1], "its own frame, and no other");
-    // Without the lock they would have come to some: the counters can see them.
+    // With an unlocked port some would have arrived: the counters would see them.
     a.netns
         .run("ip link set vethweb type bridge_slave locked off");
     send(Mac([2, 0, 0, 0, 0, 0x66]));
-    eventually("the stranger's frame", || match seen() {
+    eventually("the foreign frame", || match seen() {
         [2, ..] => Ok(()),
         seen => Err(format!("{seen:?}")),
     });
 }
 
 #[test]
-fn overlay_container_cannot_take_a_remote_mac() {
+fn overlay_container_cannot_take_over_a_remote_mac() {
     let (_switch, mut hosts) = world(2, &trusting());
     hosts[0].add_container(11);
     let all: Vec<&Host> = hosts.iter().collect();
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     let [a, b] = &hosts[..] else { unreachable!() };
     let victim = b.containers[0].attachment().mac;
-    let thief = &a.containers[1].netns;
-    // The thief speaks with the victim's MAC; its own entry is pinned elsewhere.
-    thief.run(&format!("ip link set ethwe address {victim}"));
+    let attacker = &a.containers[1].netns;
+    // The container sends with the victim's MAC, whose entry is permanent on another port.
+    attacker.run(&format!("ip link set ethwe address {victim}"));
     assert!(
-        thief.ping(a.containers[0].address).is_err(),
+        attacker.ping(a.containers[0].address).is_err(),
         "the answer goes to the victim's host"
     );
     a.containers[0].netns.must_reach(b.containers[0].address);
@@ -238,9 +237,9 @@ fn overlay_container_cannot_take_a_remote_mac() {
     );
 }
 
-/// A network as Docker's, masqueraded: the container's packets leave with the host's
-/// own address, which the peer trusts.
-fn dockers_network(host: &Host) {
+/// A masqueraded network like Docker's: the container's packets leave with the host's own address,
+/// which the peer trusts.
+fn docker_network(host: &Host) {
     let container = &host.containers[0].netns;
     let pid = container.task();
     host.netns.run("ip link add docker0 type bridge");
@@ -266,10 +265,10 @@ fn dockers_network(host: &Host) {
 }
 
 #[test]
-fn overlay_keeps_containers_from_the_master() {
+fn overlay_closes_the_master_to_containers() {
     let (switch, hosts) = world(1, &trusting());
     let host = &hosts[0];
-    dockers_network(host);
+    docker_network(host);
     let container = &host.containers[0].netns;
     let master = Host::start(&switch, 250);
     let listen = |port| {
@@ -280,12 +279,12 @@ fn overlay_keeps_containers_from_the_master() {
     let connect = |netns: &Netns, to: (Ipv4Addr, u16)| {
         netns.inside(|| TcpStream::connect_timeout(&to.into(), Duration::from_secs(1)))
     };
-    // What else is there is nobody's secret.
+    // Other ports of that host are open.
     connect(container, (MASTER, 80)).unwrap();
     connect(&host.netns, (MASTER, 443)).unwrap();
     connect(container, (MASTER, 443)).unwrap_err();
     assert!(dropped(host, "dropped_master") > 0);
-    // Nor by way of the overlay's bridge.
+    // Nor through the overlay's bridge.
     container.run("ip route replace default via 10.81.0.1 dev ethwe");
     let before = dropped(host, "dropped_master");
     connect(container, (MASTER, 443)).unwrap_err();
@@ -304,14 +303,14 @@ fn overlay_keeps_containers_from_the_master() {
 }
 
 #[test]
-fn overlay_takes_no_clear_packet_that_a_container_sends() {
+fn overlay_accepts_no_clear_packet_that_a_container_sends() {
     let (_switch, mut hosts) = world(2, &trusting());
     hosts[0].add_container(11);
-    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
+    converge(&trusting(), &hosts.iter().collect::<Vec<_>>());
     let [a, b] = &hosts[..] else { unreachable!() };
-    dockers_network(a);
+    docker_network(a);
     let container = &a.containers[0].netns;
-    // Without them the kernel itself would stop the forged sender.
+    // With these the kernel itself would drop the forged source.
     a.netns.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");
     a.netns.run("sysctl -qw net.ipv4.conf.docker0.rp_filter=0");
     count(&b.netns, "eth0", FORGED);
@@ -330,12 +329,12 @@ fn overlay_takes_no_clear_packet_that_a_container_sends() {
     send(own, underlay(2), VXLAN_PORT);
     wait_for("dropped_forward", 1);
     assert_eq!(counted(&b.netns), 0);
-    // Nor what would count as this host's handshakes.
+    // Nor what would look like this host's handshakes.
     send(own, underlay(2), WIREGUARD_PORT);
     wait_for("dropped_forward", 2);
-    // Other ports are nobody's business: it would have been counted before what follows.
+    // Other ports are open; a drop would be counted before what follows.
     send(own, underlay(2), 6799);
-    // Nor is that port between containers, on one host or two.
+    // Nor is that port closed between containers, on one host or two.
     let own_overlay = a.containers[0].address;
     for to in [&a.containers[1], &b.containers[0]] {
         let at = (to.address, WIREGUARD_PORT);
@@ -354,7 +353,7 @@ fn overlay_takes_no_clear_packet_that_a_container_sends() {
     assert_eq!(counted(container), 0);
     container.run("ip addr del 198.51.100.2/32 dev eth0");
 
-    // Without the filter the peer would have got it.
+    // Without the filter the peer would have received it.
     a.netns.run("nft delete table inet kontena");
     send(own, underlay(2), VXLAN_PORT);
     eventually("the packet is seen", || match counted(&b.netns) {

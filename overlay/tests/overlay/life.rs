@@ -1,13 +1,13 @@
-//! Coming, changing and going: containers, peers, the agent, the grid.
+//! Containers, peers, the agent and the grid: how they come, change and go.
 
 use std::process::Stdio;
 
 use kontena_schema::ids::LeaseNumber;
 
-use crate::isolation::strange;
+use crate::isolation::foreign_frame;
 use crate::reach::everyone_reaches_everyone;
 use kontena_overlay_lab::{
-    Container, Host, Start, Switch, dropped, eventually, forger, grid, intent, pass, settle,
+    Container, Host, Start, Switch, converge, dropped, eventually, forger, grid, intent, pass,
     trusting, world, world_of,
 };
 
@@ -23,7 +23,7 @@ pub fn traces(host: &Host) -> String {
         "iptables -S",
     ];
     let shown = commands.map(|command| host.netns.run(command));
-    // What the kernel learned of the underlay's neighbours is not ours.
+    // The underlay's neighbours are not ours.
     let lines = shown.iter().flat_map(|text| text.lines());
     lines
         .filter(|line| !line.contains("lladdr"))
@@ -55,12 +55,12 @@ fn overlay_leaves_nothing_when_the_host_leaves_the_grid() {
     assert!(!link.status.success(), "ethwe is gone too");
     assert!(
         host.remove_all().is_empty(),
-        "nothing to remove is no error"
+        "removing nothing is not an error"
     );
 }
 
 #[test]
-fn overlay_forgets_a_vanished_service_on_every_host() {
+fn overlay_removes_a_vanished_service_on_every_host() {
     let (_switch, mut hosts) = world(2, &trusting());
     let gone = hosts[1].containers.remove(0);
     let mac = gone.attachment().mac.to_string();
@@ -69,8 +69,8 @@ fn overlay_forgets_a_vanished_service_on_every_host() {
         text.contains(&mac) || text.contains("10.81.1.2") || text.contains("vethwe2")
     };
     assert!(hosts.iter().all(mentions));
-    // The container still runs: the agent was told first.
-    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
+    // The container still runs: the agent learned of it first.
+    converge(&trusting(), &hosts.iter().collect::<Vec<_>>());
     assert!(!hosts.iter().any(mentions));
     assert!(!gone.netns.output("ip link show ethwe").status.success());
 }
@@ -79,10 +79,10 @@ fn overlay_forgets_a_vanished_service_on_every_host() {
 fn overlay_attaches_a_restarted_container_and_a_new_lease() {
     let (_switch, mut hosts) = world(2, &trusting());
     let address = hosts[1].containers[0].address;
-    // A restart: the same placement and lease in a new process. The old host
-    // end may still be there when the agent looks.
+    // A restart: the same placement and lease in a new process. The old host end may still be there
+    // when the agent reads the state.
     hosts[1].containers[0] = Container::start(2, address);
-    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
+    converge(&trusting(), &hosts.iter().collect::<Vec<_>>());
     hosts[0].containers[0].netns.must_reach(address);
 
     // A new lease of the same address has another MAC, in a new container.
@@ -92,7 +92,7 @@ fn overlay_attaches_a_restarted_container_and_a_new_lease() {
     let new = hosts[1].containers[0].attachment().mac;
     assert_ne!(old, new);
     let all: Vec<&Host> = hosts.iter().collect();
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     let link = hosts[1].containers[0].netns.run("ip -o link show ethwe");
     assert!(link.contains(&new.to_string()), "{link}");
     let known = hosts[0].netns.run("ip neigh show dev kontena");
@@ -101,11 +101,11 @@ fn overlay_attaches_a_restarted_container_and_a_new_lease() {
         "{known}"
     );
     hosts[0].containers[0].netns.must_reach(address);
-    assert_eq!(settle(&trusting(), &all), 0);
+    assert_eq!(converge(&trusting(), &all), 0);
 }
 
 #[test]
-fn overlay_tells_which_container_could_not_be_attached_and_attaches_the_rest() {
+fn overlay_reports_a_container_that_cannot_be_attached_and_attaches_the_others() {
     let (_switch, mut hosts) = world(1, &trusting());
     hosts[0].add_container(11);
     hosts[0].add_container(12);
@@ -143,13 +143,13 @@ fn overlay_tells_which_container_could_not_be_attached_and_attaches_the_rest() {
 }
 
 #[test]
-fn overlay_withdraws_every_clear_entry_when_trust_ends_and_returns_when_it_comes_back() {
+fn overlay_removes_every_clear_entry_when_trust_ends_and_adds_them_again_with_it() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = &hosts[..] else { unreachable!() };
     let (from, to) = (&a.containers[0].netns, b.containers[0].address);
     from.must_reach(to);
-    settle(&grid(7, &[]), &all);
+    converge(&grid(7, &[]), &all);
     let left = a.netns.run("bridge fdb show dev kontena-vx");
     assert!(!left.contains("dst"), "{left}");
     let encrypted = a.netns.run("bridge fdb show dev kontena-tap");
@@ -158,7 +158,7 @@ fn overlay_withdraws_every_clear_entry_when_trust_ends_and_returns_when_it_comes
     let filter = a.netns.run("nft list set inet kontena fast_peers");
     assert!(!filter.contains("198.51.100"), "{filter}");
     from.must_reach(to);
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     let left = a.netns.run("bridge fdb show dev kontena-tap");
     assert!(!left.contains(&mac), "{left}");
     from.must_reach(to);
@@ -169,17 +169,17 @@ fn overlay_is_rebuilt_for_another_grid() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let other = grid(8, &["198.51.100.0/24"]);
-    settle(&other, &all);
+    converge(&other, &all);
     let tunnel = hosts[0].netns.run("ip -d -o link show kontena-vx");
     assert!(tunnel.contains("vxlan id 8 "), "{tunnel}");
     hosts[0].containers[0]
         .netns
         .must_reach(hosts[1].containers[0].address);
-    assert_eq!(settle(&other, &all), 0);
+    assert_eq!(converge(&other, &all), 0);
 }
 
 #[test]
-fn overlay_makes_the_tunnel_of_an_older_version_anew() {
+fn overlay_recreates_the_vxlan_device_of_an_older_version() {
     let starts: [Start; 2] = [Host::start, Host::start_with_wireguard];
     for start in starts {
         let (_switch, hosts) = world_of(&[start, start], &trusting());
@@ -193,12 +193,12 @@ fn overlay_makes_the_tunnel_of_an_older_version_anew() {
         a.netns.run("ip link set kontena-vx master kontena up");
         assert!(!tunnel().contains(" proxy "));
         a.start_agent();
-        settle(&trusting(), &[a, b]);
+        converge(&trusting(), &[a, b]);
         assert!(tunnel().contains(" proxy "), "{}", tunnel());
         everyone_reaches_everyone(&hosts);
-        // It is protected as the old one was.
+        // It is protected like the old one.
         let before = dropped(a, "dropped_sender");
-        forger(b, trusting().vni)(1, &strange());
+        forger(b, trusting().vni)(1, &foreign_frame());
         eventually("the drop is counted", || {
             match dropped(a, "dropped_sender") - before {
                 1 => Ok(()),
@@ -209,7 +209,7 @@ fn overlay_makes_the_tunnel_of_an_older_version_anew() {
 }
 
 #[test]
-fn overlay_repairs_what_was_damaged_and_nothing_else() {
+fn overlay_repairs_damage_and_nothing_else() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let host = &hosts[0];
@@ -256,20 +256,20 @@ fn overlay_repairs_what_was_damaged_and_nothing_else() {
     ];
     for damage in damages {
         host.netns.run(damage);
-        let steps = settle(&trusting(), &all);
-        // With the device its tunnels go, and all that they had proven.
+        let steps = converge(&trusting(), &all);
+        // With the device, its tunnels and all that was proven through them are lost.
         let most = if damage == "ip link del kontena-tap" {
             20
         } else {
             6
         };
         assert!((1..=most).contains(&steps), "{damage}: {steps} steps");
-        assert_eq!(settle(&trusting(), &all), 0, "{damage}");
+        assert_eq!(converge(&trusting(), &all), 0, "{damage}");
     }
     assert_eq!(
         before.split(':').next(),
         tunnel().split(':').next(),
-        "the same tunnel"
+        "the same device"
     );
     hosts[0].containers[0]
         .netns
@@ -291,15 +291,15 @@ fn overlay_repairs_the_inside_of_a_container() {
         "ip link set ethwe address 02:00:00:00:00:05",
     ] {
         netns.run(damage);
-        let steps = settle(&trusting(), &[host]);
+        let steps = converge(&trusting(), &[host]);
         assert!((1..=4).contains(&steps), "{damage}: {steps} steps");
-        assert_eq!(settle(&trusting(), &[host]), 0, "{damage}");
+        assert_eq!(converge(&trusting(), &[host]), 0, "{damage}");
         netns.must_reach(host.node.address);
     }
 }
 
 #[test]
-fn overlay_survives_an_agent_that_is_gone_and_its_successor_changes_nothing() {
+fn overlay_works_without_an_agent_and_a_new_agent_changes_nothing() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = &hosts[..] else { unreachable!() };
@@ -312,9 +312,9 @@ fn overlay_survives_an_agent_that_is_gone_and_its_successor_changes_nothing() {
     hosts.iter().for_each(Host::start_agent);
     let clear = a.netns.run("bridge fdb show dev kontena-vx");
     let steps: usize = all.iter().map(|host| pass(&trusting(), host, &all)).sum();
-    // The encrypted path, its table and its port, and the ear for path_probes.
-    assert_eq!(steps, 4 * 2, "all else is adopted as it was");
-    assert_eq!(settle(&trusting(), &all), 0);
+    // The sleeve, its table, its port, and the sockets for path probes.
+    assert_eq!(steps, 4 * 2, "everything else is adopted");
+    assert_eq!(converge(&trusting(), &all), 0);
     assert_eq!(a.netns.run("bridge fdb show dev kontena-vx"), clear);
     let output = pings.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -1,6 +1,5 @@
-//! The overlay on the real kernel: hosts and containers are network namespaces
-//! that a test makes and that end with it. Root is needed; a test that lacks a
-//! right fails.
+//! The overlay on the real kernel: hosts and containers are network namespaces that a test creates
+//! and that vanish with it. Tests need root; a test that lacks a privilege fails.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! Echoes from a node's own address: they take the way that frames of containers take.
+//! Pings from a node's own address, on the path that containers' frames take.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use kontena_overlay::Echoes;
 
 use crate::encrypted::encryption;
 use kontena_overlay_lab::{
-    Host, Switch, count, counted, eventually, grid, pass, settle, trusting, world, world_of,
+    Host, Switch, converge, count, counted, eventually, grid, pass, trusting, world, world_of,
 };
 
-/// Drops packets that come to a host's underlay, before anything else sees them.
+/// Drops packets on a host's underlay device, before anything else sees them.
 fn block(host: &Host, what: &str) {
     host.netns.run("nft add table netdev block");
     host.netns.run(
@@ -27,7 +27,7 @@ fn echo(from: &Host, to: &Host) -> Echoes {
     from.echo(to.node.address, 3).unwrap()
 }
 
-/// All three are answered, and one of full length; on a busy machine not always at once.
+/// All three echoes are answered, and one of full size; on a busy machine not always at once.
 fn must_pass(from: &Host, to: &Host) {
     eventually("every echo is answered", || {
         let echoes = echo(from, to);
@@ -37,7 +37,7 @@ fn must_pass(from: &Host, to: &Host) {
 }
 
 #[test]
-fn overlay_echoes_take_the_way_of_their_pair() {
+fn overlay_echoes_take_the_path_of_their_peer() {
     let narrow = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
     let (_switch, hosts) = world(3, &narrow);
     let [a, b, c] = &hosts[..] else {
@@ -49,13 +49,13 @@ fn overlay_echoes_take_the_way_of_their_pair() {
     for (from, to) in [(a, c), (c, a), (b, c)] {
         must_pass(from, to);
     }
-    // The other two may have something else to say to each other.
+    // The other two may send something else to each other.
     assert_eq!(counted(&c.netns), 0);
     for (from, to) in [(a, b), (b, a)] {
         let before = [counted(&from.netns), counted(&to.netns)];
         must_pass(from, to);
         let after = [counted(&from.netns), counted(&to.netns)];
-        // Three and the long one, there and back.
+        // Three and the full-size one, there and back.
         assert!(after[0] >= before[0] + 4 && after[1] >= before[1] + 4);
     }
     assert_eq!(counted(&c.netns), 0);
@@ -66,7 +66,7 @@ fn overlay_echoes_take_the_way_of_their_pair() {
 }
 
 #[test]
-fn overlay_echoes_find_a_fast_path_that_is_blocked_while_probes_pass() {
+fn overlay_echoes_show_a_blocked_fast_path_while_heartbeats_pass() {
     let (_switch, hosts) = world(2, &trusting());
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = &hosts[..] else { unreachable!() };
@@ -77,19 +77,19 @@ fn overlay_echoes_find_a_fast_path_that_is_blocked_while_probes_pass() {
         assert_eq!(echoes.sent, 3);
         assert!(echoes.round_trips.is_empty(), "{echoes:?}");
         assert!(!echoes.full_size_passes);
-        // What is advertised in the encrypted path shows nothing of it.
+        // Heartbeats through the encrypted path show nothing of it.
         assert!(from.peers()[&to.node.id].alive);
     }
-    // The encrypted path is free.
-    settle(&encryption(), &all);
+    // The encrypted path is not blocked.
+    converge(&encryption(), &all);
     must_pass(a, b);
     unblock(b);
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     must_pass(b, a);
 }
 
 #[test]
-fn overlay_echoes_find_a_network_that_is_too_narrow() {
+fn overlay_echoes_show_an_mtu_that_is_too_small() {
     for narrow in [trusting(), encryption()] {
         let (_switch, hosts) = world(2, &narrow);
         let [a, b] = &hosts[..] else { unreachable!() };
@@ -98,8 +98,8 @@ fn overlay_echoes_find_a_network_that_is_too_narrow() {
         let echoes = eventually("short echoes are answered", || {
             let echoes = echo(a, b);
             let all = echoes.round_trips.len() == 3;
-            let told = format!("{echoes:?}");
-            all.then_some(echoes).ok_or(told)
+            let found = format!("{echoes:?}");
+            all.then_some(echoes).ok_or(found)
         });
         assert!(!echoes.full_size_passes);
         unblock(b);
@@ -113,9 +113,9 @@ fn overlay_echoes_need_an_overlay() {
     let hosts = [Host::start(&switch, 1), Host::start(&switch, 2)];
     let [a, b] = &hosts;
     let error = a.echo(b.node.address, 3).unwrap_err().to_string();
-    let begin = "cannot send echoes from 10.81.0.1: ";
-    assert!(error.starts_with(begin), "{error}");
-    // With one, and without the other: it is asked and does not answer.
+    let prefix = "cannot send echoes from 10.81.0.1: ";
+    assert!(error.starts_with(prefix), "{error}");
+    // With an overlay here and none on the other host, there is no answer.
     pass(&encryption(), a, &[a, b]);
     let echoes = echo(a, b);
     assert_eq!((echoes.sent, echoes.round_trips.len()), (3, 0));

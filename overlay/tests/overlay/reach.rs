@@ -1,4 +1,4 @@
-//! Who reaches whom, and what a container sees of it.
+//! Reachability between containers and nodes, and the network as a container sees it.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use kontena_schema::agent::GridSettings;
 
 use kontena_overlay_lab::{
-    BOUND, Host, Netns, Start, count, counted, grid, settle, trusting, world, world_of,
+    BOUND, Host, Netns, Start, converge, count, counted, grid, trusting, world, world_of,
 };
 
-/// Sends text over TCP and back; tells the address that the server saw.
+/// Sends text over TCP and back; returns the address that the server saw.
 fn tcp(client: &Netns, server: &Netns, address: Ipv4Addr) -> SocketAddr {
     let listener = server
         .inside(|| TcpListener::bind((address, 0)))
@@ -58,7 +58,7 @@ fn overlay_reaches_every_container_and_node_and_a_second_pass_changes_nothing() 
     hosts[0].add_container(11);
     hosts[1].add_container(12);
     let all: Vec<&Host> = hosts.iter().collect();
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     everyone_reaches_everyone(&hosts);
     for host in &hosts {
         for other in &hosts {
@@ -66,7 +66,7 @@ fn overlay_reaches_every_container_and_node_and_a_second_pass_changes_nothing() 
         }
     }
     assert_eq!(
-        settle(&trusting(), &all),
+        converge(&trusting(), &all),
         0,
         "a second pass changes nothing"
     );
@@ -98,11 +98,11 @@ fn overlay_interface_of_a_container_is_as_the_model_says() {
     assert!(bridge.contains("10.81.0.1/17"), "{bridge}");
 }
 
-/// A host whose engine closed the FORWARD chain of this implementation.
+/// Hosts whose engine closed the FORWARD chain, with this implementation of iptables.
 fn passes_a_closed_chain(iptables: &str) {
     let (_switch, hosts) = world(2, &trusting());
     for host in &hosts {
-        // What an engine leaves when it starts.
+        // What an engine sets up when it starts.
         for line in [
             "-P FORWARD DROP",
             "-N DOCKER",
@@ -120,11 +120,11 @@ fn passes_a_closed_chain(iptables: &str) {
     let (from, to) = (&a.containers[0], &b.containers[0]);
     assert!(
         from.netns.ping(to.address).is_err(),
-        "the policy must bite, or this shows nothing"
+        "the policy must drop packets, or this test shows nothing"
     );
 
     let all: Vec<&Host> = hosts.iter().collect();
-    assert_eq!(settle(&trusting(), &all), 2, "one rule on each host");
+    assert_eq!(converge(&trusting(), &all), 2, "one rule on each host");
     everyone_reaches_everyone(&hosts);
     let rules = a.netns.run(&format!("{iptables} -S DOCKER-USER"));
     let first = rules.lines().nth(1);
@@ -133,18 +133,18 @@ fn passes_a_closed_chain(iptables: &str) {
         Some("-A DOCKER-USER -i kontena -o kontena -j ACCEPT"),
         "{rules}"
     );
-    assert_eq!(settle(&trusting(), &all), 0);
+    assert_eq!(converge(&trusting(), &all), 0);
     assert!(a.remove_all().is_empty());
     assert!(!a.netns.run(&format!("{iptables} -S")).contains("kontena"));
 }
 
 #[test]
-fn overlay_passes_a_host_whose_docker_forwards_nothing() {
+fn overlay_works_where_docker_closed_the_forward_chain() {
     passes_a_closed_chain("iptables-nft");
 }
 
 #[test]
-fn overlay_passes_a_host_whose_docker_uses_the_old_iptables() {
+fn overlay_works_where_docker_uses_legacy_iptables() {
     passes_a_closed_chain("iptables-legacy");
 }
 
@@ -152,7 +152,7 @@ fn overlay_passes_a_host_whose_docker_uses_the_old_iptables() {
 fn overlay_answers_arp_for_remote_addresses_on_the_local_bridge() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
-    // Without the tunnel only the bridge itself can answer.
+    // Without the underlay only the bridge itself can answer.
     a.netns.run("ip link set eth0 down");
     let _ = a.containers[0].netns.ping(b.containers[0].address);
     let known = a.containers[0].netns.run("ip neigh show dev ethwe");
@@ -163,12 +163,12 @@ fn overlay_answers_arp_for_remote_addresses_on_the_local_bridge() {
     );
 }
 
-/// Whoever looks for an address that the directory does not have asks on its own host.
-fn nobody_else_is_asked(all: [Start; 2], grid: &GridSettings) {
-    let nobody = |number| Ipv4Addr::new(10, 81, 9, number);
+/// Requests for an address that is not in the directory stay on their host.
+fn requests_stay_on_their_host(all: [Start; 2], grid: &GridSettings) {
+    let unused = |number| Ipv4Addr::new(10, 81, 9, number);
     let (_switch, mut hosts) = world_of(&all, grid);
     hosts[0].add_container(11);
-    settle(grid, &hosts.iter().collect::<Vec<_>>());
+    converge(grid, &hosts.iter().collect::<Vec<_>>());
     let [a, b] = &hosts[..] else { unreachable!() };
     everyone_reaches_everyone(&hosts);
     let [from, beside] = &a.containers[..] else {
@@ -176,12 +176,12 @@ fn nobody_else_is_asked(all: [Start; 2], grid: &GridSettings) {
     };
     let elsewhere = &b.containers[0];
     for (asker, netns) in [(1, &from.netns), (2, &a.netns)] {
-        let asked = format!("arp daddr ip {}", nobody(asker));
+        let asked = format!("arp daddr ip {}", unused(asker));
         count(&beside.netns, "ethwe", &asked);
         count(&elsewhere.netns, "ethwe", &asked);
-        assert!(netns.ping(nobody(asker)).is_err());
+        assert!(netns.ping(unused(asker)).is_err());
         netns.must_reach(b.node.address);
-        assert!(counted(&beside.netns) > 0, "it asked");
+        assert!(counted(&beside.netns) > 0, "no request was sent");
         assert_eq!(counted(&elsewhere.netns), 0);
         for container in [beside, elsewhere] {
             container.netns.run("nft delete table netdev probe");
@@ -190,14 +190,14 @@ fn nobody_else_is_asked(all: [Start; 2], grid: &GridSettings) {
 }
 
 #[test]
-fn overlay_asks_no_other_host_who_has_an_address() {
-    nobody_else_is_asked([Host::start; 2], &trusting());
-    nobody_else_is_asked([Host::start; 2], &grid(7, &[]));
-    nobody_else_is_asked([Host::start_with_wireguard; 2], &grid(7, &[]));
+fn overlay_sends_no_arp_request_to_other_hosts() {
+    requests_stay_on_their_host([Host::start; 2], &trusting());
+    requests_stay_on_their_host([Host::start; 2], &grid(7, &[]));
+    requests_stay_on_their_host([Host::start_with_wireguard; 2], &grid(7, &[]));
 }
 
 #[test]
-fn overlay_carries_full_packets_and_refuses_larger_ones() {
+fn overlay_carries_full_packets_and_rejects_larger_ones() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
     let to = b.containers[0].address;

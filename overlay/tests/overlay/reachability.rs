@@ -1,31 +1,31 @@
-//! Why a host cannot be reached: what its door tells, and who stands at it.
+//! Why a host cannot be reached: the reachability listener, its checks, and busy clients.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use kontena_overlay_lab::{
-    BOUND, Host, Netns, Switch, count, counted, grid, intent, pass, settle, trusting, underlay,
+    BOUND, Host, Netns, Switch, converge, count, counted, grid, intent, pass, trusting, underlay,
     within, world,
 };
 
-const KNOCKS: &str = "tcp dport 6783 tcp flags syn";
-/// Longer than a peer is silent before it is checked for, with one check a second for
-/// a few peers, and the time that each takes.
-const KNOCKED: Duration = Duration::from_secs(40);
-/// Longer than from one check for a peer to the next one.
-const KNOCKED_AGAIN: Duration = Duration::from_secs(40);
-/// Longer than from one handshake in vain to the next one.
-const GREETED_AGAIN: Duration = Duration::from_secs(40);
+const CHECKS: &str = "tcp dport 6783 tcp flags syn";
+/// Longer than a peer is silent before it is checked, with one check a second for a few peers, and
+/// the time that each takes.
+const CHECKED_WITHIN: Duration = Duration::from_secs(40);
+/// Longer than from one check of a peer to the next.
+const CHECKED_AGAIN: Duration = Duration::from_secs(40);
+/// Longer than from one failed handshake to the next.
+const RETRIED_WITHIN: Duration = Duration::from_secs(40);
 
-/// Why a host cannot reach the others of a grid that trusts nobody, by their numbers.
+/// Why a host cannot reach the others of a grid without trusted subnets, by their numbers.
 fn reasons(own: &Host, all: &[&Host]) -> Vec<Option<String>> {
     let report = own.must_reconcile(&intent(&grid(7, &[]), own, all));
     let reasons = report.peers.into_iter().map(|peer| peer.unreachable);
     reasons.collect()
 }
 
-/// Whether the reasons are these, the first one of the second host.
+/// Whether the reasons contain these, that of the second host first.
 fn are(reasons: &[Option<String>], wanted: &[&str]) -> Result<(), String> {
     let each = reasons.iter().zip(wanted);
     let mut each = each.map(|(reason, wanted)| reason.as_ref().is_some_and(|r| r.contains(wanted)));
@@ -33,22 +33,22 @@ fn are(reasons: &[Option<String>], wanted: &[&str]) -> Result<(), String> {
     all.then_some(()).ok_or(format!("{reasons:#?}"))
 }
 
-/// What is advertised at the door at this address to who comes from a netns, and from where he is.
+/// What the listener at this address sends to a client in this namespace, and the client's address.
 fn check(netns: &Netns, at: Ipv4Addr) -> std::io::Result<(String, SocketAddr)> {
     let at = SocketAddr::from((at, 6783));
     let mut stream = netns.inside(|| TcpStream::connect_timeout(&at, BOUND))?;
     stream.set_read_timeout(Some(BOUND))?;
-    let mut advertised = String::new();
-    stream.read_to_string(&mut advertised)?;
-    Ok((advertised, stream.local_addr()?))
+    let mut line = String::new();
+    stream.read_to_string(&mut line)?;
+    Ok((line, stream.local_addr()?))
 }
 
 #[test]
-fn overlay_tells_a_way_that_is_blocked_from_a_host_that_is_down() {
+fn overlay_tells_a_blocked_path_from_a_host_that_is_down() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=5).map(|number| Host::start(&switch, number)).collect();
     let all: Vec<&Host> = hosts.iter().collect();
-    let [own, blocked, idle, down, strange] = all[..] else {
+    let [own, blocked, idle, down, weave] = all[..] else {
         unreachable!()
     };
     for line in [
@@ -60,15 +60,13 @@ fn overlay_tells_a_way_that_is_blocked_from_a_host_that_is_down() {
     ] {
         blocked.netns.run(&format!("nft {line}"));
     }
-    count(&blocked.netns, "eth0", KNOCKS);
-    for host in [idle, down, strange] {
+    count(&blocked.netns, "eth0", CHECKS);
+    for host in [idle, down, weave] {
         host.stop_agent();
     }
     down.netns.run("ip link set eth0 down");
-    // As the agent of the original has it.
-    let other = strange
-        .netns
-        .inside(|| TcpListener::bind(("0.0.0.0", 6783)));
+    // What Weave, which the original used, sends on this port.
+    let other = weave.netns.inside(|| TcpListener::bind(("0.0.0.0", 6783)));
     let other = other.unwrap();
     std::thread::spawn(move || {
         for stream in other.incoming() {
@@ -86,17 +84,17 @@ fn overlay_tells_a_way_that_is_blocked_from_a_host_that_is_down() {
         "198.51.100.4: no answer at TCP port 6783 either: the host is down",
         "198.51.100.5: what listens at TCP port 6783 does not answer as an agent",
     ];
-    within(KNOCKED, "all causes are known", || {
+    within(CHECKED_WITHIN, "all causes are known", || {
         pass(&grid(7, &[]), blocked, &all);
         are(&reasons(own, &all), &wanted)
     });
     let checks = counted(&blocked.netns);
-    assert!(checks > 0, "the counter sees what there is to see");
+    assert!(checks > 0, "the counter saw no check");
 
-    // Nobody reconciles for what is found out, and a report is no news of every check.
+    // Outcomes require no pass, and checks with the same outcome no report.
     let known = own.must_reconcile(&intent(&grid(7, &[]), own, &all));
     let carried_out = known.carried_out.unwrap();
-    within(KNOCKED_AGAIN, "another check", || {
+    within(CHECKED_AGAIN, "another check", || {
         assert!(carried_out.suits(&own.peers()));
         let now = reasons(own, &all);
         are(&now, &wanted).expect("it is the same all the time");
@@ -106,7 +104,7 @@ fn overlay_tells_a_way_that_is_blocked_from_a_host_that_is_down() {
     });
 
     blocked.netns.run("nft delete table ip wall");
-    within(GREETED_AGAIN, "the way is open", || {
+    within(RETRIED_WITHIN, "the path is open", || {
         pass(&grid(7, &[]), blocked, &all);
         match &reasons(own, &all)[0] {
             None => Ok(()),
@@ -114,45 +112,49 @@ fn overlay_tells_a_way_that_is_blocked_from_a_host_that_is_down() {
         }
     });
     let checks = counted(&blocked.netns);
-    let begun = Instant::now();
-    while begun.elapsed() < KNOCKED_AGAIN {
-        assert_eq!(counted(&blocked.netns), checks, "it lives");
-        // It must hold all the time, so it is looked at again and again.
+    let start = Instant::now();
+    while start.elapsed() < CHECKED_AGAIN {
+        assert_eq!(
+            counted(&blocked.netns),
+            checks,
+            "a live peer is not checked"
+        );
+        // It must hold all the time, so it is checked again and again.
         std::thread::sleep(Duration::from_millis(500));
     }
     assert_eq!(reasons(own, &all)[0], None);
 }
 
 #[test]
-fn overlay_s_door_is_open_to_peers_whoever_crowds_at_it() {
+fn overlay_reachability_listener_serves_peers_during_a_burst() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
     let at = SocketAddr::from((underlay(1), 6783));
     let connect = || TcpStream::connect_timeout(&at, BOUND).unwrap();
-    // Some hold on to what they have, some talk.
+    // Some clients stay connected, one sends data.
     let held: Vec<TcpStream> = b.netns.inside(|| (0..100).map(|_| connect()).collect());
-    let mut talker = b.netns.inside(connect);
-    talker.set_write_timeout(Some(BOUND)).unwrap();
+    let mut sender = b.netns.inside(connect);
+    sender.set_write_timeout(Some(BOUND)).unwrap();
     let much = vec![7; 1 << 20];
-    let cut_off = loop {
-        if let Err(error) = talker.write_all(&much) {
+    let error = loop {
+        if let Err(error) = sender.write_all(&much) {
             break error;
         }
     };
-    assert_ne!(cut_off.kind(), ErrorKind::WouldBlock, "it hangs");
-    // A container is a stranger like any other, and learns no more.
+    assert_ne!(error.kind(), ErrorKind::WouldBlock, "it hangs");
+    // A container gets the same answer as any other client.
     let container = &a.containers[0].netns;
     for (netns, at) in [(&b.netns, underlay(1)), (container, a.node.address)] {
-        let (advertised, own) = check(netns, at).unwrap();
-        assert_eq!(advertised, format!("kontena-agent {own}\n"));
+        let (line, own) = check(netns, at).unwrap();
+        assert_eq!(line, format!("kontena-agent {own}\n"));
     }
     drop(held);
-    assert_eq!(settle(&trusting(), &[a, b]), 0);
+    assert_eq!(converge(&trusting(), &[a, b]), 0);
     a.containers[0].netns.must_reach(b.containers[0].address);
 }
 
 #[test]
-fn overlay_works_where_something_else_has_the_door_s_port() {
+fn overlay_works_where_the_reachability_listener_s_port_is_in_use() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
     let all: Vec<&Host> = hosts.iter().collect();
@@ -161,18 +163,18 @@ fn overlay_works_where_something_else_has_the_door_s_port() {
     let other = a.netns.inside(|| TcpListener::bind(("0.0.0.0", 6783)));
     let other = other.unwrap();
     a.start_agent();
-    settle(&trusting(), &all);
-    // It is tried again until it can be had.
+    converge(&trusting(), &all);
+    // The port is tried again until it is free.
     drop(other);
     let open = || {
-        within(BOUND, "the door is open", || {
-            let (advertised, own) = check(&b.netns, underlay(1)).map_err(|err| err.to_string())?;
-            assert_eq!(advertised, format!("kontena-agent {own}\n"));
+        within(BOUND, "the listener is open", || {
+            let (line, own) = check(&b.netns, underlay(1)).map_err(|err| err.to_string())?;
+            assert_eq!(line, format!("kontena-agent {own}\n"));
             Ok(())
         });
     };
     open();
-    // A successor has the port, whatever connections are still closing.
+    // A new agent gets the port, whatever connections are still closing.
     a.stop_agent();
     a.start_agent();
     open();

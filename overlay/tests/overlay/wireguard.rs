@@ -1,5 +1,5 @@
-//! Hosts on which WireGuard is a device under the tunnel, with each other and with hosts
-//! that have the sleeve.
+//! Hosts with a WireGuard device under the VXLAN device, with each other and with hosts that have
+//! the sleeve.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
@@ -17,7 +17,7 @@ use crate::every_packet::{MARKER, send};
 use crate::life::traces;
 use crate::reach::everyone_reaches_everyone;
 use kontena_overlay_lab::{
-    BOUND, Host, Start, Switch, dropped, eventually, grid, intent, pass, public_keys, settle,
+    BOUND, Host, Start, Switch, converge, dropped, eventually, grid, intent, pass, public_keys,
     trusting, underlay, world_of,
 };
 
@@ -32,17 +32,17 @@ fn hex(octets: &[u8; 32]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
-/// A grid that trusts nobody, with another VNI and tunnel addresses of its own.
+/// A grid without trusted subnets, with another VNI and tunnel subnet.
 fn elsewhere() -> GridSettings {
-    let tunnel_address: Ipv4Network = "10.9.9.0/24".parse().unwrap();
+    let subnet: Ipv4Network = "10.9.9.0/24".parse().unwrap();
     GridSettings {
-        inner_subnet: tunnel_address.try_into().unwrap(),
+        inner_subnet: subnet.try_into().unwrap(),
         ..grid(8, &[])
     }
 }
 
-/// Pings and streams arrive both transports, and none is to be seen.
-fn is_encrypted_and_whole(all: &[Start; 2], grid: &GridSettings) {
+/// Pings and streams arrive in both directions, and none is seen in clear.
+fn is_encrypted_and_complete(all: &[Start; 2], grid: &GridSettings) {
     const DATAGRAMS: u64 = 20_000;
     let (switch, hosts) = world_of(all, grid);
     let [a, b] = &hosts[..] else { unreachable!() };
@@ -50,7 +50,7 @@ fn is_encrypted_and_whole(all: &[Start; 2], grid: &GridSettings) {
     everyone_reaches_everyone(&hosts);
     for pair in [[a, b], [b, a]] {
         let seen = send(&switch, pair, DATAGRAMS);
-        assert_eq!(seen.lost, 0, "not every packet was looked at");
+        assert_eq!(seen.lost, 0, "the capture missed packets");
         assert!(seen.marked.is_empty(), "{seen:?}");
         assert!(seen.packets > 100, "{seen:?}");
     }
@@ -62,35 +62,35 @@ fn is_encrypted_and_whole(all: &[Start; 2], grid: &GridSettings) {
             assert_eq!(*count, 0, "{name}");
         }
     }
-    assert_eq!(settle(grid, &[a, b]), 0, "a second pass changes nothing");
+    assert_eq!(converge(grid, &[a, b]), 0, "a second pass changes nothing");
 }
 
 #[test]
 fn overlay_encrypts_between_a_device_and_a_sleeve() {
-    is_encrypted_and_whole(&[DEVICE, SLEEVE], &encryption());
+    is_encrypted_and_complete(&[DEVICE, SLEEVE], &encryption());
 }
 
 #[test]
 fn overlay_encrypts_between_two_devices() {
-    is_encrypted_and_whole(&[DEVICE, DEVICE], &encryption());
+    is_encrypted_and_complete(&[DEVICE, DEVICE], &encryption());
 }
 
 #[test]
-fn overlay_encrypts_between_tunnel_addresses_of_the_grids_own() {
+fn overlay_encrypts_in_a_grid_with_its_own_tunnel_subnet() {
     for all in [[SLEEVE, SLEEVE], [DEVICE, SLEEVE], [DEVICE, DEVICE]] {
-        is_encrypted_and_whole(&all, &elsewhere());
+        is_encrypted_and_complete(&all, &elsewhere());
     }
 }
 
 #[test]
-fn overlay_goes_over_to_the_tunnel_subnet_of_another_grid() {
+fn overlay_changes_to_the_tunnel_subnet_of_another_grid() {
     let (switch, hosts) = world_of(&[DEVICE, SLEEVE], &encryption());
     let all: Vec<&Host> = hosts.iter().collect();
     let [a, b] = &hosts[..] else { unreachable!() };
     let (old, new) = ("100.127.81.", "10.9.9.");
     let shown = || format!("{}{}", traces(a), a.netns.run("nft list ruleset"));
     for (grid, is, was) in [(elsewhere(), new, old), (encryption(), old, new)] {
-        settle(&grid, &all);
+        converge(&grid, &all);
         everyone_reaches_everyone(&hosts);
         let shown = shown();
         assert!(!shown.contains(was), "{shown}");
@@ -103,18 +103,18 @@ fn overlay_goes_over_to_the_tunnel_subnet_of_another_grid() {
         ] {
             assert!(shown.contains(&there), "{there} in {shown}");
         }
-        // What protects it is of the new addresses, too.
+        // The protection is for the new addresses, too.
         a.netns.run("ip link set kontena-wg down");
         nothing_passes(&switch, [a, b]);
         let route = format!("ip route del unreachable {is}0/24 metric 4278191104");
         a.netns.run(&route);
         nothing_passes(&switch, [a, b]);
-        settle(&grid, &all);
+        converge(&grid, &all);
     }
 }
 
 #[test]
-fn overlay_leaves_a_host_its_own_network_that_is_the_tunnel_subnet() {
+fn overlay_leaves_a_host_alone_whose_own_network_is_the_tunnel_subnet() {
     let (_switch, mut hosts) = world_of(&[DEVICE, SLEEVE], &elsewhere());
     let own = Ipv4Addr::new(100, 127, 81, 50);
     hosts[0]
@@ -136,12 +136,12 @@ fn overlay_leaves_a_host_its_own_network_that_is_the_tunnel_subnet() {
         routes.contains("dev eth0") && routes.lines().count() == 1,
         "{routes}"
     );
-    // Where it is nobody's subnet, it is an address like any other.
+    // With another tunnel subnet it is an address like any other.
     let routes = hosts[0].netns.run("ip route show 10.9.9.0/24");
     assert!(routes.is_empty(), "{routes}");
     drop(all);
 
-    // One that it tells nobody of stays, too, and the agent says what is in its way.
+    // An address that is not in the directory is kept, too, and the error names the route.
     hosts[0].node.site.private_ip = Some(underlay(1));
     let host = &hosts[0];
     host.wireguard.as_ref().unwrap().restart();
@@ -153,12 +153,12 @@ fn overlay_leaves_a_host_its_own_network_that_is_the_tunnel_subnet() {
     let routes = host.netns.run("ip route show 100.127.81.0/24 dev eth0");
     assert_eq!(routes.lines().count(), 1, "{routes}");
     host.netns.run(&format!("ip addr del {own}/24 dev eth0"));
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     everyone_reaches_everyone(&hosts);
 }
 
 #[test]
-fn overlay_has_encrypted_and_clear_pairs_on_one_device() {
+fn overlay_has_encrypted_and_clear_peers_on_one_device() {
     let narrow = grid(7, &["198.51.100.1/32", "198.51.100.2/32"]);
     let (switch, hosts) = world_of(&[DEVICE, SLEEVE, DEVICE], &narrow);
     let [a, b, outside] = &hosts[..] else {
@@ -179,14 +179,14 @@ fn overlay_changes_between_a_device_and_clear_under_traffic() {
     }
 }
 
-/// Containers send to each other what none of them gets.
+/// Containers send packets to each other, none of which arrives.
 fn nothing_passes(switch: &Switch, [a, b]: [&Host; 2]) {
     let (from, to) = (&a.containers[0], &b.containers[0]);
     let seen = capture(&switch.netns, "port1", MARKER, || {
         let socket = from.netns.inside(|| UdpSocket::bind((from.address, 0)));
         let socket = socket.unwrap();
         for _ in 0..100 {
-            // The container's kernel may know by now that nobody answers.
+            // The container's kernel may have marked the neighbour as failed.
             let _ = socket.send_to(MARKER, (to.address, 7000));
         }
         assert!(from.netns.ping(to.address).is_err());
@@ -202,20 +202,20 @@ fn overlay_without_its_device_sends_nothing() {
     let [a, b] = &hosts[..] else { unreachable!() };
     let reach = || a.containers[0].netns.must_reach(b.containers[0].address);
     let wireguard = a.wireguard.as_ref().unwrap();
-    // Whatever has no other way goes to the peer's host.
+    // Whatever has no other route goes to the peer's host.
     a.netns.run("ip route add default via 198.51.100.2");
     reach();
     count_clear(&hosts);
 
     a.netns.run("ip link set kontena-wg down");
     nothing_passes(&switch, [a, b]);
-    assert_eq!(dropped(a, "dropped_out"), 0, "nothing has a way");
-    // The filter holds where the route is gone too.
+    assert_eq!(dropped(a, "dropped_out"), 0, "nothing was routed");
+    // The filter drops it where the unreachable route is gone too.
     a.netns
         .run("ip route del unreachable 100.127.81.0/24 metric 4278191104");
     nothing_passes(&switch, [a, b]);
     assert!(dropped(a, "dropped_out") > 0, "the filter was needed");
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     reach();
 
     let before = dropped(a, "dropped_out");
@@ -225,15 +225,15 @@ fn overlay_without_its_device_sends_nothing() {
     assert!(errors[0].to_string().contains("kontena-wg"), "{errors:?}");
     nothing_passes(&switch, [a, b]);
     wireguard.restart();
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     reach();
 
     a.netns.run("ip link del kontena-wg");
     nothing_passes(&switch, [a, b]);
     wireguard.restart();
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     reach();
-    assert_eq!(dropped(a, "dropped_out"), before, "nothing had a way");
+    assert_eq!(dropped(a, "dropped_out"), before, "nothing was routed");
     assert_eq!(clear_packets(&hosts), 0);
 }
 
@@ -244,10 +244,10 @@ fn overlay_repairs_its_device_and_touches_nothing_else() {
     let [a, b] = &hosts[..] else { unreachable!() };
     let wireguard = a.wireguard.as_ref().unwrap();
     let key = |host: &Host| hex(&host.keys[0].public().0);
-    let mend = |damage: &str| {
-        let steps = settle(&encryption(), &all);
+    let repair = |damage: &str| {
+        let steps = converge(&encryption(), &all);
         assert!((1..=4).contains(&steps), "{damage}: {steps} steps");
-        assert_eq!(settle(&encryption(), &all), 0, "{damage}");
+        assert_eq!(converge(&encryption(), &all), 0, "{damage}");
         a.containers[0].netns.must_reach(b.containers[0].address);
     };
     for damage in [
@@ -258,7 +258,7 @@ fn overlay_repairs_its_device_and_touches_nothing_else() {
         format!("private_key={}", hex(&[9; 32])),
     ] {
         wireguard.set(&damage);
-        mend(&damage);
+        repair(&damage);
     }
     for damage in [
         "ip link set kontena-wg down",
@@ -272,12 +272,12 @@ fn overlay_repairs_its_device_and_touches_nothing_else() {
         "nft flush chain inet kontena output",
     ] {
         a.netns.run(damage);
-        mend(damage);
+        repair(damage);
     }
 }
 
 #[test]
-fn overlay_is_adopted_with_its_device_and_goes_on_meanwhile() {
+fn overlay_is_adopted_with_its_device_and_works_meanwhile() {
     for grid in [encryption(), trusting()] {
         let (_switch, hosts) = world_of(&[DEVICE, DEVICE], &grid);
         let all: Vec<&Host> = hosts.iter().collect();
@@ -296,17 +296,16 @@ fn overlay_is_adopted_with_its_device_and_goes_on_meanwhile() {
         assert_eq!(
             steps,
             3 * 2,
-            "the agent remembers whose keys they are, and listens for heartbeats and path_probes"
+            "the agent learns the keys' owners, and opens the sockets for heartbeats and path probes"
         );
-        assert_eq!(settle(&grid, &all), 0);
+        assert_eq!(converge(&grid, &all), 0);
         assert_eq!(
             all.iter().map(|host| shown(host)).collect::<Vec<_>>(),
             before
         );
         let output = pings.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        // The program may lose one when it changes from one session to the next; a path that
-        // is made anew costs many.
+        // wireguard-go may lose one when it changes sessions; recreating a path costs many.
         let few = ["150", "149", "148"].map(|few| format!(" {few} received"));
         assert!(few.iter().any(|few| text.contains(few)), "{text}");
     }
@@ -325,24 +324,24 @@ fn overlay_leaves_nothing_of_its_device() {
     );
     assert!(
         hosts[0].remove_all().is_empty(),
-        "nothing to remove is no error"
+        "removing nothing is not an error"
     );
 }
 
 #[test]
-fn overlay_goes_over_to_the_sleeve_where_the_device_is_not_wanted_any_more() {
+fn overlay_changes_to_the_sleeve_where_the_device_is_no_longer_wanted() {
     let (_switch, mut hosts) = world_of(&[DEVICE, DEVICE], &encryption());
     hosts[0].stop_agent();
     let program = hosts[0].wireguard.take();
     hosts[0].start_agent();
     let all: Vec<&Host> = hosts.iter().collect();
-    eventually("the program gives the port back", || {
+    eventually("the program releases the port", || {
         let errors = all[0]
             .reconcile(&intent(&encryption(), all[0], &all))
             .errors;
         errors.is_empty().then_some(()).ok_or(format!("{errors:?}"))
     });
-    settle(&encryption(), &all);
+    converge(&encryption(), &all);
     everyone_reaches_everyone(&hosts);
     let left = traces(&hosts[0]);
     assert!(
@@ -355,10 +354,10 @@ fn overlay_goes_over_to_the_sleeve_where_the_device_is_not_wanted_any_more() {
 }
 
 #[test]
-fn overlay_lets_nothing_through_the_device_but_frames_and_probes() {
+fn overlay_passes_only_frames_and_heartbeats_through_the_device() {
     let (_switch, hosts) = world_of(&[DEVICE, DEVICE], &encryption());
     let [a, b] = &hosts[..] else { unreachable!() };
-    // A program of the host is no agent.
+    // Another program of the host.
     let socket = a.netns.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     let before = dropped(a, "dropped_out");
     for port in [PROBE_PORT, 9] {
@@ -366,7 +365,7 @@ fn overlay_lets_nothing_through_the_device_but_frames_and_probes() {
     }
     assert_eq!(dropped(a, "dropped_out") - before, 2);
 
-    // A container behind an engine's bridge leaves with the host's address.
+    // A container behind an engine's bridge, which leaves with the host's address.
     let (_keeper, container) = Keeper::start();
     let task = container.task();
     for line in [
@@ -394,7 +393,7 @@ fn overlay_lets_nothing_through_the_device_but_frames_and_probes() {
         other => Err(other.to_string()),
     });
 
-    // What a peer sends all the same is dropped where it comes in.
+    // What a peer sends all the same is dropped by the receiver.
     a.netns.run("nft delete table inet kontena");
     let listener = b.netns.inside(|| TcpListener::bind("0.0.0.0:0")).unwrap();
     let at = (tunnel_address(b), listener.local_addr().unwrap().port()).into();
@@ -408,8 +407,8 @@ fn overlay_lets_nothing_through_the_device_but_frames_and_probes() {
     assert!(dropped(b, "dropped_in") > before);
 }
 
-/// The first host changes its key; whoever it is, its peer follows.
-fn changes_a_key(all: &[Start; 2]) {
+/// The first host rotates its key; its peer follows, whatever it encrypts with.
+fn rotates_a_key(all: &[Start; 2]) {
     let (_switch, mut hosts) = world_of(all, &encryption());
     let old = hosts[0].keys[0].clone();
     let new = PrivateKey::from_octets([77; 32]);
@@ -426,7 +425,7 @@ fn changes_a_key(all: &[Start; 2]) {
     hosts[0].keys = vec![new.clone(), old.clone()];
     look(&hosts);
     eventually("the new key is in use on both sides", || {
-        // The agent looks when a pair says that something changed.
+        // The agent runs a pass when a peer's state has changed.
         look(&hosts);
         let health = [hosts[0].health(), hosts[1].health()];
         let mut own = health[0].values().map(|health| health.tunnel.own);
@@ -441,22 +440,22 @@ fn changes_a_key(all: &[Start; 2]) {
     hosts[0].keys = vec![new];
     assert_eq!(look(&hosts), None);
     everyone_reaches_everyone(&hosts);
-    settle(&encryption(), &hosts.iter().collect::<Vec<_>>());
+    converge(&encryption(), &hosts.iter().collect::<Vec<_>>());
 }
 
 #[test]
-fn overlay_changes_the_key_of_a_device() {
-    changes_a_key(&[DEVICE, SLEEVE]);
-    changes_a_key(&[DEVICE, DEVICE]);
+fn overlay_rotates_the_key_of_a_device() {
+    rotates_a_key(&[DEVICE, SLEEVE]);
+    rotates_a_key(&[DEVICE, DEVICE]);
 }
 
 #[test]
-fn overlay_follows_the_key_of_a_sleeve_on_a_device() {
-    changes_a_key(&[SLEEVE, DEVICE]);
+fn overlay_device_follows_the_key_of_a_sleeve() {
+    rotates_a_key(&[SLEEVE, DEVICE]);
 }
 
 #[test]
-fn overlay_knows_how_the_way_through_a_device_is() {
+fn overlay_measures_the_path_through_a_device() {
     let (_switch, hosts) = world_of(&[DEVICE, SLEEVE], &encryption());
     for (own, other) in [(0, 1), (1, 0)] {
         let health = eventually("a round trip was measured", || {

@@ -1,4 +1,4 @@
-//! What is around a frame or a message inside the tunnel.
+//! The headers around a frame or a message inside the tunnel.
 
 use std::net::Ipv4Addr;
 
@@ -9,15 +9,15 @@ use crate::headers::{ACK, IPV4, UDP};
 use crate::message;
 use crate::vxlan::{self, Encapsulation};
 
-/// A packet that is taken says of itself what the sleeve would say of its contents,
-/// and what is written is read back, but not if it is cut short.
+/// A packet that parses has the headers that the sleeve would write for its contents; what is
+/// written parses again, unless it is truncated.
 pub(crate) const VXLAN: Target = Target {
     name: "vxlan",
     check: vxlan,
     seeds: vxlan_seeds,
 };
 
-/// The same for the messages of agents.
+/// The same for messages between agents.
 pub(crate) const MESSAGE: Target = Target {
     name: "message",
     check: message,
@@ -26,17 +26,17 @@ pub(crate) const MESSAGE: Target = Target {
 
 const A: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 1);
 const B: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 2);
-/// Octets of an encapsulation before the frame, in an input for the writer.
+/// The encapsulation of the seeds.
 const ENCAPSULATION: Encapsulation = Encapsulation {
     from: A,
     to: B,
     vni: 0x0a_0b_0c,
 };
 
-/// In an IP header: both lengths, where it is a fragment, its protocol and addresses.
-const TOLD_BY_IP: [std::ops::Range<usize>; 2] = [9..10, 12..20];
-/// Behind it: the target's port and the length.
-const TOLD_BY_UDP: std::ops::Range<usize> = 2..6;
+/// The octets of an IP header that are compared: protocol and addresses.
+const COMPARED_IP: [std::ops::Range<usize>; 2] = [9..10, 12..20];
+/// Those of a UDP header: destination port and length.
+const COMPARED_UDP: std::ops::Range<usize> = 2..6;
 
 fn vxlan(bytes: &[u8]) {
     if let Some((encapsulation, at)) = Encapsulation::parse(bytes) {
@@ -45,7 +45,7 @@ fn vxlan(bytes: &[u8]) {
     vxlan_is_read_back(bytes);
 }
 
-/// What a packet was read as, written again, is that packet.
+/// A parsed packet, written again, is the same packet.
 fn vxlan_agrees(encapsulation: &Encapsulation, packet: &[u8], at: usize) {
     let frame = &packet[at..];
     let options = at - vxlan::BYTES;
@@ -53,36 +53,36 @@ fn vxlan_agrees(encapsulation: &Encapsulation, packet: &[u8], at: usize) {
         .head(frame, frame.len())
         .expect("what came in one packet fits one");
     let total = u16::from_be_bytes([packet[2], packet[3]]);
-    assert_eq!(usize::from(total), packet.len(), "the length of the packet");
+    assert_eq!(usize::from(total), packet.len(), "total length");
     assert_eq!(
         packet[0],
         0x45 + (options / 4) as u8,
-        "the length of IP's header"
+        "the length of the IP header"
     );
     assert!(
         packet[6] & 0x3f == 0 && packet[7] == 0,
-        "a fragment was taken"
+        "a fragment was accepted"
     );
-    for told in TOLD_BY_IP {
-        assert_eq!(packet[told.clone()], head[told], "the header of IP");
+    for range in COMPARED_IP {
+        assert_eq!(packet[range.clone()], head[range], "the IP header");
     }
-    let (advertised, wanted) = (&packet[IPV4 + options..], &head[IPV4..]);
+    let (parsed, written) = (&packet[IPV4 + options..], &head[IPV4..]);
     assert_eq!(
-        advertised[TOLD_BY_UDP], wanted[TOLD_BY_UDP],
-        "the header of UDP"
+        parsed[COMPARED_UDP], written[COMPARED_UDP],
+        "the UDP header"
     );
     assert_eq!(
-        advertised[UDP + 4..UDP + 7],
-        wanted[UDP + 4..UDP + 7],
+        parsed[UDP + 4..UDP + 7],
+        written[UDP + 4..UDP + 7],
         "the VNI"
     );
-    assert_ne!(advertised[UDP] & wanted[UDP], 0, "the VNI's flag");
+    assert_ne!(parsed[UDP] & written[UDP], 0, "the VNI flag");
     let again = [&head[..], frame].concat();
     let wanted = Some((*encapsulation, vxlan::BYTES));
     assert_eq!(
         Encapsulation::parse(&again),
         wanted,
-        "what was read is written otherwise"
+        "it does not parse as it did before"
     );
 }
 
@@ -133,42 +133,42 @@ fn message(bytes: &[u8]) {
 }
 
 fn message_agrees(packet: &[u8], contents: &[u8]) {
-    let again = message::packet(A, B, contents).expect("what was taken is not too long");
+    let again = message::packet(A, B, contents).expect("what was accepted is not too long");
     assert_eq!(again.len(), packet.len(), "the length of the packet");
     assert!(
         packet[6] & 0x3f == 0 && packet[7] == 0,
-        "a fragment was taken"
+        "a fragment was accepted"
     );
     assert_eq!(packet[..4], [&[0x45, packet[1]][..], &again[2..4]].concat());
-    for told in TOLD_BY_IP {
-        assert_eq!(packet[told.clone()], again[told], "the header of IP");
+    for range in COMPARED_IP {
+        assert_eq!(packet[range.clone()], again[range], "the IP header");
     }
-    let (advertised, wanted) = (&packet[IPV4..], &again[IPV4..]);
+    let (parsed, written) = (&packet[IPV4..], &again[IPV4..]);
     assert_eq!(
-        advertised[TOLD_BY_UDP], wanted[TOLD_BY_UDP],
-        "the header of UDP"
+        parsed[COMPARED_UDP], written[COMPARED_UDP],
+        "the UDP header"
     );
-    assert_eq!(advertised[UDP..], wanted[UDP..], "the contents");
+    assert_eq!(parsed[UDP..], written[UDP..], "the contents");
     assert_eq!(
         message::contents(packet, B, A),
         None,
-        "it is between others"
+        "the addresses are swapped"
     );
 }
 
-fn message_is_read_back(advertised: &[u8]) {
-    let Some(packet) = message::packet(A, B, advertised) else {
+fn message_is_read_back(contents: &[u8]) {
+    let Some(packet) = message::packet(A, B, contents) else {
         return assert!(
-            advertised.len() > 1024,
+            contents.len() > 1024,
             "{} octets are not too long",
-            advertised.len()
+            contents.len()
         );
     };
-    assert_eq!(message::contents(&packet, A, B), Some(advertised));
+    assert_eq!(message::contents(&packet, A, B), Some(contents));
     assert_eq!(
         message::contents(&packet, B, A),
         None,
-        "it is between others"
+        "the addresses are swapped"
     );
     for length in shorter(&packet) {
         let short = message::contents(&packet[..length], A, B);
@@ -176,13 +176,13 @@ fn message_is_read_back(advertised: &[u8]) {
     }
 }
 
-/// Where a packet can be cut short: inside the headers, and at the last octet.
+/// Lengths to truncate a packet to: within the headers, and by the last octet.
 fn shorter(packet: &[u8]) -> impl Iterator<Item = usize> {
     (0..packet.len().min(64)).chain([packet.len() - 1])
 }
 
 fn message_seeds() -> Vec<Vec<u8>> {
-    let advertised = [b"a heartbeat".to_vec(), Vec::new(), vec![7; 1024]];
-    let packet = |advertised: &Vec<u8>| message::packet(A, B, advertised).expect("it is short");
-    advertised.iter().map(packet).collect()
+    let contents = [b"a heartbeat".to_vec(), Vec::new(), vec![7; 1024]];
+    let packet = |contents: &Vec<u8>| message::packet(A, B, contents).expect("it is short");
+    contents.iter().map(packet).collect()
 }

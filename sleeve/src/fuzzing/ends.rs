@@ -1,5 +1,5 @@
-//! Two hosts with a session, as the threads of a sleeve work for them: real sockets on
-//! loopback, and instead of the TAP device a socket that keeps the bounds of writes.
+//! Two hosts with a session, driven as a sleeve's threads would: real sockets on loopback,
+//! and a sequenced-packet socket in place of the TAP device (it preserves write boundaries).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +15,10 @@ use kontena_schema::mac::Mac;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
-use super::frames::{self, parted, plain};
+use super::frames::{self, normalized, parted};
 use crate::inbound;
 use crate::key::PrivateKey;
-use crate::message::{Message, SEAL};
+use crate::message::{Message, WIREGUARD_OVERHEAD};
 use crate::sleeve::{Settings, Shared};
 use crate::snapshot::Snapshot;
 use crate::table::{Peer, Table};
@@ -26,28 +26,28 @@ use crate::tap::Tap;
 use crate::udp::Socket;
 use crate::vxlan::Encapsulation;
 
-/// The tunnel addresses of the two.
-pub(super) const INNER: [Ipv4Addr; 2] = [
+/// The tunnel addresses of the two hosts.
+pub(super) const TUNNEL_ADDRESSES: [Ipv4Addr; 2] = [
     Ipv4Addr::new(100, 127, 81, 1),
     Ipv4Addr::new(100, 127, 81, 2),
 ];
 const VNI: u32 = 4096;
-/// What is around a frame from the first to the second.
+/// The encapsulation of frames from the first host to the second.
 pub(crate) const ENCAPSULATION: Encapsulation = Encapsulation {
-    from: INNER[0],
-    to: INNER[1],
+    from: TUNNEL_ADDRESSES[0],
+    to: TUNNEL_ADDRESSES[1],
     vni: VNI,
 };
-/// Who is behind the first, and behind the second.
+/// The MACs of containers on the first host, and on the second.
 const FIRST: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 3]];
 pub(super) const SECOND: [u8; 6] = [2, 0, 0, 0, 1, 2];
-/// How many inputs two hosts get before they are made anew: a session costs more than
-/// what an input does with it, and none may become old.
+/// How many inputs two hosts process before they are replaced: setting up a session costs more
+/// than an input does, and no session may expire.
 const INPUTS: u32 = 512;
-/// Room for what a burst becomes, until it is looked at.
+/// Buffer space for the frames of one burst.
 const BRIDGE_BYTES: usize = 4 << 20;
 /// The longest wait for a packet on loopback.
-const PATIENCE_MS: u16 = 2000;
+const TIMEOUT_MS: u16 = 2000;
 
 /// Two hosts: the first sends, the second receives.
 pub(crate) struct Ends([End; 2]);
@@ -56,11 +56,10 @@ pub(crate) struct End {
     pub(crate) shared: Shared,
     pub(crate) snapshot: Snapshot,
     bridge: File,
-    heard: Arc<Mutex<Vec<Message>>>,
+    messages: Arc<Mutex<Vec<Message>>>,
 }
 
-/// Lets an input be checked with two hosts. Those that were left in the middle of one are
-/// not used again.
+/// Checks an input with two hosts. After a failed check they are not used again.
 pub(crate) fn with_ends(check: impl FnOnce(&Ends)) {
     thread_local! {
         static KEPT: RefCell<Option<(u32, Ends)>> = const { RefCell::new(None) };
@@ -74,7 +73,7 @@ pub(crate) fn with_ends(check: impl FnOnce(&Ends)) {
 impl Ends {
     fn new() -> Self {
         let keys = [1, 2].map(|octet| PrivateKey::from_octets([octet; 32]));
-        let mut ends = INNER.map(End::new);
+        let mut ends = TUNNEL_ADDRESSES.map(End::new);
         let ports = [0, 1].map(|at: usize| ends[at].address());
         for (at, end) in ends.iter_mut().enumerate() {
             let peer = Peer {
@@ -84,14 +83,14 @@ impl Ends {
             };
             let table = Table {
                 own: vec![keys[at].clone()],
-                peers: BTreeMap::from([(INNER[1 - at], peer)]),
+                peers: BTreeMap::from([(TUNNEL_ADDRESSES[1 - at], peer)]),
                 owners: owners(),
-                floods: BTreeSet::from([INNER[1 - at]]),
+                floods: BTreeSet::from([TUNNEL_ADDRESSES[1 - at]]),
             };
             (end.snapshot, _) = Snapshot::next(&Snapshot::default(), &table, &mut 0);
         }
         let ends = Self(ends);
-        ends.meet();
+        ends.handshake();
         ends
     }
 
@@ -103,23 +102,23 @@ impl Ends {
         &self.0[1]
     }
 
-    /// A handshake, and the sign of life that makes it the session of both.
-    fn meet(&self) {
+    /// A handshake, and the keepalive that confirms the session.
+    fn handshake(&self) {
         let first = self.first();
         for tunnel in first.snapshot.tunnels_all() {
             first.shared.initiate(tunnel, Instant::now());
         }
         for end in [self.second(), first, self.second()] {
-            assert!(end.receives(PATIENCE_MS), "the handshake is stuck");
+            assert!(end.receives(TIMEOUT_MS), "the handshake is stuck");
             inbound::Work::new(&end.shared).receive(&end.snapshot);
         }
         let alive = |end: &End| end.snapshot.tunnels_all().all(|tunnel| tunnel.is_alive());
         assert!(self.0.iter().all(alive), "there is no session");
     }
 
-    /// What the first would send to the second.
+    /// A packet as the first host would encrypt it for the second.
     pub(crate) fn encrypted(&self, packet: &[u8]) -> Vec<u8> {
-        let mut encrypted = vec![0; packet.len() + SEAL];
+        let mut encrypted = vec![0; packet.len() + WIREGUARD_OVERHEAD];
         let tunnel = self
             .first()
             .snapshot
@@ -135,8 +134,11 @@ impl Ends {
 }
 
 fn owners() -> BTreeMap<Mac, Ipv4Addr> {
-    let first = FIRST.map(|mac| (Mac(mac), INNER[0]));
-    first.into_iter().chain([(Mac(SECOND), INNER[1])]).collect()
+    let first = FIRST.map(|mac| (Mac(mac), TUNNEL_ADDRESSES[0]));
+    first
+        .into_iter()
+        .chain([(Mac(SECOND), TUNNEL_ADDRESSES[1])])
+        .collect()
 }
 
 /// A frame from the first's container to the second's, of a type for experiments (IEEE 802).
@@ -157,8 +159,8 @@ pub(super) fn is_arp(kind: &[u8]) -> bool {
         .any(|of| of == kind)
 }
 
-/// Whether the second takes this frame from the first: it is from one behind the first, no
-/// ARP, and without a tag.
+/// Whether the second host accepts this frame from the first: its source is a container of the
+/// first, and it is neither ARP nor tagged.
 pub(super) fn is_admitted(frame: &[u8]) -> bool {
     let is_first = |mac: &[u8]| FIRST.iter().any(|known| known == mac);
     let kind = frame.get(12..14);
@@ -174,7 +176,7 @@ impl End {
             SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
         )
         .expect("there are sockets");
-        // Without the right to more, the system's bound must do.
+        // Without CAP_NET_ADMIN, the system's limit applies.
         let _ = setsockopt(&tap, sockopt::SndBufForce, &BRIDGE_BYTES);
         let settings = Settings {
             device: String::new(),
@@ -183,15 +185,15 @@ impl End {
             vni: VNI,
         };
         let socket = Socket::bind(settings.port).expect("there are ports");
-        let heard = Arc::new(Mutex::default());
-        let inbox = Arc::clone(&heard);
+        let messages = Arc::new(Mutex::default());
+        let inbox = Arc::clone(&messages);
         let inbox = move |message| push(&inbox, message);
         let tap = Tap::of(tap.into());
         Self {
             shared: Shared::new(settings, (tap, socket), inbox).expect("there are descriptors"),
             snapshot: Snapshot::default(),
             bridge: bridge.into(),
-            heard,
+            messages,
         }
     }
 
@@ -200,21 +202,21 @@ impl End {
         (Ipv4Addr::LOCALHOST, port).into()
     }
 
-    /// Whether something comes in so many milliseconds.
-    pub(crate) fn receives(&self, patience_ms: u16) -> bool {
+    /// Whether a packet arrives within the timeout.
+    pub(crate) fn receives(&self, timeout_ms: u16) -> bool {
         let mut fds = [PollFd::new(self.shared.socket.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, patience_ms).is_ok_and(|ready| ready > 0)
+        poll(&mut fds, timeout_ms).is_ok_and(|ready| ready > 0)
     }
 
-    /// Gives the sleeve a frame, as it is.
+    /// Sends a frame out of the bridge, to the sleeve.
     #[cfg(test)]
     pub(crate) fn offer(&self, frame: &[u8]) {
         let header = crate::virtio::Header::default().format(0);
         let whole = [&header[..], frame].concat();
-        nix::unistd::write(&self.bridge, &whole).expect("there is room");
+        nix::unistd::write(&self.bridge, &whole).expect("the buffer is not full");
     }
 
-    /// The frames that the bridge got since the last time, each as it was sent.
+    /// The frames that the bridge received since the last call, as they were sent.
     pub(crate) fn delivered(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0; 1 << 17];
@@ -222,8 +224,9 @@ impl End {
             match (&self.bridge).read(&mut buffer) {
                 Ok(length) => {
                     let (header, frame) = parted(&buffer[..length]);
-                    let pieces = frames::cut_all(header, &frame).expect("what is coalesced is cut");
-                    frames.extend(pieces.into_iter().map(plain));
+                    let pieces = frames::segment_all(header, &frame)
+                        .expect("coalesced frames can be segmented");
+                    frames.extend(pieces.into_iter().map(normalized));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return frames,
                 Err(error) => panic!("the bridge cannot be read: {error}"),
@@ -231,10 +234,10 @@ impl End {
         }
     }
 
-    /// What the agent got since the last time.
-    pub(super) fn heard(&self) -> Vec<Message> {
-        let mut heard = self.heard.lock().expect("nobody panics with it");
-        std::mem::take(&mut heard)
+    /// The messages that the agent received since the last call.
+    pub(super) fn messages(&self) -> Vec<Message> {
+        let mut messages = self.messages.lock().expect("no holder panics");
+        std::mem::take(&mut messages)
     }
 
     /// How many packets and frames were dropped.
@@ -244,6 +247,6 @@ impl End {
     }
 }
 
-fn push(heard: &Mutex<Vec<Message>>, message: Message) {
-    heard.lock().expect("nobody panics with it").push(message);
+fn push(messages: &Mutex<Vec<Message>>, message: Message) {
+    messages.lock().expect("no holder panics").push(message);
 }

@@ -1,5 +1,5 @@
-//! Frames to begin with, and what their headers must add up to, by the words of the
-//! RFCs and not by those of the code that is looked at.
+//! Frames to start from, and checksums computed from the RFCs, independently of the code
+//! under test.
 
 use crate::checksum::{fold, sum};
 use crate::coalesce::Coalescer;
@@ -14,18 +14,18 @@ pub(crate) const IPV4_ETHERTYPE: [u8; 2] = [0x08, 0x00];
 pub(crate) const IPV6_ETHERTYPE: [u8; 2] = [0x86, 0xdd];
 const SOURCE: [u8; 4] = [10, 81, 1, 1];
 const TARGET: [u8; 4] = [10, 81, 1, 2];
-/// A request of ARP, from the first host's container about the second's.
+/// An ARP request of the first host's container for the second's address.
 pub(crate) const ARP: [u8; 42] = [
     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 1, 1, 8, 6, // Ethernet
     0, 1, 8, 0, 6, 4, 0, 1, // Ethernet and IPv4, a request
-    2, 0, 0, 0, 1, 1, 10, 81, 1, 1, // who has what
-    0, 0, 0, 0, 0, 0, 10, 81, 1, 2, // and whom it asks for
+    2, 0, 0, 0, 1, 1, 10, 81, 1, 1, // sender
+    0, 0, 0, 0, 0, 0, 10, 81, 1, 2, // target
 ];
 const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
 const IP_CHECKSUM: usize = ETHERNET + 10;
 const TRANSPORT: usize = ETHERNET + IPV4;
 
-/// A TCP frame over IPv4 with a timestamp option, with whole checksums.
+/// A TCP frame over IPv4 with a timestamp option and valid checksums.
 pub(crate) fn tcp_v4(sequence: u32, id: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
     let tcp_bytes = TCP + TIMESTAMPS.len();
     let ports = [0x1f, 0x90, 0xc0, 0x01];
@@ -38,11 +38,11 @@ pub(crate) fn tcp_v4(sequence: u32, id: u16, flags: u8, payload: &[u8]) -> Vec<u
         payload,
     ];
     let mut frame = ip_v4(PROTOCOL_TCP, id, &tcp.concat());
-    encrypt(&mut frame);
+    fix_checksums(&mut frame);
     frame
 }
 
-/// A UDP frame over IPv4 without checksums: they are for who cuts it.
+/// A UDP frame over IPv4 without checksums: segmentation computes them.
 pub(crate) fn udp_v4(payload: &[u8]) -> Vec<u8> {
     ip_v4(PROTOCOL_UDP, 7, &udp(payload))
 }
@@ -67,7 +67,7 @@ fn udp(payload: &[u8]) -> Vec<u8> {
     [&[0x10, 0, 0x20, 0, 0, 0, 0, 0], payload].concat()
 }
 
-/// IPv6's question for who has an address: a neighbour solicitation (RFC 4861).
+/// An IPv6 neighbour solicitation (RFC 4861).
 pub(crate) fn solicitation() -> Vec<u8> {
     const ICMPV6: u8 = 58;
     ip_v6(ICMPV6, &[&[135, 0][..], &[0; 22]].concat())
@@ -100,9 +100,9 @@ fn ip_v6(protocol: u8, transport: &[u8]) -> Vec<u8> {
     parts.concat()
 }
 
-/// Makes both checksums of a frame like [`tcp_v4`] right, if its headers are still
-/// where they were.
-pub(crate) fn encrypt(frame: &mut [u8]) {
+/// Makes both checksums of a frame like [`tcp_v4`] valid, if its headers are still where
+/// they were.
+pub(crate) fn fix_checksums(frame: &mut [u8]) {
     if frame[12..=ETHERNET] != [8, 0, 0x45] {
         return;
     }
@@ -115,8 +115,8 @@ pub(crate) fn encrypt(frame: &mut [u8]) {
     frame[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What pseudo header, header and payload add up to, by RFC 9293's and RFC 8200's
-/// words: 0xffff if the checksum in it is right.
+/// The sum of pseudo header, header and payload (RFC 9293, RFC 8200): 0xffff if the checksum
+/// is valid.
 pub(crate) fn transport_sum(frame: &[u8]) -> u16 {
     let ip = &frame[ETHERNET..];
     let transport = &frame[transport_at(frame)..];
@@ -130,7 +130,7 @@ pub(crate) fn transport_sum(frame: &[u8]) -> u16 {
     fold(sum(&pseudo) + sum(transport))
 }
 
-/// What the header of IPv4 adds up to.
+/// The sum of the IPv4 header.
 pub(crate) fn ip_sum(frame: &[u8]) -> u16 {
     fold(sum(&frame[ETHERNET..transport_at(frame)]))
 }
@@ -139,7 +139,7 @@ pub(crate) fn is_v4(frame: &[u8]) -> bool {
     frame[12..ETHERNET] == IPV4_ETHERTYPE
 }
 
-/// Where the header above IP begins.
+/// Where the transport header begins.
 pub(crate) fn transport_at(frame: &[u8]) -> usize {
     let bytes = if is_v4(frame) {
         usize::from(frame[ETHERNET] & 0xf) * 4
@@ -149,7 +149,7 @@ pub(crate) fn transport_at(frame: &[u8]) -> usize {
     ETHERNET + bytes
 }
 
-/// The bytes above IP before the payload.
+/// The length of the transport header.
 pub(crate) fn transport_bytes(frame: &[u8]) -> usize {
     let ip = &frame[ETHERNET..];
     let protocol = if is_v4(frame) { ip[9] } else { ip[6] };
@@ -159,7 +159,7 @@ pub(crate) fn transport_bytes(frame: &[u8]) -> usize {
     }
 }
 
-/// The header of a frame that is to be cut.
+/// The virtio header of a frame that is to be segmented.
 pub(crate) fn gso(kind: Kind, size: u16) -> Header {
     Header {
         checksum: Some((TRANSPORT as u16, TCP_CHECKSUM as u16)),
@@ -167,13 +167,13 @@ pub(crate) fn gso(kind: Kind, size: u16) -> Header {
     }
 }
 
-/// What the device executor over: a frame behind its header.
+/// What is read from the device: the frame behind its virtio header.
 pub(crate) fn read(header: Header, frame: &[u8]) -> Vec<u8> {
     [&header.format(0)[..], frame].concat()
 }
 
-/// The frames that one becomes.
-pub(crate) fn cut_all(header: Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
+/// The segments of a frame.
+pub(crate) fn segment_all(header: Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
     let mut pieces = Vec::new();
     let mut frame = frame.to_vec();
     segments(header, &mut frame, |head, payload| {
@@ -182,8 +182,8 @@ pub(crate) fn cut_all(header: Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, Malf
     Ok(pieces)
 }
 
-/// What the device gets: header and frame of each write.
-pub(crate) fn glue_all(frames: &[Vec<u8>]) -> Vec<(Header, Vec<u8>)> {
+/// What is written to the device: header and frame of each write.
+pub(crate) fn coalesce_all(frames: &[Vec<u8>]) -> Vec<(Header, Vec<u8>)> {
     let mut written = Vec::new();
     let mut buffer = frames.concat();
     let mut coalescer = Coalescer::default();
@@ -197,15 +197,15 @@ pub(crate) fn glue_all(frames: &[Vec<u8>]) -> Vec<(Header, Vec<u8>)> {
     written.iter().map(|all| parted(all)).collect()
 }
 
-/// Header and frame of what was written to the device.
+/// Splits what was written to the device into header and frame.
 pub(crate) fn parted(written: &[u8]) -> (Header, Vec<u8>) {
     let (header, frame) = Header::parse(written).expect("what the sleeve writes has a header");
     (header, frame.to_vec())
 }
 
-/// A frame with one way of writing a checksum of zero, of the two that mean the same
-/// in IPv4 and TCP.
-pub(crate) fn plain(mut frame: Vec<u8>) -> Vec<u8> {
+/// Replaces checksums of 0xffff by 0, which mean the same in IPv4 and TCP, so that frames can
+/// be compared.
+pub(crate) fn normalized(mut frame: Vec<u8>) -> Vec<u8> {
     let tcp =
         frame.len() >= TRANSPORT + TCP && is_v4(&frame) && frame[ETHERNET + 9] == PROTOCOL_TCP;
     for field in [IP_CHECKSUM, TRANSPORT + TCP_CHECKSUM] {

@@ -1,8 +1,8 @@
-//! The properties of what the sleeve reads from outside, for the fuzzer and for
-//! tests: `kontena-fuzz` says how they are run.
+//! Properties of the sleeve's parsers and of both of its directions, for the fuzzer and for
+//! tests; `kontena-fuzz` runs them.
 //!
-//! It is compiled for this crate's tests and with `--cfg fuzzing`, and in no program
-//! that is shipped: a feature would be one that another member could turn on.
+//! Compiled only for this crate's tests and with `--cfg fuzzing`, and into no shipped
+//! program: a cargo feature could be turned on by another workspace member.
 
 pub(crate) mod encapsulations;
 pub(crate) mod ends;
@@ -13,7 +13,7 @@ pub(crate) mod segmenting;
 
 use kontena_fuzz::Target;
 
-/// One for each parser, and one for the whole way each way.
+/// One for each parser, and one for each direction as a whole.
 pub const TARGETS: &[Target] = &[
     encapsulations::VXLAN,
     encapsulations::MESSAGE,

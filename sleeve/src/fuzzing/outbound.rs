@@ -1,27 +1,28 @@
-//! The way of frames from one bridge to the other: cut, encrypted, sent as bursts,
-//! received as bursts, opened and coalesced.
+//! Frames from one bridge to the other: segmented, encrypted, sent and received in bursts,
+//! decrypted and coalesced.
 
 use kontena_fuzz::{Input, Target};
 
 use super::ends::{Ends, SECOND, is_admitted, is_arp, with_ends};
-use super::frames::{ARP, cut_all, gso, plain, read, solicitation, tcp_v4, tcp_v6, udp_v4};
+use super::frames::{
+    ARP, gso, normalized, read, segment_all, solicitation, tcp_v4, tcp_v6, udp_v4,
+};
 use super::segmenting::stream;
 use crate::headers::{ACK, PSH};
 use crate::virtio::{Header, Kind};
 use crate::{inbound, outbound};
 
-/// The other bridge gets what the frames of this one are cut to, as it is and in its
-/// order, if it is for somebody there, may leave its host and is not too long; the rest is
-/// nowhere.
+/// The other bridge receives, unchanged and in order, the segments of those frames that are
+/// addressed to it, may leave the host and are not too long; nothing else arrives.
 pub(super) const OUTBOUND: Target = Target {
     name: "outbound",
     check: |bytes| with_ends(|ends| outbound(ends, bytes)),
     seeds,
 };
 
-/// Most frames of one input.
+/// The most frames of one input.
 const FRAMES: usize = 16;
-/// Longest payload of those that are made of a number.
+/// The longest generated payload.
 const PAYLOAD: u16 = 20_000;
 
 fn outbound(ends: &Ends, bytes: &[u8]) {
@@ -32,18 +33,18 @@ fn outbound(ends: &Ends, bytes: &[u8]) {
             && is_for_second(frame)
             && !is_local(frame)
         {
-            let pieces = cut_all(header, frame).unwrap_or_default();
+            let pieces = segment_all(header, frame).unwrap_or_default();
             let passes = |piece: &Vec<u8>| is_admitted(piece) && piece.len() <= LONGEST;
             wanted.extend(pieces.into_iter().filter(passes));
         }
         work.carry(&ends.first().snapshot, &mut read);
         work.flush();
-        let wanted: Vec<_> = wanted.into_iter().map(plain).collect();
+        let wanted: Vec<_> = wanted.into_iter().map(normalized).collect();
         assert_eq!(arrived(ends), wanted, "the frames");
     }
 }
 
-/// A packet of 1370 bytes, and Ethernet.
+/// An Ethernet header and a packet of 1370 bytes.
 const LONGEST: usize = 1384;
 
 fn is_for_second(frame: &[u8]) -> bool {
@@ -51,14 +52,14 @@ fn is_for_second(frame: &[u8]) -> bool {
     target.is_some_and(|mac| mac[0] & 1 != 0 || *mac == SECOND)
 }
 
-/// What no host sends to another: ARP, a tag, or ICMPv6 of type 135 and code 0 right after IPv6's header.
+/// What no host sends to another: ARP, a VLAN tag, or ICMPv6 of type 135 and code 0 right behind the IPv6 header.
 fn is_local(frame: &[u8]) -> bool {
     let octets = |at: usize, wanted: &[u8]| frame.get(at..at + wanted.len()) == Some(wanted);
     let arp = frame.get(12..14).is_some_and(is_arp);
     arp || octets(12, &[0x86, 0xdd]) && octets(20, &[58]) && octets(54, &[135, 0])
 }
 
-/// What is on loopback is there at once.
+/// What was sent over loopback is there at once.
 fn arrived(ends: &Ends) -> Vec<Vec<u8>> {
     let end = ends.second();
     let mut work = inbound::Work::new(&end.shared);
@@ -71,7 +72,7 @@ fn arrived(ends: &Ends) -> Vec<Vec<u8>> {
     frames
 }
 
-/// What the device executor over, each behind an octet that says of what kind it is.
+/// What is read from the device; the first octet of each frame is its kind.
 fn frames(input: &mut Input<'_>) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while !input.is_empty() && frames.len() < FRAMES {
@@ -117,15 +118,15 @@ fn seeds() -> Vec<Vec<u8>> {
         vec![1, 0x30, 0, 5, 0, 2, 0x30, 0, 5, 0, 3, 0x30, 0, 5, 0],
         // Many pieces.
         vec![1, 4, 0, 0, 50],
-        // Frames that follow each other.
+        // Frames that continue each other.
         vec![4, 0, 5, 0, 0, 1, 1, 1, 1, 1],
-        // For all, for nobody, from somebody else.
+        // Broadcast, an unknown destination, another source.
         [
             1, 0, 99, 1, 0, 5, 0, 0, 0, 0, 10, 1, 5, 0, 0, 0, 0, 10, 2, 5, 0, 0, 0, 0, 21, 9,
         ]
         .to_vec(),
         raw(&whole),
-        // Questions, to all and to one.
+        // Address resolution, broadcast and unicast.
         whole_frame(&ARP),
         whole_frame(&[&SECOND, &ARP[6..12], &[0x81, 0, 0, 0], &ARP[12..]].concat()),
         whole_frame(&[&SECOND, &ARP[6..]].concat()),

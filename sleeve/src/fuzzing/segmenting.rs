@@ -1,49 +1,49 @@
-//! Cutting and gluing, each against what the RFCs say of headers, and both against
-//! each other.
+//! Segmentation and coalescing, each against the RFCs, and both against each other.
 
 use kontena_fuzz::{Input, Target};
 
 use super::frames::{
-    cut_all, encrypt, glue_all, gso, ip_sum, is_v4, plain, read, tcp_v4, tcp_v6, transport_at,
-    transport_bytes, transport_sum, udp_v4, udp_v6,
+    coalesce_all, fix_checksums, gso, ip_sum, is_v4, normalized, read, segment_all, tcp_v4, tcp_v6,
+    transport_at, transport_bytes, transport_sum, udp_v4, udp_v6,
 };
 use crate::checksum::{fold, sum, transport_checksum};
 use crate::headers::{
-    ACK, CWR, ETHERNET, FIN, PROTOCOL_TCP, PSH, TCP_CHECKSUM, TCP_FLAGS, is_fragment, seal_ipv4,
+    ACK, CWR, ETHERNET, FIN, PROTOCOL_TCP, PSH, TCP_CHECKSUM, TCP_FLAGS, is_fragment,
+    write_ipv4_checksum,
 };
 use crate::segment::segments;
 use crate::virtio::{self, Gso, Header, Kind};
 
-/// The sum is that of words added one by one, and what is encrypted with it adds up.
+/// The sum equals that of words added one by one, and a header with the checksum adds up.
 pub(crate) const CHECKSUM: Target = Target {
     name: "checksum",
     check: checksum,
     seeds: || vec![tcp_v4(1, 1, ACK, &[5; 9]), vec![0; 33], vec![0xff; 64]],
 };
 
-/// A header that is read is written as the same.
+/// A header that parses is written the same again.
 pub(super) const VIRTIO: Target = Target {
     name: "virtio",
     check: virtio,
     seeds: segment_seeds,
 };
 
-/// The pieces of a frame carry its payload and its headers, with the numbers, flags
-/// and checksums of each, and are no longer than the device says.
+/// The segments of a frame carry its payload and headers, each with its own sequence number,
+/// flags and checksums, and are no longer than the device asked for.
 pub(super) const SEGMENT: Target = Target {
     name: "segment",
     check: segment,
     seeds: segment_seeds,
 };
 
-/// Frames that are coalesced, if they are cut again, are the same frames.
+/// Coalesced frames, segmented again, are the same frames.
 pub(super) const COALESCE: Target = Target {
     name: "coalesce",
-    check: |bytes| are_cut_again(&stream(&mut Input::new(bytes))),
+    check: |bytes| check_round_trip(&stream(&mut Input::new(bytes))),
     seeds: stream_seeds,
 };
 
-/// What one write may have: the most buffers, and a frame of the longest packet.
+/// The limits of one write: the number of buffers, and a frame with the longest packet.
 const BUFFERS: usize = 1024;
 const LONGEST: usize = ETHERNET + 0xffff;
 
@@ -54,24 +54,32 @@ fn checksum(bytes: &[u8]) {
         slow = (slow & 0xffff) + (slow >> 16);
     }
     assert_eq!(u32::from(fold(sum(bytes))), slow);
-    let encrypted = [
+    let completed = [
         bytes,
         &[0][..bytes.len() % 2],
         &transport_checksum(sum(bytes)),
     ]
     .concat();
-    assert_eq!(fold(sum(&encrypted)), 0xffff, "what is encrypted adds up");
+    assert_eq!(
+        fold(sum(&completed)),
+        0xffff,
+        "it adds up with its checksum"
+    );
     match bytes.get(6..8) {
-        Some(place) => assert_eq!(
+        Some(field) => assert_eq!(
             is_fragment(bytes),
-            Some(place[0] & 0x3f != 0 || place[1] != 0)
+            Some(field[0] & 0x3f != 0 || field[1] != 0)
         ),
-        None => assert_ne!(is_fragment(bytes), Some(false), "it is cut short"),
+        None => assert_ne!(is_fragment(bytes), Some(false), "it is truncated"),
     }
     if bytes.len() >= 20 {
         let mut header = bytes[..bytes.len() / 4 * 4].to_vec();
-        seal_ipv4(&mut header);
-        assert_eq!(fold(sum(&header)), 0xffff, "an encrypted header adds up");
+        write_ipv4_checksum(&mut header);
+        assert_eq!(
+            fold(sum(&header)),
+            0xffff,
+            "the header adds up with its checksum"
+        );
         header[10..12].copy_from_slice(&bytes[10..12]);
         assert_eq!(header, bytes[..header.len()], "only the checksum changes");
     }
@@ -91,25 +99,25 @@ fn virtio(bytes: &[u8]) {
 
 fn segment(bytes: &[u8]) {
     if let Some((header, frame)) = Header::parse(bytes) {
-        is_cut(header, frame);
+        check_segments(header, frame);
     }
 }
 
-/// A frame and its header, as the device executor them over.
-pub(crate) fn is_cut(header: Header, frame: &[u8]) {
+/// Checks the segments of a frame as it is read from the device.
+pub(crate) fn check_segments(header: Header, frame: &[u8]) {
     let mut pieces = Vec::new();
     let mut changed = frame.to_vec();
     let cut = segments(header, &mut changed, |head, payload| {
         pieces.push((head.to_vec(), payload.to_vec()))
     });
     if cut.is_err() {
-        return assert!(pieces.is_empty(), "a part of a malformed frame was sent");
+        return assert!(pieces.is_empty(), "part of a malformed frame was sent");
     }
     match header.gso {
         Some(gso) => are_pieces(gso, frame, &pieces),
         None => {
             let [(whole, rest)] = &pieces[..] else {
-                panic!("a frame that is not to be cut became {}", pieces.len());
+                panic!("a frame without segmentation became {}", pieces.len());
             };
             assert!(rest.is_empty());
             is_completed(header.checksum, frame, whole);
@@ -125,10 +133,10 @@ fn is_completed(checksum: Option<(u16, u16)>, frame: &[u8], whole: &[u8]) {
     let mut restored = whole.to_vec();
     restored[field..field + 2].copy_from_slice(&frame[field..field + 2]);
     assert_eq!(restored, frame, "only the checksum changes");
-    // At an odd place, no sum of 16-bit words is meant.
+    // At an odd offset, no sum of 16-bit words is meant.
     if offset % 2 == 0 {
         let total = sum(&whole[start..]) + sum(&frame[field..field + 2]);
-        assert_eq!(fold(total), 0xffff, "it adds up with what was there");
+        assert_eq!(fold(total), 0xffff, "it adds up with the previous value");
     }
 }
 
@@ -159,8 +167,7 @@ fn are_pieces(gso: Gso, frame: &[u8], pieces: &[(Vec<u8>, Vec<u8>)]) {
     }
 }
 
-/// The headers that a piece must have. Its checksums are taken from it: they must add
-/// up.
+/// The headers that a segment must have; its checksums are copied, and verified by the caller.
 fn head_of(head: &[u8], (number, last, done): (usize, bool, usize), whole: &[u8]) -> Vec<u8> {
     let mut wanted = head.to_vec();
     let at = transport_at(head);
@@ -214,13 +221,13 @@ fn segment_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Most frames of one input: more than are coalesced to one.
+/// The most frames of one input: more than are coalesced into one.
 const FRAMES: usize = 80;
-/// Longest payload of them.
+/// The longest payload of them.
 const PAYLOAD: u16 = 1400;
 
-/// Frames that mostly follow each other. What begins with 0 is any bytes; the rest
-/// are TCP, and their bits say what is wrong with them.
+/// Frames that mostly continue each other. A leading 0 means raw bytes; in all others, which
+/// are TCP, bits say what is wrong with them.
 pub(super) fn stream(input: &mut Input<'_>) -> Vec<Vec<u8>> {
     let (mut sequence, mut id, mut length) = (0_u32, 0_u16, 100_u16);
     let mut frames = Vec::new();
@@ -246,9 +253,9 @@ pub(super) fn stream(input: &mut Input<'_>) -> Vec<Vec<u8>> {
             let at = at % frame.len();
             frame[at] = to;
         }
-        // A wrong octet may be one that whoever sends it means.
+        // With valid checksums, a changed octet could be what the sender meant.
         if has(32) {
-            encrypt(&mut frame);
+            fix_checksums(&mut frame);
         }
         sequence = sequence.wrapping_add(length.into());
         id = id.wrapping_add(1);
@@ -257,33 +264,28 @@ pub(super) fn stream(input: &mut Input<'_>) -> Vec<Vec<u8>> {
     frames
 }
 
-pub(crate) fn are_cut_again(frames: &[Vec<u8>]) {
-    let written = glue_all(frames);
+pub(crate) fn check_round_trip(frames: &[Vec<u8>]) {
+    let written = coalesce_all(frames);
     let mut again = Vec::new();
     for (header, frame) in &written {
         assert!(frame.len() <= LONGEST, "a frame of {} octets", frame.len());
-        let pieces = cut_all(*header, frame).expect("what is coalesced can be cut");
-        // Each is a buffer, and so is the header.
+        let pieces = segment_all(*header, frame).expect("coalesced frames can be segmented");
+        // Each piece is a buffer, and so is the header.
         assert!(pieces.len() < BUFFERS, "{} pieces", pieces.len());
         if header.gso.is_some() {
             assert_eq!(ip_sum(frame), 0xffff, "the header of a coalesced frame");
         }
         again.extend(pieces);
     }
-    let plain = |frames: &[Vec<u8>]| frames.iter().cloned().map(plain).collect::<Vec<_>>();
-    assert_eq!(
-        plain(&again),
-        plain(frames),
-        "coalesced to {}",
-        written.len()
-    );
+    let all = |frames: &[Vec<u8>]| frames.iter().cloned().map(normalized).collect::<Vec<_>>();
+    assert_eq!(all(&again), all(frames), "coalesced to {}", written.len());
 }
 
 fn stream_seeds() -> Vec<Vec<u8>> {
     vec![
-        // More than are coalesced to one.
+        // More than are coalesced into one.
         vec![1; FRAMES],
-        // A short one, a pushed one, another stream.
+        // A short one, one with PSH, another stream.
         vec![
             1,
             1,
@@ -304,11 +306,11 @@ fn stream_seeds() -> Vec<Vec<u8>> {
             1,
             1,
         ],
-        // Longer than a packet can be.
+        // Longer than a packet may be.
         [&[2, 5, 120][..], &[1; 60]].concat(),
-        // A wrong octet, whose checksum is wrong or right.
+        // A changed octet, with an invalid and with a valid checksum.
         vec![1, 16, 70, 3, 48, 22, 63, 1, 0, 4, 8, 0, 0x45, 0, 1],
-        // Checksums of zero, which can be written in two transports.
+        // Checksums of zero, which have two representations.
         vec![1, 24, ACK, 24, 0, 1, 16, 25, 0, 16, 51, 0],
     ]
 }

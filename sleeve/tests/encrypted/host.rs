@@ -8,10 +8,10 @@ use kontena_sleeve::{Message, Peer, PrivateKey, Settings, Sleeve, Table};
 
 pub const PORT: u16 = 6783;
 pub const VNI: u32 = 7;
-/// The Ethertype of local experiments (IEEE 802): no filter of IP looks at it.
+/// The Ethertype for local experiments (IEEE 802): no IP filter matches it.
 pub const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 const MTU: u32 = 1370;
-/// The highest number of a host.
+/// The highest host number.
 const HOSTS: u8 = 9;
 
 /// A host with one container.
@@ -39,8 +39,8 @@ impl Host {
         container.run("ip link set ethwe up");
         let own_address = address(number);
         container.run(&format!("ip addr add {own_address}/17 dev ethwe"));
-        // No ARP comes through a sleeve: here the containers know each other, and with
-        // an agent the bridge answers them.
+        // No ARP passes a sleeve. Here the containers have static neighbours; with an agent, the
+        // bridge answers them.
         for other in (1..=HOSTS).filter(|other| *other != number) {
             let (address, mac) = (address(other), mac(other));
             container.run(&format!("ip neigh add {address} lladdr {mac} dev ethwe"));
@@ -62,7 +62,7 @@ impl Host {
         self.sleeve_that(vni, drop)
     }
 
-    /// Starts it with somebody who gets the messages of peers.
+    /// Starts it with an inbox for the messages of peers.
     pub fn sleeve_that(&self, vni: u32, inbox: impl Fn(Message) + Send + Sync + 'static) -> Sleeve {
         let settings = Settings {
             device: "kontena-tap".to_owned(),
@@ -78,19 +78,19 @@ impl Host {
     }
 }
 
-/// Nobody says anything by himself, as the agent has it on the bridge and Docker in a
-/// container: what is counted is of the test.
+/// No IPv6, as the agent configures the bridge and Docker a container: the hosts send nothing by
+/// themselves, and only the test's packets are counted.
 fn no_ipv6() {
     for of in ["all", "default"] {
         let path = format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6");
-        // A kernel without IPv6 says nothing either.
+        // A kernel without IPv6 sends none either.
         if std::path::Path::new(&path).exists() {
             std::fs::write(path, "1").unwrap();
         }
     }
 }
 
-/// Hosts 1 to `count`, each with a sleeve that knows the others.
+/// Hosts 1 to `count`, each with a sleeve that has the others as peers.
 pub fn world(count: u8) -> (Switch, Vec<Host>, Vec<Sleeve>) {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=count)
@@ -103,7 +103,7 @@ pub fn world(count: u8) -> (Switch, Vec<Host>, Vec<Sleeve>) {
     (switch, hosts, sleeves)
 }
 
-/// What one host knows of all.
+/// The table of one host, with all others as peers.
 pub fn table(own: u8, all: impl IntoIterator<Item = u8>) -> Table {
     let mut table = Table {
         own: vec![key(own)],

@@ -1,4 +1,4 @@
-//! Keys that change while frames travel, and messages between agents.
+//! Key rotation under traffic, and messages between agents.
 
 use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -40,7 +40,7 @@ fn with_own(mut table: Table, own: &[PrivateKey]) -> Table {
 }
 
 #[test]
-fn a_key_changes_and_no_datagram_is_lost() {
+fn a_key_rotates_without_losing_a_datagram() {
     let (_switch, hosts, sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
     a.container.must_reach(address(2));
@@ -69,18 +69,18 @@ fn a_key_changes_and_no_datagram_is_lost() {
         }
     };
     exchange();
-    // The peer learns the next key, and goes on with the current one.
+    // The peer learns the next key, and keeps using the current one.
     sleeves[1].set_table(&with_next(table(2, 1..=2), 1));
     exchange();
     in_use(&sleeves[1], (&key(2), &key(1)));
-    // The host changes, and still answers under the old key.
+    // The host rotates, and still responds with the old key.
     sleeves[0].set_table(&with_own(table(1, 1..=2), &[newer(1), key(1)]));
     exchange();
     in_use(&sleeves[0], (&newer(1), &key(2)));
     exchange();
     in_use(&sleeves[1], (&key(2), &newer(1)));
     exchange();
-    // The old key is forgotten on both sides.
+    // The old key is removed on both sides.
     sleeves[1].set_table(&with_new(table(2, 1..=2), 1));
     exchange();
     sleeves[0].set_table(&with_own(table(1, 1..=2), &[newer(1)]));
@@ -88,7 +88,7 @@ fn a_key_changes_and_no_datagram_is_lost() {
 }
 
 #[test]
-fn both_ends_may_change_their_keys_at_once() {
+fn both_ends_may_rotate_their_keys_at_once() {
     let (_switch, hosts, sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
     let both = [(0, 1, 2), (1, 2, 1)];
@@ -110,7 +110,7 @@ fn both_ends_may_change_their_keys_at_once() {
 }
 
 #[test]
-fn without_keys_of_its_own_a_host_speaks_with_nobody() {
+fn a_host_without_keys_has_no_sessions() {
     let (_switch, hosts, sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
     sleeves[0].set_table(&with_own(table(1, 1..=2), &[]));
@@ -118,14 +118,14 @@ fn without_keys_of_its_own_a_host_speaks_with_nobody() {
     assert!(hosts[0].container.ping(address(2)).is_err());
 }
 
-/// Two hosts and what their agents hear.
-fn talking() -> (Switch, Vec<(Host, Sleeve, Receiver<Message>)>) {
+/// Two hosts, and the messages that their agents receive.
+fn with_inboxes() -> (Switch, Vec<(Host, Sleeve, Receiver<Message>)>) {
     let switch = Switch::start();
     let start = |number| {
         let host = Host::start(&switch, number);
-        let (tell, told) = sync_channel(16);
-        let sleeve = host.sleeve_that(VNI, move |message| tell.try_send(message).unwrap());
-        (host, sleeve, told)
+        let (sender, inbox) = sync_channel(16);
+        let sleeve = host.sleeve_that(VNI, move |message| sender.try_send(message).unwrap());
+        (host, sleeve, inbox)
     };
     let hosts = vec![start(1), start(2)];
     (switch, hosts)
@@ -133,19 +133,19 @@ fn talking() -> (Switch, Vec<(Host, Sleeve, Receiver<Message>)>) {
 
 #[test]
 fn agents_send_each_other_messages_inside_the_tunnel() {
-    let (_switch, hosts) = talking();
-    let [(a, sleeve, _), (_, other, told)] = &hosts[..] else {
+    let (_switch, hosts) = with_inboxes();
+    let [(a, sleeve, _), (_, other, inbox)] = &hosts[..] else {
         unreachable!()
     };
-    assert!(!sleeve.send(tunnel_address(2), b"nobody knows it yet"));
+    assert!(!sleeve.send(tunnel_address(2), b"unknown peer"));
     sleeve.set_table(&table(1, 1..=2));
     other.set_table(&table(2, 1..=2));
     a.container.must_reach(address(2));
     assert!(sleeve.send(tunnel_address(2), b"hello"));
-    let message = told.recv_timeout(Duration::from_secs(5)).unwrap();
+    let message = inbox.recv_timeout(Duration::from_secs(5)).unwrap();
     assert_eq!(message.from, tunnel_address(1));
     assert_eq!(message.contents, b"hello");
-    assert!(!sleeve.send(tunnel_address(3), b"nobody is there"));
+    assert!(!sleeve.send(tunnel_address(3), b"no such peer"));
     assert!(
         !sleeve.send(tunnel_address(2), &[0; 2000]),
         "it is too long"

@@ -1,9 +1,9 @@
-//! Sleeves on real devices and a real network: what comes through, what does not,
-//! and what can be seen on the way.
+//! Sleeves on real devices and a real network: what passes, what does not, and what an observer
+//! on the underlay sees.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod host;
 mod keys;
 mod path;
-mod strangers;
+mod unknown_senders;
 mod wireguard;

@@ -1,4 +1,4 @@
-//! Frames come through, whole and unseen.
+//! Frames arrive, unchanged and unseen.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,12 +11,11 @@ use kontena_sleeve::Sleeve;
 
 use crate::host::{Host, address, endpoint, key, mac, table, tunnel_address, world};
 
-/// What is looked for on the way. It repeats, so that every packet holds it whole.
+/// What the captures look for. It repeats, so that every packet contains it.
 const MARKER: &[u8; 16] = b"kontena-in-clear";
 const TRANSFERRED: usize = 64 << 20;
 
-/// Sends so many bytes over TCP from one container to another; they must arrive as
-/// they were sent.
+/// Sends so many bytes over TCP from one container to another; they must arrive unchanged.
 pub fn transfer(from: &Netns, to: &Netns, host: u8, bytes: usize) {
     let at = SocketAddr::from((address(host), 7000));
     let listener = to.inside(|| TcpListener::bind(at).unwrap());
@@ -35,7 +34,7 @@ pub fn transfer(from: &Netns, to: &Netns, host: u8, bytes: usize) {
     });
 }
 
-/// The marker, and a number so that no two namespaces are alike.
+/// The marker, and a number that makes every position distinct.
 fn numbered(bytes: usize) -> Vec<u8> {
     let line = |number: u64| [&MARKER[..], &number.to_le_bytes()[..]].concat();
     (0..(bytes / 24) as u64).flat_map(line).collect()
@@ -52,7 +51,7 @@ fn containers_reach_each_other_in_both_directions() {
 }
 
 #[test]
-fn a_stream_arrives_whole_and_no_packet_of_it_is_seen() {
+fn a_stream_arrives_unchanged_and_none_of_it_is_seen_in_clear() {
     let (switch, hosts, sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
     count(&switch.netns, "port1", "udp dport 6784");
@@ -68,14 +67,14 @@ fn a_stream_arrives_whole_and_no_packet_of_it_is_seen() {
         seen.packets
     );
     assert!(seen.marked.is_empty() && seen.lost == 0, "{seen:?}");
-    assert_eq!(counted(&switch.netns), 0, "packets of VXLAN");
-    // The kernel's queues may drop; the sleeves find nothing wrong.
+    assert_eq!(counted(&switch.netns), 0, "VXLAN packets in clear");
+    // The kernel's queues may drop; the sleeves drop nothing.
     let after: Vec<_> = sleeves.iter().map(Sleeve::drops).collect();
     assert_eq!(after, before);
 }
 
 #[test]
-fn the_capture_sees_what_is_in_clear() {
+fn the_capture_sees_packets_in_clear() {
     let (switch, hosts, _sleeves) = world(2);
     let open = |host: &Host| {
         let at = (underlay(host.number), 7002);
@@ -87,14 +86,14 @@ fn the_capture_sees_what_is_in_clear() {
         sender
             .send_to(&numbered(1200), (underlay(2), 7002))
             .unwrap();
-        // What arrived has passed the switch.
+        // What was received has passed the switch.
         receiver.recv_from(&mut [0; 2048]).unwrap();
     });
     assert_eq!(seen.marked, [(7002, 1)].into());
 }
 
 #[test]
-fn the_longest_frame_passes_and_a_longer_one_is_refused_on_the_spot() {
+fn the_longest_frame_passes_and_a_longer_one_is_rejected_at_once() {
     let (_switch, hosts, _sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
     let ping = |bytes: u32| {
@@ -106,7 +105,7 @@ fn the_longest_frame_passes_and_a_longer_one_is_refused_on_the_spot() {
 }
 
 #[test]
-fn small_datagrams_arrive_one_by_one_in_order() {
+fn small_datagrams_arrive_in_order() {
     let (_switch, hosts, _sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
     a.container.must_reach(address(2));
@@ -114,12 +113,12 @@ fn small_datagrams_arrive_one_by_one_in_order() {
     let receiver = b.container.inside(|| UdpSocket::bind(at).unwrap());
     let bind = (address(1), 0);
     let sender = a.container.inside(|| UdpSocket::bind(bind).unwrap());
-    // So few that no queue on the way overflows.
+    // Too few to overflow any queue.
     for number in 0u32..200 {
         sender.send_to(&number.to_be_bytes(), at).unwrap();
     }
-    let initiation_delay = Duration::from_secs(5);
-    receiver.set_read_timeout(Some(initiation_delay)).unwrap();
+    let timeout = Duration::from_secs(5);
+    receiver.set_read_timeout(Some(timeout)).unwrap();
     for number in 0u32..200 {
         let mut datagram = [0; 16];
         let (length, _) = receiver.recv_from(&mut datagram).unwrap();
@@ -128,7 +127,7 @@ fn small_datagrams_arrive_one_by_one_in_order() {
 }
 
 #[test]
-fn datagrams_stay_in_order_while_lone_ones_come_in() {
+fn datagrams_stay_in_order_while_answers_arrive_one_by_one() {
     const SENT: u32 = 20_000;
     let (_switch, hosts, _sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
@@ -156,15 +155,15 @@ fn datagrams_stay_in_order_while_lone_ones_come_in() {
         for number in 0..SENT {
             sender.send_to(&number.to_be_bytes(), at).unwrap();
             if number % 8 == 0 {
-                // Between two bursts what comes back comes alone.
+                // Between two bursts, answers arrive one by one.
                 thread::yield_now();
             }
         }
-        // The end must arrive.
+        // The last one must arrive.
         while !receiver.is_finished() {
             sender.send_to(&(SENT - 1).to_be_bytes(), at).unwrap();
-            // Between two tries, so that they do not fill the queues that one has to pass; the
-            // receiver has the bound.
+            // A pause between two tries, so that they do not fill the queues on the way; the
+            // receiver has the timeout.
             thread::sleep(Duration::from_millis(1));
         }
         receiver.join().unwrap()
@@ -173,7 +172,7 @@ fn datagrams_stay_in_order_while_lone_ones_come_in() {
 }
 
 #[test]
-fn a_peer_that_moved_is_found_where_it_speaks_from() {
+fn a_peer_that_moved_is_found_at_its_new_address() {
     let (_switch, hosts, sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
     a.container.must_reach(address(2));
@@ -191,7 +190,7 @@ fn a_peer_that_moved_is_found_where_it_speaks_from() {
 }
 
 #[test]
-fn a_tunnel_tells_how_it_is() {
+fn a_tunnel_reports_its_state() {
     let (_switch, hosts, sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
     let status = &sleeves[0].status()[0];
@@ -200,27 +199,26 @@ fn a_tunnel_tells_how_it_is() {
         (tunnel_address(2), Some(endpoint(2)))
     );
     assert_eq!((status.own, status.key), (key(1).public(), key(2).public()));
-    assert!(status.heard.unwrap().as_secs() < 60);
+    assert!(status.received.unwrap().as_secs() < 60);
     assert!(status.last_handshake.unwrap().as_secs() < 60);
     assert!(status.sent_bytes > 0 && status.received_bytes > 0);
 }
 
 #[test]
-fn who_has_nothing_to_say_gives_a_sign_of_life() {
+fn an_idle_host_sends_keepalives() {
     let (switch, hosts, _sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
-    // An empty packet is 32 octets (WireGuard whitepaper section 5.4.6). Who spoke last owes
-    // no answer, so this is no acknowledgement. The kernel asks for the other's MAC once more
-    // before that.
+    // An empty packet is 32 octets (WireGuard whitepaper section 5.4.6). The peer that sent last
+    // acknowledges nothing, so this is a keepalive. The kernel sends one more ARP request before.
     count(&switch.netns, "port2", "udp dport 6783 udp length 40");
-    within(Duration::from_secs(60), "a sign of life", || {
+    within(Duration::from_secs(60), "a keepalive", || {
         let came = counted(&switch.netns);
         (came > 0).then_some(()).ok_or("none came".to_owned())
     });
 }
 
 #[test]
-fn a_peer_whose_place_is_not_known_is_found_when_it_speaks() {
+fn a_peer_without_an_endpoint_is_found_when_it_initiates() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
     let sleeves: Vec<_> = hosts.iter().map(Host::sleeve).collect();
@@ -236,7 +234,7 @@ fn a_peer_whose_place_is_not_known_is_found_when_it_speaks() {
 }
 
 #[test]
-fn another_table_changes_whom_frames_go_to() {
+fn a_new_table_changes_where_frames_go() {
     let (_switch, hosts, sleeves) = world(3);
     let [a, b, c] = &hosts[..] else {
         unreachable!()
@@ -249,11 +247,11 @@ fn another_table_changes_whom_frames_go_to() {
     assert!(a.container.ping(address(2)).is_err());
     a.container.must_reach(address(3));
     let kept = sleeves[0].status()[0].last_handshake.unwrap();
-    assert!(kept >= handshake, "the other tunnel began anew");
-    // A peer that comes back gets a new tunnel.
+    assert!(kept >= handshake, "the other tunnel was replaced");
+    // A peer that returns gets a new tunnel.
     sleeves[0].set_table(&table(1, 1..=3));
     a.container.must_reach(address(2));
-    // A MAC that is behind another peer now.
+    // A MAC that another peer owns now.
     let mut moved = table(1, 1..=3);
     moved.owners.insert(mac(3), tunnel_address(2));
     sleeves[0].set_table(&moved);
@@ -266,7 +264,7 @@ fn a_deleted_device_is_noticed() {
     assert!(sleeves[0].is_alive());
     hosts[0].netns.run("ip link del kontena-tap");
     let state = || Err("it is still alive".to_owned());
-    eventually("the end is told", || {
+    eventually("the sleeve is no longer alive", || {
         if sleeves[0].is_alive() {
             state()
         } else {
@@ -276,7 +274,7 @@ fn a_deleted_device_is_noticed() {
 }
 
 #[test]
-fn two_peers_with_one_key_are_one_peer() {
+fn two_peers_with_the_same_key_are_one_peer() {
     let (_switch, hosts, sleeves) = world(2);
     let mut twice = table(1, 1..=2);
     twice
@@ -289,7 +287,7 @@ fn two_peers_with_one_key_are_one_peer() {
 }
 
 #[test]
-fn nothing_comes_through_after_the_end_and_the_device_is_gone() {
+fn a_dropped_sleeve_carries_nothing_and_its_device_is_gone() {
     let (switch, hosts, mut sleeves) = world(2);
     hosts[0].container.must_reach(address(2));
     drop(sleeves.remove(0));
@@ -303,7 +301,7 @@ fn nothing_comes_through_after_the_end_and_the_device_is_gone() {
     count(&switch.netns, "port1", "udp dport 6784");
     assert!(hosts[0].container.ping(address(2)).is_err());
     assert_eq!(counted(&switch.netns), 0);
-    // The next one takes its netns.
+    // A new sleeve can use the same device and port.
     let again = hosts[0].sleeve();
     again.set_table(&table(1, 1..=2));
     eventually("a handshake", || {

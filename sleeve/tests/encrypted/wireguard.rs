@@ -1,6 +1,5 @@
-//! The other kind of host: WireGuard with a kernel VXLAN device inside. A WireGuard
-//! of another make in user space stands in for the kernel's, which not every
-//! kernel has.
+//! The other kind of host: WireGuard with a kernel VXLAN device inside. wireguard-go stands in
+//! for the kernel's WireGuard, which not every kernel has.
 
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -17,7 +16,7 @@ struct WireGuard(Child);
 
 impl Drop for WireGuard {
     fn drop(&mut self) {
-        // Told to end, it takes its control socket with it.
+        // On SIGTERM it removes its control socket.
         let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
         let _ = self.0.wait();
@@ -28,7 +27,7 @@ impl Drop for WireGuard {
 fn wireguard(host: &Host) -> WireGuard {
     let netns = &host.netns;
     let number = host.number;
-    // Control sockets lie in one directory for all namespaces.
+    // All namespaces share one directory for control sockets.
     let device = format!("wg{:x}", std::process::id());
     let start = || {
         let mut program = netns.command(&format!("wireguard-go -f {device}"));
@@ -42,8 +41,8 @@ fn wireguard(host: &Host) -> WireGuard {
         "wg set {device} listen-port {PORT} private-key /dev/stdin peer {public} allowed-ips {}/32 endpoint 198.51.100.1:{PORT}",
         tunnel_address(1)
     );
-    eventually("wireguard-go takes its settings", || {
-        // It gives up where the machine lacks something for a moment.
+    eventually("wireguard-go accepts its configuration", || {
+        // It exits when the machine is briefly out of resources.
         if let Ok(Some(_)) = child.0.try_wait() {
             child = start();
         }
@@ -56,8 +55,8 @@ fn wireguard(host: &Host) -> WireGuard {
             .write_all(private.as_bytes())
             .unwrap();
         let output = wg.wait_with_output().unwrap();
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        output.status.success().then_some(()).ok_or(words)
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success().then_some(()).ok_or(stderr)
     });
     let own = tunnel_address(number);
     for line in [
@@ -100,50 +99,59 @@ fn a_sleeve_and_wireguard_with_a_kernel_vxlan_inside_talk_both_ways() {
 }
 
 #[test]
-fn arp_of_a_peer_is_dropped_whatever_it_says() {
+fn all_arp_of_a_peer_is_dropped() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
     let [a, b] = &hosts[..] else { unreachable!() };
     let sleeve = a.sleeve();
-    // A sleeve would not send any.
+    // A sleeve would send none.
     let _other = wireguard(b);
     sleeve.set_table(&table(1, 1..=3));
     a.container.must_reach(address(2));
     count(&a.container, "ethwe", "ether type { arp, 0x88b5 }");
-    let arp = |to: [u8; 6], operation: u8, told: (Mac, Ipv4Addr)| {
+    let arp = |to: [u8; 6], operation: u8, (mac_sent, ip): (Mac, Ipv4Addr)| {
         let ethernet = [&to[..], &mac(2).0, &[8, 6]].concat();
-        let says = [0, 1, 8, 0, 6, 4, 0, operation];
-        let (told, ip) = (told.0.0, told.1.octets());
-        [&ethernet[..], &says, &told, &ip, &[0; 6], &ip, &[0; 18]].concat()
+        let header = [0, 1, 8, 0, 6, 4, 0, operation];
+        let (mac_sent, ip) = (mac_sent.0, ip.octets());
+        [
+            &ethernet[..],
+            &header,
+            &mac_sent,
+            &ip,
+            &[0; 6],
+            &ip,
+            &[0; 18],
+        ]
+        .concat()
     };
     let tagged =
         |kind: [u8; 2], frame: &[u8]| [&frame[..12], &kind, &[0, 0], &frame[12..]].concat();
-    let everybody = [0xff; 6];
+    let broadcast = [0xff; 6];
     let messages = [
-        // The second container says that it has the third's address, that the third has
-        // its own, and what is true.
-        arp(everybody, 1, (mac(2), address(3))),
-        arp(everybody, 1, (mac(3), address(3))),
-        arp(everybody, 1, (mac(2), address(2))),
+        // The second container claims the third's address, then the third's MAC with it, and
+        // then its own address.
+        arp(broadcast, 1, (mac(2), address(3))),
+        arp(broadcast, 1, (mac(3), address(3))),
+        arp(broadcast, 1, (mac(2), address(2))),
         arp(mac(1).0, 2, (mac(2), address(3))),
         arp(mac(1).0, 2, (mac(2), address(2))),
-        // In tags, of number 0, which kernels take off.
+        // With VLAN tags of number 0, which kernels strip.
         tagged([0x81, 0x00], &arp(mac(1).0, 2, (mac(2), address(3)))),
         tagged([0x88, 0xa8], &arp(mac(1).0, 2, (mac(2), address(3)))),
-        // It only says that it is ARP.
-        [&everybody[..], &mac(2).0, &[8, 6], &[0xff; 46]].concat(),
+        // ARP by its Ethertype only.
+        [&broadcast[..], &mac(2).0, &[8, 6], &[0xff; 46]].concat(),
     ];
     for (sent, message) in (1..).zip(&messages) {
         send(&b.container, "ethwe", message);
-        eventually("the message is counted", || match sleeve.drops().arp_in {
+        eventually("the frame is counted", || match sleeve.drops().arp_in {
             count if count == sent => Ok(()),
             count => Err(format!("{count} of {sent}")),
         });
     }
     assert_eq!(counted(&a.container), 0);
-    let other = [&everybody[..], &mac(2).0, &EXPERIMENT, &[0; 46]].concat();
+    let other = [&broadcast[..], &mac(2).0, &EXPERIMENT, &[0; 46]].concat();
     send(&b.container, "ethwe", &other);
-    eventually("what is no ARP arrives", || match counted(&a.container) {
+    eventually("other frames arrive", || match counted(&a.container) {
         1 => Ok(()),
         count => Err(count.to_string()),
     });

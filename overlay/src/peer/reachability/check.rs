@@ -2,12 +2,12 @@
 //! is down from one without an agent, and from a path that loses only the encrypted
 //! path's packets.
 //!
-//! CheckSchedule run only for a peer that has been silent for a while, at each of its addresses.
-//! The outcome is part of the peer's state. It explains, and no decision follows from it:
-//! what an open port says proves nothing.
+//! A check runs only for a peer that has been silent for a while, at each of its addresses. The
+//! outcome is part of the peer's state. It is an explanation and no decision depends on it: what
+//! an open port sends proves nothing.
 //!
-//! Invariants: a live peer is never checked, and a check under way ends as soon as its
-//! peer is heard; the same cause gives the same outcome every time.
+//! Invariants: a live peer is never checked, and a check under way ends as soon as its peer is
+//! alive; the same cause gives the same outcome every time.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,11 +24,10 @@ use crate::model::peer::PeerStates;
 use crate::model::reachability::{CheckOutcome, CheckOutcomes};
 use crate::peer::reachability::listener::{self, LINE_BYTES_MAX};
 
-/// How long connecting may take, and then reading the line: TCP sends a segment three
-/// times meanwhile.
+/// The timeout of connecting, and of reading the line: TCP sends a segment three times in it.
 const WITHIN: Duration = Duration::from_secs(3);
 
-/// CheckSchedule all addresses of a peer; none if it was heard meanwhile, or has left the grid.
+/// Checks all addresses of a peer; none if it came alive meanwhile, or left the grid.
 pub(crate) async fn check_peer(
     node: NodeId,
     listeners: Vec<(Ipv4Addr, u16)>,
@@ -45,7 +44,7 @@ pub(crate) async fn check_peer(
     }
 }
 
-/// CheckSchedule one address; none if the error says nothing about the other end.
+/// Checks one address; none if the error says nothing about the other end.
 async fn check(at: (Ipv4Addr, u16)) -> Option<CheckOutcome> {
     let mut stream = match timeout(WITHIN, TcpStream::connect(at)).await {
         Ok(Ok(stream)) => stream,
@@ -54,15 +53,15 @@ async fn check(at: (Ipv4Addr, u16)) -> Option<CheckOutcome> {
     };
     let own = stream.local_addr().ok()?.ip();
     let mut line = [0; LINE_BYTES_MAX];
-    let heard = match timeout(WITHIN, hear(&mut stream, &mut line)).await {
+    let length = match timeout(WITHIN, read_line(&mut stream, &mut line)).await {
         Ok(Ok(length)) => length,
         Ok(Err(_)) | Err(_) => 0,
     };
-    Some(outcome(&line[..heard], own))
+    Some(outcome(&line[..length], own))
 }
 
-/// Reads until the other end closes, or has advertised more than an agent would.
-async fn hear(stream: &mut TcpStream, line: &mut [u8]) -> io::Result<usize> {
+/// Reads until the other end closes, or has sent more than an agent would.
+async fn read_line(stream: &mut TcpStream, line: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while let Some(rest) = line.get_mut(length..).filter(|rest| !rest.is_empty()) {
         match stream.read(rest).await? {
@@ -73,7 +72,7 @@ async fn hear(stream: &mut TcpStream, line: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// What it means that the connection failed.
+/// The outcome of a failed connection.
 fn refused(err: &io::Error) -> Option<CheckOutcome> {
     match err.kind() {
         ErrorKind::ConnectionRefused => Some(CheckOutcome::Closed),
@@ -83,7 +82,7 @@ fn refused(err: &io::Error) -> Option<CheckOutcome> {
     }
 }
 
-/// What this line means, sent to a host with this address.
+/// The outcome of this line, received by a host with this address.
 fn outcome(line: &[u8], own: IpAddr) -> CheckOutcome {
     match listener::read(line) {
         Some(seen) => CheckOutcome::Agent {

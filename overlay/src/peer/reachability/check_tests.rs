@@ -1,4 +1,4 @@
-//! What outcomes mean, and when a check ends.
+//! The outcomes of checks, and when a check ends.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -10,12 +10,12 @@ use tokio::time::sleep;
 use super::*;
 use crate::model::peer::PeerState;
 
-const PLACE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const PRIVATE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 
 #[test]
-fn what_is_said_tells_an_agent_from_others() {
+fn the_line_tells_an_agent_from_other_servers() {
     let agent = |translated| CheckOutcome::Agent { translated };
     for (line, answer) in [
         (&b"kontena-agent 198.51.100.1:40000\n"[..], agent(false)),
@@ -29,7 +29,7 @@ fn what_is_said_tells_an_agent_from_others() {
 }
 
 #[test]
-fn a_failure_tells_what_it_says_of_the_other_end_and_no_more() {
+fn only_errors_about_the_other_end_have_an_outcome() {
     for (errno, answer) in [
         (libc::ECONNREFUSED, Some(CheckOutcome::Closed)),
         (libc::ETIMEDOUT, Some(CheckOutcome::Silent)),
@@ -45,25 +45,28 @@ fn a_failure_tells_what_it_says_of_the_other_end_and_no_more() {
 }
 
 #[test]
-fn answers_are_known_by_their_place() {
-    let found = [(PLACE, CheckOutcome::Closed), (OTHER, CheckOutcome::Silent)];
+fn outcomes_are_found_by_their_address() {
+    let found = [
+        (PUBLIC, CheckOutcome::Closed),
+        (PRIVATE, CheckOutcome::Silent),
+    ];
     let answers: CheckOutcomes = found.into_iter().collect();
-    assert_eq!(answers.at(PLACE), Some(CheckOutcome::Closed));
-    assert_eq!(answers.at(OTHER), Some(CheckOutcome::Silent));
+    assert_eq!(answers.at(PUBLIC), Some(CheckOutcome::Closed));
+    assert_eq!(answers.at(PRIVATE), Some(CheckOutcome::Silent));
     assert_eq!(answers.at(Ipv4Addr::LOCALHOST), None);
     let answers: CheckOutcomes = found.into_iter().skip(1).collect();
-    assert_eq!(answers.at(PLACE), None);
+    assert_eq!(answers.at(PUBLIC), None);
 }
 
-/// A host that says this to whom it lets in, and closes or does not.
-async fn host(says: &'static [u8], closes: bool) -> (Ipv4Addr, u16) {
+/// A server that sends this to a client, and then closes the connection or does not.
+async fn host(sends: &'static [u8], closes: bool) -> (Ipv4Addr, u16) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let SocketAddr::V4(at) = listener.local_addr().unwrap() else {
         unreachable!()
     };
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.write_all(says).await.unwrap();
+        stream.write_all(sends).await.unwrap();
         if !closes {
             sleep(10 * WITHIN).await;
         }
@@ -72,19 +75,19 @@ async fn host(says: &'static [u8], closes: bool) -> (Ipv4Addr, u16) {
 }
 
 #[tokio::test]
-async fn a_check_ends_whatever_there_is_behind_the_port() {
+async fn a_check_ends_whatever_the_server_does() {
     let agent = host(b"kontena-agent 127.0.0.1:1\n", true).await;
     let known = CheckOutcome::Agent { translated: false };
     assert_eq!(check(agent).await, Some(known));
     let elsewhere = host(b"kontena-agent 203.0.113.9:1\n", true).await;
     let hidden = CheckOutcome::Agent { translated: true };
     assert_eq!(check(elsewhere).await, Some(hidden));
-    // It says enough to fill any buffer, or nothing, and never closes.
+    // It sends enough to fill any buffer, or nothing, and never closes.
     static MUCH: [u8; 1 << 16] = [b'x'; 1 << 16];
-    for says in [&MUCH[..], b""] {
+    for sends in [&MUCH[..], b""] {
         let began = Instant::now();
         assert_eq!(
-            check(host(says, false).await).await,
+            check(host(sends, false).await).await,
             Some(CheckOutcome::Other)
         );
         assert!(began.elapsed() < 2 * WITHIN);
@@ -97,14 +100,14 @@ async fn a_check_ends_whatever_there_is_behind_the_port() {
 }
 
 #[tokio::test]
-async fn a_check_is_given_up_when_the_peer_lives_or_is_none_any_more() {
+async fn a_check_is_cancelled_when_the_peer_is_alive_or_removed() {
     let node = NodeId(2);
     let silent = PeerStates::from([(node, PeerState::default())]);
-    let lives = PeerState {
+    let alive = PeerState {
         alive: true,
         ..PeerState::default()
     };
-    for over in [PeerStates::from([(node, lives)]), PeerStates::new()] {
+    for over in [PeerStates::from([(node, alive)]), PeerStates::new()] {
         let (states, seen) = watch::channel(silent.clone());
         let mute = host(b"", false).await;
         let began = Instant::now();
@@ -113,7 +116,7 @@ async fn a_check_is_given_up_when_the_peer_lives_or_is_none_any_more() {
         assert_eq!(checked.await.unwrap(), None);
         assert!(began.elapsed() < WITHIN);
     }
-    // And it is not while nothing changes.
+    // It is not cancelled while nothing changes.
     let (_states, seen) = watch::channel(silent);
     let mute = host(b"", false).await;
     let found = check_peer(node, vec![mute], seen).await.unwrap();

@@ -1,16 +1,16 @@
-//! The door: TCP port 6783, where an agent says that it is there.
+//! The reachability listener on TCP port 6783, which shows that an agent runs here.
 //!
-//! A peer that gets no answer at the encrypted path's port checks here (`check.rs`). Who
-//! connects is told one line, and that is the end of the connection: a word, and the
-//! address from which he is seen to come, which is another one behind a nat.
+//! A peer that gets no answer on the encrypted path's port checks here (`check.rs`). A client gets
+//! one line and the connection is closed: a word, and the address that the client is seen to come
+//! from, which behind NAT is not its own.
 //!
-//! Invariants: it is open to the world, so it tells nothing of the grid, of nodes or of
-//! versions; it reads nothing, keeps nothing of anybody, and has one connection at a
-//! time. A new one has room for the line, so nobody is waited for; who comes in a crowd
-//! waits in the kernel's queue, which is short.
+//! Invariants: it is open to the world, so it reveals nothing of the grid, of nodes or of
+//! versions; it reads nothing, keeps nothing, and serves one connection at a time. A new
+//! connection has buffer space for the line, so the listener never blocks; a burst waits in the
+//! kernel's queue, which is short.
 //!
-//! Absent on purpose: any word about who may connect. It opens its port in the namespace
-//! of the runtime's threads, as all that the overlay starts by itself.
+//! Absent on purpose: any restriction of who may connect. The port is opened in the namespace of
+//! the runtime's threads, like everything that the overlay starts by itself.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -20,35 +20,35 @@ use kontena_schema::limits::DOOR_PORT;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::sleep;
 
-/// What an agent says before the address.
+/// The word before the address.
 const WORD: &str = "kontena-agent ";
-/// More than the line ever has: 14 octets, 21 of an address with its port, and its end.
+/// More than the line ever has: 14 octets, 21 of an address with its port, and a newline.
 pub(crate) const LINE_BYTES_MAX: usize = 48;
-/// Who waits for an answer in the kernel. All peers of a full grid at once are more than
-/// come in the time of a few answers.
+/// The kernel's queue of connections. All peers of a full grid at once are more than arrive in
+/// the time of a few answers.
 const WAITING_MAX: u32 = 64;
-/// Between two answers: 500 a second are few enough to cost nothing, and many more than
-/// peers ask for.
+/// Between two answers: 500 a second are few enough to cost nothing, and many more than peers
+/// need.
 const PAUSE: Duration = Duration::from_millis(2);
-/// After an error that is no caller's, such as too many open files.
+/// After an error that no client caused, such as too many open files.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(200);
-/// How soon a port that something else has is tried again.
+/// How often a port that is in use is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
 
-/// CheckOutcomes at the door, for ever. A port that cannot be had is waited for: only the
-/// reasons that peers have become worse without it.
+/// Serves the reachability listener, for ever. If the port is in use it is retried: without it,
+/// only the reasons that peers report are less precise.
 pub(crate) async fn keep_open() {
-    let mut told = false;
+    let mut warned = false;
     loop {
         match open((Ipv4Addr::UNSPECIFIED, DOOR_PORT)) {
-            Ok(door) => {
-                tracing::debug!(port = DOOR_PORT, "peers may check");
-                return answer_all(&door).await;
+            Ok(listener) => {
+                tracing::debug!(port = DOOR_PORT, "the reachability listener is open");
+                return answer_all(&listener).await;
             }
-            Err(err) if !told => {
+            Err(err) if !warned => {
                 let port = DOOR_PORT;
-                tracing::warn!(port, %err, "peers that cannot reach this host do not learn why");
-                told = true;
+                tracing::warn!(port, %err, "cannot open the reachability listener; peers that lose this host cannot find out why");
+                warned = true;
             }
             Err(_) => {}
         }
@@ -64,17 +64,17 @@ fn open(at: (Ipv4Addr, u16)) -> io::Result<TcpListener> {
     socket.listen(WAITING_MAX)
 }
 
-async fn answer_all(door: &TcpListener) {
+async fn answer_all(listener: &TcpListener) {
     loop {
-        let pause = match door.accept().await {
+        let pause = match listener.accept().await {
             Ok((stream, SocketAddr::V4(from))) => {
-                // Who is gone already learns nothing.
+                // The client may be gone already.
                 let _ = answer(stream, from);
                 PAUSE
             }
             Ok(_) => PAUSE,
             Err(err) => {
-                tracing::debug!(%err, "nobody is answered");
+                tracing::debug!(%err, "cannot accept a reachability check");
                 PAUSE_AFTER_ERROR
             }
         };
@@ -82,17 +82,17 @@ async fn answer_all(door: &TcpListener) {
     }
 }
 
-/// Never waits: the socket is still as tokio made it.
+/// Never blocks: the socket is non-blocking, as tokio made it.
 fn answer(stream: TcpStream, from: SocketAddrV4) -> io::Result<()> {
     stream.into_std()?.write_all(line(from).as_bytes())
 }
 
-/// What the agent says to who comes from there.
+/// The line for a client at this address.
 fn line(from: SocketAddrV4) -> String {
     format!("{WORD}{from}\n")
 }
 
-/// The address that an agent named; none if it was no agent that spoke.
+/// The address in an agent's line; none if it is not an agent's.
 pub(crate) fn read(line: &[u8]) -> Option<SocketAddrV4> {
     let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
     line.strip_prefix(WORD)?.parse().ok()
@@ -110,11 +110,11 @@ mod tests {
 
     const BOUND: Duration = Duration::from_secs(10);
 
-    /// A door at a port of its own.
-    fn door() -> (SocketAddr, AbortOnDropHandle<()>) {
-        let door = open((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let at = door.local_addr().unwrap();
-        let task = tokio::spawn(async move { answer_all(&door).await });
+    /// A listener on a port of its own.
+    fn listener() -> (SocketAddr, AbortOnDropHandle<()>) {
+        let listener = open((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move { answer_all(&listener).await });
         (at, AbortOnDropHandle::new(task))
     }
 
@@ -125,16 +125,16 @@ mod tests {
             .unwrap()
     }
 
-    /// All that is advertised until the connection is closed.
-    async fn hear(stream: &mut TcpStream) -> Vec<u8> {
-        let mut advertised = Vec::new();
-        let heard = timeout(BOUND, stream.read_to_end(&mut advertised)).await;
-        heard.expect("it is closed").unwrap();
-        advertised
+    /// Everything that is sent until the connection is closed.
+    async fn receive(stream: &mut TcpStream) -> Vec<u8> {
+        let mut received = Vec::new();
+        let read = timeout(BOUND, stream.read_to_end(&mut received)).await;
+        read.expect("it is closed").unwrap();
+        received
     }
 
     #[test]
-    fn what_is_said_is_understood_and_nothing_else_is() {
+    fn only_an_agent_s_line_is_accepted() {
         let from = "255.255.255.255:65535".parse().unwrap();
         assert!(line(from).len() <= LINE_BYTES_MAX);
         assert_eq!(read(line(from).as_bytes()), Some(from));
@@ -152,42 +152,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_connects_learns_his_address_and_is_let_go() {
-        let (at, _door) = door();
+    async fn a_client_gets_its_address_and_the_connection_is_closed() {
+        let (at, _listener) = listener();
         let mut stream = connect(at).await;
         let SocketAddr::V4(own) = stream.local_addr().unwrap() else {
             unreachable!()
         };
-        assert_eq!(read(&hear(&mut stream).await), Some(own));
+        assert_eq!(read(&receive(&mut stream).await), Some(own));
     }
 
     #[tokio::test]
-    async fn strangers_who_hold_on_or_talk_keep_nobody_out() {
-        let (at, _door) = door();
+    async fn clients_that_stay_connected_or_send_data_block_no_other() {
+        let (at, _listener) = listener();
         let mut held = Vec::new();
         for _ in 0..100 {
             held.push(connect(at).await);
         }
-        // Who talks is cut off, sooner or later, and nobody listens meanwhile.
-        let mut talker = connect(at).await;
+        // A client that sends is disconnected sooner or later, and nothing reads meanwhile.
+        let mut sender = connect(at).await;
         let much = vec![7; 1 << 20];
-        let talk = async { while talker.write_all(&much).await.is_ok() {} };
-        timeout(BOUND, talk).await.expect("it does not hang");
+        let send = async { while sender.write_all(&much).await.is_ok() {} };
+        timeout(BOUND, send).await.expect("it does not hang");
         let mut peer = connect(at).await;
-        assert!(read(&hear(&mut peer).await).is_some());
-        // Everybody was let go, though none of them asked for it.
+        assert!(read(&receive(&mut peer).await).is_some());
+        // All were disconnected, though none of them closed.
         for stream in &mut held {
-            assert!(read(&hear(stream).await).is_some());
+            assert!(read(&receive(stream).await).is_some());
         }
     }
 
     #[tokio::test]
-    async fn a_crowd_is_answered_no_faster_than_it_may_cost() {
-        let (at, _door) = door();
+    async fn a_burst_is_answered_at_a_limited_rate() {
+        let (at, _listener) = listener();
         let began = Instant::now();
         for _ in 0..50 {
             let mut stream = connect(at).await;
-            assert!(read(&hear(&mut stream).await).is_some());
+            assert!(read(&receive(&mut stream).await).is_some());
         }
         assert!(began.elapsed() >= PAUSE * 49, "{:?}", began.elapsed());
     }

@@ -1,4 +1,4 @@
-//! What others send comes to nothing.
+//! What unknown senders and misbehaving peers send is dropped.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,10 +19,10 @@ fn until(what: &str, drops: impl Fn() -> Drops, counter: impl Fn(&Drops) -> u64)
 }
 
 #[test]
-fn a_stranger_on_the_underlay_is_counted_and_not_heard() {
+fn packets_of_an_unknown_host_are_counted_and_dropped() {
     let (switch, hosts, sleeves) = world(2);
-    let stranger = Host::start(&switch, 9);
-    let socket = stranger
+    let foreign = Host::start(&switch, 9);
+    let socket = foreign
         .netns
         .inside(|| UdpSocket::bind((underlay(9), PORT)).unwrap());
     let data = [&[4, 0, 0, 0, 0, 0, 0, 0][..], &[0; 60]].concat();
@@ -31,7 +31,7 @@ fn a_stranger_on_the_underlay_is_counted_and_not_heard() {
         socket.send_to(message, (underlay(1), PORT)).unwrap();
     }
     until(
-        "the stranger is counted",
+        "the packets are counted",
         || sleeves[0].drops(),
         |drops| drops.not_authenticated,
     );
@@ -39,17 +39,17 @@ fn a_stranger_on_the_underlay_is_counted_and_not_heard() {
 }
 
 #[test]
-fn a_flood_of_junk_keeps_neither_frames_nor_a_new_table_out() {
+fn a_flood_of_junk_blocks_neither_frames_nor_a_new_table() {
     let (switch, hosts, sleeves) = world(3);
     sleeves[0].set_table(&table(1, [1, 2]));
-    let stranger = Host::start(&switch, 9);
+    let foreign = Host::start(&switch, 9);
     let bind = || UdpSocket::bind((underlay(9), PORT)).unwrap();
-    let socket = stranger.netns.inside(bind);
+    let socket = foreign.netns.inside(bind);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                // What does not fit is lost, as it would be on a wire.
+                // What does not fit into a queue is lost.
                 let _ = socket.send_to(&[4; 200], (underlay(1), PORT));
             }
         });
@@ -69,7 +69,7 @@ fn a_flood_of_junk_keeps_neither_frames_nor_a_new_table_out() {
 }
 
 #[test]
-fn a_peer_that_nobody_knows_gets_no_session() {
+fn a_host_that_is_not_in_the_table_gets_no_session() {
     let (switch, _hosts, sleeves) = world(2);
     let unknown = Host::start(&switch, 9);
     let sleeve = unknown.sleeve();
@@ -83,14 +83,14 @@ fn a_peer_that_nobody_knows_gets_no_session() {
 }
 
 #[test]
-fn a_frame_that_is_not_of_the_peer_that_encrypted_it_is_dropped() {
+fn a_frame_with_a_mac_of_another_peer_is_dropped() {
     let (_switch, hosts, sleeves) = world(3);
     let [a, b, _] = &hosts[..] else {
         unreachable!()
     };
     a.container.must_reach(address(2));
     b.container.must_reach(address(1));
-    // From the second host, with the MAC of the container on the third.
+    // From the second host, with the MAC of the third's container.
     let frame = [&mac(1).0[..], &mac(3).0, &EXPERIMENT, &[0; 46]].concat();
     send(&b.container, "ethwe", &frame);
     until(
@@ -101,7 +101,7 @@ fn a_frame_that_is_not_of_the_peer_that_encrypted_it_is_dropped() {
 }
 
 #[test]
-fn nobody_else_hears_who_is_looked_for() {
+fn address_resolution_stays_on_its_host() {
     let (_switch, hosts, sleeves) = world(2);
     let [a, b] = &hosts[..] else { unreachable!() };
     a.container.must_reach(address(2));
@@ -116,13 +116,13 @@ fn nobody_else_hears_who_is_looked_for() {
         let ip = [&[0x60, 0, 0, 0, 0, 24, next_header, 255][..], &[0; 32]].concat();
         [&ethernet[..], &ip, &[kind], &[0; 23]].concat()
     };
-    let nobody = Ipv4Addr::new(10, 81, 1, 99);
-    let (everybody, peer) = ([0xff; 6], mac(2).0);
-    let questions = [
-        arp(everybody, 1, nobody),
-        arp(everybody, 1, address(2)),
-        arp(everybody, 1, address(1)),
-        arp(everybody, 2, address(1)),
+    let unused = Ipv4Addr::new(10, 81, 1, 99);
+    let (broadcast, peer) = ([0xff; 6], mac(2).0);
+    let requests = [
+        arp(broadcast, 1, unused),
+        arp(broadcast, 1, address(2)),
+        arp(broadcast, 1, address(1)),
+        arp(broadcast, 2, address(1)),
         arp(peer, 1, address(2)),
         arp(peer, 2, address(2)),
         [
@@ -133,18 +133,18 @@ fn nobody_else_hears_who_is_looked_for() {
         .concat(),
         ipv6(58, 135),
     ];
-    for (sent, question) in (1..).zip(&questions) {
-        send(&a.container, "ethwe", question);
+    for (sent, request) in (1..).zip(&requests) {
+        send(&a.container, "ethwe", request);
         eventually("it is counted", || match sleeves[0].drops().arp_out {
             count if count == sent => Ok(()),
             count => Err(format!("{count} of {sent}")),
         });
     }
-    // By itself a container asks, too.
-    assert!(a.container.ping(nobody).is_err());
-    assert!(sleeves[0].drops().arp_out > questions.len() as u64);
+    // A container's own ARP is dropped, too.
+    assert!(a.container.ping(unused).is_err());
+    assert!(sleeves[0].drops().arp_out > requests.len() as u64);
 
-    // What else is for all arrives, and so does the rest of IPv6.
+    // Other multicast arrives, and so does the rest of IPv6.
     assert_eq!(counted(&b.container), 0);
     for other in [ipv6(58, 128), ipv6(17, 135)] {
         send(&a.container, "ethwe", &other);
@@ -156,7 +156,7 @@ fn nobody_else_hears_who_is_looked_for() {
 }
 
 #[test]
-fn another_grid_s_frames_are_dropped_though_the_key_is_known() {
+fn frames_of_another_grid_are_dropped_though_the_key_is_known() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
     let sleeves = [hosts[0].sleeve_with(7), hosts[1].sleeve_with(8)];
@@ -172,12 +172,12 @@ fn another_grid_s_frames_are_dropped_though_the_key_is_known() {
 }
 
 #[test]
-fn a_peer_may_not_speak_for_another_s_tunnel_address() {
+fn a_peer_may_not_use_another_tunnel_address() {
     let switch = Switch::start();
     let hosts: Vec<Host> = (1..=2).map(|number| Host::start(&switch, number)).collect();
     let sleeves: Vec<_> = hosts.iter().map(Host::sleeve).collect();
     sleeves[0].set_table(&table(1, 1..=2));
-    // The second has the first's key right, but believes in another tunnel address.
+    // The second has the first's key, but a wrong tunnel address for it.
     let mut wrong = table(2, 1..=2);
     let peer = wrong.peers.remove(&tunnel_address(1)).unwrap();
     wrong.peers.insert(tunnel_address(5), peer);
@@ -193,10 +193,10 @@ fn a_peer_may_not_speak_for_another_s_tunnel_address() {
 }
 
 #[test]
-fn frames_for_nobody_leave_nothing() {
+fn frames_for_an_unknown_mac_are_dropped() {
     let (_switch, hosts, sleeves) = world(2);
-    let nobody = [2, 0, 0, 0, 9, 9];
-    let frame = [&nobody[..], &mac(1).0, &EXPERIMENT, &[0; 46]].concat();
+    let unknown = [2, 0, 0, 0, 9, 9];
+    let frame = [&unknown[..], &mac(1).0, &EXPERIMENT, &[0; 46]].concat();
     send(&hosts[0].container, "ethwe", &frame);
     until(
         "the frame is counted",
