@@ -1,4 +1,4 @@
-//! This host's keys for sealed paths: made here, kept here, changed in time.
+//! This host's keys for encrypted paths: made here, kept here, changed in time.
 //!
 //! A key is changed every [`KEY_LIFE`] and whenever the Master asks. The next key is
 //! told first; when the Master says that every connected peer is ready for it, it is
@@ -185,7 +185,7 @@ fn age(kept: &Kept, now: SystemTime) -> Duration {
 
 /// The keys of this host, made where there are none.
 pub fn load(store: &Store, make: Make<'_>) -> Keys {
-    if let Some(keys) = store.keys() {
+    if let Some(keys) = store.keys::<Keys>() {
         return keys;
     }
     let keys = Keys::new(make, SystemTime::now());

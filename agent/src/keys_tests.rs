@@ -188,5 +188,5 @@ async fn a_key_that_another_node_has_is_replaced() {
     published.changed().await.unwrap();
     let now = published.borrow().own.clone();
     assert_ne!(now, [key(1)]);
-    assert_eq!(store.keys().unwrap().host_keys().own, now);
+    assert_eq!(store.keys::<Keys>().unwrap().host_keys().own, now);
 }

@@ -13,6 +13,7 @@ pub mod fuzzing;
 pub mod keys;
 pub mod link;
 pub mod measures;
+mod net;
 pub mod overlay;
 pub mod pings;
 pub mod plan;

@@ -11,11 +11,11 @@ use kontena_schema::key::PublicKey;
 use crate::coalesce::Coalescer;
 use crate::counters::count;
 use crate::headers::{ethertype, is_arp, source};
-use crate::message::{self, Message};
+use crate::message::{self, INITIATION, Message};
 use crate::outbound;
-use crate::peer::Tunnel;
-use crate::sleeve::{Shared, retry_later};
-use crate::snapshot::{Keys, Snapshot};
+use crate::peer::{Keys, Tunnel};
+use crate::shared::{Shared, retry_later};
+use crate::snapshot::Snapshot;
 use crate::vxlan::Encapsulation;
 
 /// The most bytes that one call receives.
@@ -28,7 +28,6 @@ const BURSTS: usize = 64;
 /// whitepaper section 6.1 ends it sooner), and beyond it boringtun's arithmetic overflows.
 const COUNTER_MAX: u64 = u64::MAX - (1 << 13);
 /// WireGuard's message types (whitepaper section 5.4).
-const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
@@ -283,11 +282,6 @@ impl Work<'_> {
         }
         coalescer.push(decrypted, (frame, end), |pieces| shared.deliver(pieces));
     }
-}
-
-/// Whether a WireGuard message is a handshake initiation.
-pub(crate) fn is_initiation(packet: &[u8]) -> bool {
-    packet.first() == Some(&INITIATION)
 }
 
 /// Whether a data packet has a counter that no session reaches.

@@ -64,6 +64,14 @@ pub(crate) fn contents(packet: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Option<&[
         .then_some(contents)
 }
 
+/// The type of WireGuard's handshake initiation (whitepaper section 5.4.2).
+pub(crate) const INITIATION: u8 = 1;
+
+/// Whether a WireGuard message is a handshake initiation.
+pub(crate) fn is_initiation(packet: &[u8]) -> bool {
+    packet.first() == Some(&INITIATION)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,27 +4,18 @@ use std::io;
 use std::sync::MutexGuard;
 
 use boringtun::noise::TunnResult;
-use kontena_schema::limits::OVERLAY_MTU;
 use kontena_schema::mac::Mac;
 
 use crate::counters::count;
-use crate::headers::{ETHERNET, stays_on_its_host};
-use crate::message::WIREGUARD_OVERHEAD;
+use crate::headers::stays_on_its_host;
+use crate::outgoing::{LONGEST, Outgoing};
 use crate::peer::Tunnel;
 use crate::segment::segments;
-use crate::sleeve::{Shared, retry_later};
+use crate::shared::{Shared, retry_later};
 use crate::snapshot::{Route, Snapshot};
-use crate::udp::Burst;
 use crate::virtio::{self, Header};
-use crate::vxlan::{self, Encapsulation};
+use crate::vxlan::Encapsulation;
 
-/// The longest frame of the device, with its header.
-const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
-/// The longest frame that leaves. A container can have the device cut what it sends into longer
-/// ones, which the underlay would have to cut again.
-const LONGEST: usize = ETHERNET + OVERLAY_MTU as usize;
-/// Space for the longest packet, encrypted.
-const ENCRYPTED: usize = vxlan::BYTES + LONGEST + WIREGUARD_OVERHEAD;
 /// How long to wait for an underlay that accepts nothing.
 const SEND_TIMEOUT_MS: u16 = 500;
 /// How many frames are read before what they became is sent.
@@ -62,32 +53,10 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
 }
 
-/// What is kept between two frames. Whoever has it carries frames, and nobody else does
-/// meanwhile: they stay in their order.
-pub(crate) struct Kept {
-    /// What was read from the device.
-    frame: Vec<u8>,
-    /// The packet that is to be encrypted.
-    packet: Vec<u8>,
-    encrypted: Vec<u8>,
-    burst: Burst,
-}
-
-impl Kept {
-    pub(crate) fn new() -> Self {
-        Self {
-            frame: vec![0; FRAME],
-            packet: Vec::with_capacity(ENCRYPTED),
-            encrypted: vec![0; ENCRYPTED],
-            burst: Burst::new(),
-        }
-    }
-}
-
 /// The way of frames to the underlay.
 pub(crate) struct Work<'a> {
     shared: &'a Shared,
-    kept: MutexGuard<'a, Kept>,
+    kept: MutexGuard<'a, Outgoing>,
 }
 
 impl<'a> Work<'a> {
@@ -97,7 +66,7 @@ impl<'a> Work<'a> {
             // Of a thread that met a fault of ours in the middle of a frame.
             shared.outgoing.clear_poison();
             let mut kept = poisoned.into_inner();
-            *kept = Kept::new();
+            *kept = Outgoing::new();
             kept
         });
         kept.burst.send_timeout_ms = SEND_TIMEOUT_MS;
@@ -164,7 +133,7 @@ impl Work<'_> {
         let Some(outer) = outer.filter(|_| bytes <= LONGEST) else {
             return count(&shared.counters.malformed_out);
         };
-        let Kept {
+        let Outgoing {
             packet,
             encrypted,
             burst,

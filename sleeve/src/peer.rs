@@ -9,7 +9,13 @@ use boringtun::noise::Tunn;
 use kontena_schema::key::PublicKey;
 
 use crate::initiation::Initiation;
-use crate::snapshot::Keys;
+
+/// The keys at both ends of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Keys {
+    pub(crate) own: PublicKey,
+    pub(crate) peer: PublicKey,
+}
 
 /// A tunnel without outgoing data for so long gets an empty packet. That keeps NAT mappings alive
 /// and shows each side that the other is up. It is half of the shortest mapping timeout of common

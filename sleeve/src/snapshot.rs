@@ -11,7 +11,7 @@ use kontena_schema::key::PublicKey;
 use kontena_schema::mac::Mac;
 
 use crate::key::PrivateKey;
-use crate::peer::Tunnel;
+use crate::peer::{Keys, Tunnel};
 use crate::table::{Peer, Table};
 
 /// Handshakes a second beyond which a sender must prove its address: more than a whole grid
@@ -38,13 +38,6 @@ pub(crate) struct Identity {
     pub(crate) private: PrivateKey,
     pub(crate) public: x25519::PublicKey,
     pub(crate) limiter: Arc<RateLimiter>,
-}
-
-/// The keys at both ends of a tunnel.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Keys {
-    pub(crate) own: PublicKey,
-    pub(crate) peer: PublicKey,
 }
 
 /// The tunnels to one peer: one, or several during a key rotation.

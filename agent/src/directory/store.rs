@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 use super::Directory;
 use crate::config::Secret;
-use crate::keys::Keys;
 
 /// The state directory.
 #[derive(Clone, Debug)]
@@ -113,12 +112,12 @@ impl Store {
     }
 
     /// The host's keys.
-    pub fn keys(&self) -> Option<Keys> {
+    pub fn keys<T: DeserializeOwned>(&self) -> Option<T> {
         self.json(KEYS).ok()?
     }
 
     /// Keeps the host's keys.
-    pub fn save_keys(&self, keys: &Keys) -> Result<(), StoreError> {
+    pub fn save_keys(&self, keys: &impl Serialize) -> Result<(), StoreError> {
         self.save(KEYS, keys)
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::facts::net::interface_address;
+use crate::net::interface_address;
 
 /// How often the interface is looked at: an engine that starts makes it once in
 /// its life, so a look may be late by this much.

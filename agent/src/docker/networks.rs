@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::bridge::NAME_OPTION;
 use super::events::{self, RETRY_EVERY};
-use crate::facts::net::default_interface;
+use crate::net::default_interface;
 
 const DRIVER: &str = "bridge";
 /// How many octets of its id a network without a name for its bridge lends it.

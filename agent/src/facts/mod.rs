@@ -7,7 +7,6 @@
 
 pub mod kernel;
 pub mod master;
-pub mod net;
 pub mod networks;
 pub mod overlap;
 
@@ -27,6 +26,7 @@ use crate::config::Config;
 use crate::dns::lookup::Lookup;
 use crate::docker::words;
 use crate::keys::HostKeys;
+use crate::net;
 
 /// How often the host is looked at; an address that moved is told this late.
 const LOOK_EVERY: Duration = Duration::from_secs(60);

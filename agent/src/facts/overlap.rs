@@ -15,7 +15,8 @@ use ipnetwork::Ipv4Network;
 use kontena_schema::agent::GridSettings;
 use kontena_schema::overlap::{HostNetworks, Overlap, overlap};
 
-use super::{net, networks};
+use super::networks;
+use crate::net;
 use kontena_overlay::BRIDGE;
 
 /// Why the overlay is not brought up, in a sentence.

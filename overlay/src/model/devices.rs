@@ -2,14 +2,14 @@
 
 use kontena_schema::ids::PlacementId;
 
+pub use crate::wireguard::WIREGUARD;
+
 /// The bridge.
 pub const BRIDGE: &str = "kontena";
 /// The VXLAN device.
 pub const VXLAN: &str = "kontena-vx";
 /// The sleeve's TAP device.
 pub const TAP: &str = "kontena-tap";
-/// The WireGuard device.
-pub const WIREGUARD: &str = "kontena-wg";
 /// A container's overlay interface.
 pub const CONTAINER_INTERFACE: &str = "ethwe";
 

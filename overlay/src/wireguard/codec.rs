@@ -11,8 +11,8 @@ use netlink_packet_wireguard::{
     WireguardTimeSpec,
 };
 
+use super::WIREGUARD;
 use super::device::{How, Message, Observed, ObservedPeer, PeerChange};
-use crate::model::devices::WIREGUARD;
 use kontena_schema::key::PublicKey;
 
 /// The request for everything about the device.

@@ -14,10 +14,10 @@ use netlink_packet_wireguard::{
 };
 use serde_json::{Value, json};
 
+use super::WIREGUARD;
 use super::codec;
 use super::device::{How, Message, Observed, PeerChange};
 use super::model::payload;
-use crate::model::devices::WIREGUARD;
 use kontena_schema::key::PublicKey;
 use kontena_sleeve::PrivateKey;
 

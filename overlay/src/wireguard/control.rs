@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use super::WIREGUARD;
 use super::device::{Message, Observed};
 use super::kernel::{Kernel, create_link};
 use super::uapi::Socket;
 use crate::error::Cause;
-use crate::model::devices::WIREGUARD;
 use crate::sys::netlink::Netlink;
 
 /// The access to the device's configuration.

@@ -13,10 +13,10 @@ use netlink_packet_wireguard::WireguardMessage;
 use rtnetlink::LinkWireguard;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::WIREGUARD;
 use super::codec;
 use super::device::{Message, Observed};
 use crate::error::Cause;
-use crate::model::devices::WIREGUARD;
 use crate::sys::netlink::Netlink;
 
 /// A connection to the WireGuard of one network namespace.

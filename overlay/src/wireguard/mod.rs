@@ -36,3 +36,6 @@ pub(crate) use control::Control;
 pub(crate) use device::{Device, Observed, WgPeer};
 pub(crate) use kernel::Kernel;
 pub(crate) use watch::{Looked, Moment, Named, Watch, WireGuardUpdate};
+
+/// The name of the WireGuard device.
+pub const WIREGUARD: &str = "kontena-wg";

@@ -9,9 +9,9 @@ use netlink_packet_wireguard::{
     WireguardPeerAttribute, WireguardPeerFlags,
 };
 
+use super::WIREGUARD;
 use super::codec;
 use super::device::{Message, Observed, ObservedPeer};
-use crate::model::devices::WIREGUARD;
 use kontena_schema::key::PublicKey;
 use kontena_sleeve::PrivateKey;
 

@@ -19,7 +19,7 @@ use super::frames::{self, normalized, parted};
 use crate::inbound;
 use crate::key::PrivateKey;
 use crate::message::{Message, WIREGUARD_OVERHEAD};
-use crate::sleeve::{Settings, Shared};
+use crate::shared::{Settings, Shared};
 use crate::snapshot::Snapshot;
 use crate::table::{Peer, Table};
 use crate::tap::Tap;
