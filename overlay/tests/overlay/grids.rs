@@ -391,11 +391,11 @@ fn overlay_drops_packets_that_another_grid_encrypted() {
     let before = drop_counter(victim, "encrypted_not_authenticated");
     let watchers = [victim, &a[1], &b[1]].map(|host| &host.containers[0]);
     let seen = watch(&watchers, &mut || {
-        b[0].netns.run("nft add table ip redirect");
+        b[0].netns.run("nft add table ip detour");
         b[0].netns
-            .run("nft add chain ip redirect out { type route hook output priority 0 ; }");
+            .run("nft add chain ip detour out { type route hook output priority 0 ; }");
         b[0].netns.run(
-            "nft add rule ip redirect out ip daddr 198.51.100.4 udp dport 6783 \
+            "nft add rule ip detour out ip daddr 198.51.100.4 udp dport 6783 \
              ip daddr set 198.51.100.1",
         );
         send();
@@ -405,7 +405,7 @@ fn overlay_drops_packets_that_another_grid_encrypted() {
             .must_reach(a[1].containers[0].address);
     });
     assert_eq!(seen, [0; 3]);
-    b[0].netns.run("nft delete table ip redirect");
+    b[0].netns.run("nft delete table ip detour");
     grids
         .iter()
         .for_each(|grid| everyone_reaches_everyone(grid));

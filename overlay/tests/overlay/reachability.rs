@@ -114,11 +114,7 @@ fn overlay_tells_a_blocked_path_from_a_host_that_is_down() {
     let checks = counted(&blocked.netns);
     let start = Instant::now();
     while start.elapsed() < CHECKED_AGAIN {
-        assert_eq!(
-            counted(&blocked.netns),
-            checks,
-            "a live peer is not checked"
-        );
+        assert_eq!(counted(&blocked.netns), checks, "it is alive");
         // It must hold all the time, so it is checked again and again.
         std::thread::sleep(Duration::from_millis(500));
     }
