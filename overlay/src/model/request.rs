@@ -9,7 +9,7 @@ use kontena_schema::ids::{PlacementId, Revision};
 use kontena_sleeve::PrivateKey;
 
 use super::intent::{Attachment, OverlayIntent};
-use super::state::EgressPolicy;
+use super::state::{EgressPolicy, HostServices};
 
 /// What the overlay of this host is to be.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,8 @@ pub struct Request {
     pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
     /// This host's keys for encrypted paths; it begins with the first.
     pub keys: Vec<PrivateKey>,
+    /// What answers at this node's overlay address.
+    pub services: HostServices,
     /// What containers do not reach.
     pub egress: EgressPolicy,
 }

@@ -221,68 +221,6 @@ fn overlay_without_its_encrypted_path_sends_nothing() {
     assert_eq!(clear_packets(&hosts), 0);
 }
 
-/// Seconds for which the filter still lets a peer's clear packets pass; none if it does not.
-fn remaining(host: &Host, peer: Ipv4Addr) -> Option<u64> {
-    let listing = host.netns.run("nft -j list set inet kontena fast_peers");
-    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
-    let objects = listing["nftables"].as_array().unwrap().iter();
-    let elements = objects.flat_map(|object| object["set"]["elem"].as_array());
-    let mut ours = elements.flatten().map(|element| &element["elem"]);
-    let ours = ours.find(|element| element["val"] == peer.to_string());
-    Some(ours?["expires"].as_u64().unwrap())
-}
-
-/// For so long, the filter lets these peers' packets pass as long as a living agent's does.
-fn stay_open(host: &Host, peers: &[Ipv4Addr], time: Duration) {
-    let begin = Instant::now();
-    while begin.elapsed() < time {
-        for &peer in peers {
-            let left = remaining(host, peer).expect("the peer is fast");
-            assert!((26..=40).contains(&left), "{left} s");
-        }
-        // It must hold all the time, so it is looked at again and again.
-        std::thread::sleep(Duration::from_millis(500));
-    }
-}
-
-#[test]
-fn overlay_closes_by_itself_where_no_agent_lives() {
-    let (_switch, hosts) = world(3, &trusting());
-    let [a, b, c] = &hosts[..] else {
-        unreachable!()
-    };
-    let other = underlay(3);
-    // Longer than from one word of the agent to the next.
-    let word = Duration::from_secs(15);
-    stay_open(a, &[underlay(2), other], word);
-    // Who was taken out is not let in again, and keeps nobody else from it.
-    a.netns.run(&format!(
-        "nft delete element inet kontena fast_peers {{ {other} }}"
-    ));
-    stay_open(a, &[underlay(2)], word);
-    assert_eq!(remaining(a, other), None);
-    a.stop_agent();
-    a.containers[0].netns.must_reach(b.containers[0].address);
-    let begin = Instant::now();
-    let gone = || a.containers[0].netns.ping(b.containers[0].address).is_err();
-    while !gone() {
-        assert!(
-            begin.elapsed() < Duration::from_secs(45),
-            "it is still open"
-        );
-    }
-    // The third host has an agent, and goes on.
-    let from_a = format!("ip saddr {} {CLEAR}", underlay(1));
-    count(&b.netns, "eth0", &from_a);
-    assert!(gone());
-    assert_eq!(counted(&b.netns), 0);
-    assert!(dropped(a, "dropped_out") > 0);
-    // A new agent finds nothing to adopt and begins encrypted.
-    a.start_agent();
-    settle(&trusting(), &[a, b, c]);
-    a.containers[0].netns.must_reach(b.containers[0].address);
-}
-
 #[test]
 fn overlay_changes_a_key_and_says_when_it_is_ready_for_the_next() {
     let (_switch, mut hosts) = world(2, &encryption());

@@ -1,7 +1,7 @@
 //! What must not pass.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use kontena_overlay::Clear;
@@ -13,7 +13,7 @@ use kontena_schema::path::Path;
 
 use kontena_overlay_lab::{
     BOUND, Host, MASTER, Netns, Switch, count, counted, dropped, eventually, grid, in_clear,
-    intent, pass, settle, trusting, underlay, world,
+    intent, pass, remove_filter, settle, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
@@ -22,7 +22,7 @@ const CLEAR: &str = "udp dport 6784";
 /// tunnel_address receiver.
 const FORGED: &str = "udp dport 6784 @th,176,48 0x020000000066";
 /// A type of frame for local experiments (IEEE 802).
-const MARKER: &str = "ether type 0x88b5";
+pub const MARKER: &str = "ether type 0x88b5";
 
 /// A frame from a MAC that no directory knows, to everybody.
 pub fn strange() -> Vec<u8> {
@@ -73,7 +73,7 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
         .inside(|| UdpSocket::bind("0.0.0.0:0"))
         .unwrap();
     // Its own filter would stop it.
-    outside.netns.run("nft delete table inet kontena");
+    remove_filter(outside);
     for _ in 0..10 {
         socket
             .send_to(&forged(7), (underlay(1), VXLAN_PORT))
@@ -87,7 +87,7 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_takes_none_from_it() {
 
     // Without the filter the anti_spoofing drops it, as it is from nobody.
     let send = || socket.send_to(&forged(7), (underlay(1), VXLAN_PORT));
-    a.netns.run("nft delete table inet kontena");
+    remove_filter(a);
     let before = dropped(a, "dropped_sender");
     send().unwrap();
     eventually("the drop is counted", || {
@@ -240,7 +240,7 @@ fn overlay_container_cannot_take_a_remote_mac() {
 
 /// A network as Docker's, masqueraded: the container's packets leave with the host's
 /// own address, which the peer trusts.
-fn dockers_network(host: &Host) {
+pub fn dockers_network(host: &Host) {
     let container = &host.containers[0].netns;
     let pid = container.task();
     host.netns.run("ip link add docker0 type bridge");
@@ -297,7 +297,7 @@ fn overlay_keeps_containers_from_the_master() {
     host.netns.run(&rule);
     connect(container, (underlay(1), 8443)).unwrap();
     let mut published = intent(&trusting(), host, &[host]);
-    published.egress.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(1), 8443)]));
+    published.egress.masters = Some(BTreeSet::from([(underlay(1), 8443).into()]));
     host.must_reconcile(&published);
     connect(container, (underlay(1), 8443)).unwrap_err();
     connect(container, (MASTER, 443)).unwrap();
@@ -355,7 +355,7 @@ fn overlay_takes_no_clear_packet_that_a_container_sends() {
     container.run("ip addr del 198.51.100.2/32 dev eth0");
 
     // Without the filter the peer would have got it.
-    a.netns.run("nft delete table inet kontena");
+    remove_filter(a);
     send(own, underlay(2), VXLAN_PORT);
     eventually("the packet is seen", || match counted(&b.netns) {
         0 => Err("not seen".to_owned()),

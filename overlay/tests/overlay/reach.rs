@@ -124,7 +124,11 @@ fn passes_a_closed_chain(iptables: &str) {
     );
 
     let all: Vec<&Host> = hosts.iter().collect();
-    assert_eq!(settle(&trusting(), &all), 2, "one rule on each host");
+    assert_eq!(
+        settle(&trusting(), &all),
+        2 * 2,
+        "one rule on each host, and a filter that goes by connections as the NAT does"
+    );
     everyone_reaches_everyone(&hosts);
     let rules = a.netns.run(&format!("{iptables} -S DOCKER-USER"));
     let first = rules.lines().nth(1);
@@ -184,7 +188,7 @@ fn nobody_else_is_asked(all: [Start; 2], grid: &GridSettings) {
         assert!(counted(&beside.netns) > 0, "it asked");
         assert_eq!(counted(&elsewhere.netns), 0);
         for container in [beside, elsewhere] {
-            container.netns.run("nft delete table netdev heartbeat");
+            container.netns.run("nft delete table netdev probe");
         }
     }
 }

@@ -295,8 +295,9 @@ fn overlay_is_adopted_with_its_device_and_goes_on_meanwhile() {
         let steps: usize = all.iter().map(|host| pass(&grid, host, &all)).sum();
         assert_eq!(
             steps,
-            3 * 2,
-            "the agent remembers whose keys they are, and listens for heartbeats and path_probes"
+            4 * 2,
+            "the agent remembers whose keys they are, listens for heartbeats and path_probes, \
+             and has its live table"
         );
         assert_eq!(settle(&grid, &all), 0);
         assert_eq!(
@@ -394,7 +395,8 @@ fn overlay_lets_nothing_through_the_device_but_frames_and_probes() {
         other => Err(other.to_string()),
     });
 
-    // What a peer sends all the same is dropped where it comes in.
+    // What a peer sends all the same is dropped where it comes in. The live table has no
+    // rule for the device.
     a.netns.run("nft delete table inet kontena");
     let listener = b.netns.inside(|| TcpListener::bind("0.0.0.0:0")).unwrap();
     let at = (tunnel_address(b), listener.local_addr().unwrap().port()).into();
