@@ -5,12 +5,13 @@
 //! change, and the containers as soon as somebody has looked at them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kontena_overlay::{
-    Attachment, BRIDGE, EgressPolicy, Membership, Overlay, OverlayIntent, OverlayState, Request,
+    Attachment, BRIDGE, EgressPolicy, HostServices, Membership, Overlay, OverlayIntent,
+    OverlayState, Request,
 };
 use kontena_schema::agent::GridSettings;
 use kontena_schema::ids::PlacementId;
@@ -47,7 +48,7 @@ pub struct Sources {
     /// This host's keys.
     pub keys: watch::Receiver<Arc<HostKeys>>,
     /// Where the Master is; none while that is not known.
-    pub masters: watch::Receiver<Option<BTreeSet<SocketAddrV4>>>,
+    pub masters: watch::Receiver<Option<BTreeSet<SocketAddr>>>,
     /// What the engine's bridges are called.
     pub bridges: BridgesSlot,
     /// The containers.
@@ -85,6 +86,7 @@ impl Sources {
             grid: grid.of(&directory, containers.left),
             attachments: containers.attachments.clone(),
             keys: self.keys.borrow_and_update().own.clone(),
+            services: HostServices::default(),
             egress: EgressPolicy {
                 masters: self.masters.borrow_and_update().clone(),
                 bridges: bridges(self.bridges.borrow_and_update().clone()),

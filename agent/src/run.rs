@@ -2,7 +2,7 @@
 //! each part that knows.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,6 +59,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let config = Arc::new(config);
     let store = Store::open(&config.state_dir)?;
     let mut tasks = Tasks::new();
+    let (opened, overlay) = watch::channel(None);
     let stopped = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -66,13 +67,17 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
     };
     let parts = async {
-        start(&mut tasks, config, store).await?;
+        start(&mut tasks, config, store, opened).await?;
         let ended = tasks.first_end().await.unwrap_or("none");
         Err::<(), _>(RunError::Ended(ended))
     };
     tokio::select! {
         () = stopped => {
             info!("stopping; containers and the overlay stay");
+            let overlay = overlay.borrow().clone();
+            if let Some(overlay) = overlay {
+                Overlay::outlive(&overlay).await;
+            }
             Ok(())
         }
         failed = parts => failed,
@@ -81,7 +86,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
 /// Starts every part. What needs the engine is started last: the overlay, names and the
 /// link to the Master do not wait for it.
-async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(), RunError> {
+async fn start(
+    tasks: &mut Tasks,
+    config: Arc<Config>,
+    store: Store,
+    opened: watch::Sender<Option<Arc<Overlay>>>,
+) -> Result<(), RunError> {
     let known = Arc::new(store.directory().unwrap_or_default());
     info!(revision = %known.revision(), "what was known of the grid");
     let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, []).incomplete()));
@@ -91,6 +101,7 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
     let keys = start_keys(tasks, &store, &directory, &key_taken);
 
     let overlay = Arc::new(open_overlay().await);
+    opened.send_replace(Some(overlay.clone()));
     let (bridges_in, bridges) = watch::channel(None);
     let (containers_in, containers) = watch::channel(Arc::default());
     let sources = Sources {
@@ -175,8 +186,7 @@ fn start_directory(
 fn start_masters(
     tasks: &mut Tasks,
     config: &Arc<Config>,
-    lookup: &Lookup,
-) -> watch::Receiver<Option<BTreeSet<SocketAddrV4>>> {
+) -> watch::Receiver<Option<BTreeSet<SocketAddr>>> {
     let (masters_in, masters) = watch::channel(None);
     let (config, lookup) = (config.clone(), lookup.clone());
     tasks.supervise("master", move || {

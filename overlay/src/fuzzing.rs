@@ -6,11 +6,28 @@ use std::time::Duration;
 
 use kontena_fuzz::Target;
 
-use crate::peer::heartbeat::{BYTES_WITHOUT_PATH_PROBES, Heartbeat, ProbesReceived};
+use crate::peer::heartbeat::{BYTES_WITHOUT_PATH_PROBES, Heartbeat, ProbesHeard};
+use crate::sys::nfnetlink::{notification, tables};
 use crate::wireguard::fuzzing::{NETLINK, UAPI};
 
 /// One for each parser.
-pub const TARGETS: &[Target] = &[HEARTBEAT, NETLINK, UAPI];
+pub const TARGETS: &[Target] = &[HEARTBEAT, NETLINK, NFNETLINK, UAPI];
+
+/// Notifications of the packet filter: a whole one is read, whatever follows it.
+pub(crate) const NFNETLINK: Target = Target {
+    name: "nfnetlink",
+    check: |octets| {
+        let whole = notification(2, "kontena");
+        let mut wanted = vec![(2, "kontena".to_owned())];
+        wanted.extend(tables(octets));
+        assert_eq!(tables(&[&whole, octets].concat()), wanted);
+    },
+    seeds: || {
+        let one = notification(8, "firewall");
+        let cut = one[..one.len() - 4].to_vec();
+        vec![[&one[..], &one].concat(), cut, one]
+    },
+};
 
 /// A heartbeat that is read is written as the same, and so are all its octets that mean
 /// something.
@@ -86,6 +103,7 @@ mod tests {
         TARGETS,
         heartbeat: HEARTBEAT => 20_000,
         netlink: NETLINK => 20_000,
+        nfnetlink: NFNETLINK => 20_000,
         uapi: UAPI => 20_000,
     }
 }

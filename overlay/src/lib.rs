@@ -22,6 +22,7 @@
 //! the Master.
 
 mod error;
+mod filter_lease;
 // For this crate's tests and for the fuzzer, which sees no more of the parsers than that.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -44,7 +45,7 @@ pub use model::pace::extra_intervals;
 pub use model::peer::{Clear, Ends, PeerState, PeerStates};
 pub use model::reachability::{CheckOutcome, CheckOutcomes};
 pub use model::request::{Membership, OverlayState, Request};
-pub use model::state::{EgressPolicy, Encryption};
+pub use model::state::{EgressPolicy, Encryption, HostServices};
 pub use peer::encryption::EncryptedBy;
 pub use peer::table::Health;
 pub use ping::Echoes;

@@ -7,18 +7,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use kontena_schema::agent::{Measures, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId};
 use tokio::sync::{Mutex, watch};
-use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Cause, OverlayError};
+use crate::filter_lease::{FilterLease, Permitted};
 use crate::linux::apply::Executor;
+use crate::linux::drops;
+use crate::linux::fast_peers::FastPeers;
+use crate::linux::filter_events::FilterEvents;
 use crate::linux::observe::observe;
-use crate::linux::{drops, filter};
 use crate::model::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
 use crate::model::peer::{Clear, PeerStates};
 use crate::model::state::{Encryption, FilterState, Observed};
@@ -34,15 +35,6 @@ use crate::plan::{plan, plan_removal};
 use crate::statistics::path;
 use crate::sys::netlink::{Namespace, Netlink};
 
-/// How often the packet filter is told that the agent lives: some tries before it
-/// gives the agent up.
-const REFRESH_EVERY: Duration = Duration::from_secs(10);
-
-/// How long what protects paths counts as right after it was seen to be: passes come
-/// every ten seconds, in a full grid every forty, but one may wait two minutes for an
-/// engine that hangs.
-const PROTECTED_FOR: Duration = Duration::from_secs(180);
-
 /// The overlay of this host.
 ///
 /// It works in the network namespace of the thread that called [`Overlay::new`].
@@ -53,8 +45,11 @@ pub struct Overlay {
     encryption: Encryption,
     /// What the last pass left attached. Two passes at once would each undo what
     /// the other does.
-    one_pass: Arc<Mutex<Passed>>,
-    _refresher: AbortOnDropHandle<()>,
+    one_pass: Mutex<Passed>,
+    fast_peers: Arc<FastPeers>,
+    permitted: watch::Sender<Permitted>,
+    lease: FilterLease,
+    filter_events: Mutex<FilterEvents>,
     _listener: AbortOnDropHandle<()>,
 }
 
@@ -65,10 +60,6 @@ struct Passed {
     attached: BTreeMap<PlacementId, Attachment>,
     /// What a former run of the agent left was looked for.
     adopted: bool,
-    /// When all that protects paths was last seen to be right, and from where clear packets
-    /// pass.
-    protected_at: Option<Instant>,
-    passes: BTreeSet<Ipv4Addr>,
 }
 
 /// What one pass did.
@@ -104,23 +95,36 @@ impl Overlay {
 
     /// The same, where it is known what encrypts paths.
     pub fn encrypted_by(by: &EncryptedBy) -> Result<Self, OverlayError> {
-        let failed = |cause| OverlayError::Observe {
-            what: "the network namespace".into(),
-            cause,
-        };
+        let fast_peers = FastPeers::here().map_err(no_namespace)?;
+        Self::with(by, fast_peers)
+    }
+
+    /// The same, as on a kernel that lets anybody take our packet filter away (Linux
+    /// before 5.12).
+    pub fn without_live_table(by: &EncryptedBy) -> Result<Self, OverlayError> {
+        let fast_peers = FastPeers::here().map_err(no_namespace)?;
+        Self::with(by, fast_peers.without_live_table())
+    }
+
+    fn with(by: &EncryptedBy, fast_peers: FastPeers) -> Result<Self, OverlayError> {
+        let failed = no_namespace;
         let namespace = Namespace::here().map_err(failed)?;
         let netlink = Netlink::here()
             .map_err(Cause::io("netlink"))
             .map_err(failed)?;
-        let one_pass = Arc::new(Mutex::new(Passed::default()));
-        let refresher = tokio::spawn(refresh(Arc::clone(&one_pass)));
+        let peers = PeerManager::new(by.control().map_err(failed)?);
+        let fast_peers = Arc::new(fast_peers);
+        let (permitted, newest) = watch::channel(Permitted::new());
         Ok(Self {
             netlink,
             namespace,
-            peers: PeerManager::new(by.control().map_err(failed)?),
             encryption: by.encryption(),
-            one_pass,
-            _refresher: AbortOnDropHandle::new(refresher),
+            one_pass: Mutex::default(),
+            lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states()),
+            fast_peers,
+            permitted,
+            filter_events: Mutex::new(FilterEvents::here().map_err(failed)?),
+            peers,
             _listener: AbortOnDropHandle::new(tokio::spawn(listener::keep_open())),
         })
     }
@@ -172,6 +176,35 @@ impl Overlay {
         })
     }
 
+    /// Takes who may be clear, as the newest directory has it. It waits for nobody; who may
+    /// no more is closed off within seconds, whatever passes do meanwhile.
+    pub fn permit(&self, grid: Option<&OverlayIntent>) {
+        let permitted = grid.map(OverlayIntent::permitted).unwrap_or_default();
+        self.permitted.send_if_modified(|old| {
+            let differs = *old != permitted;
+            *old = permitted;
+            differs
+        });
+    }
+
+    /// Waits until a pass is due at once: somebody took our packet filter away, or it
+    /// closed by itself for a peer for whom it is to be open.
+    pub async fn filter_changed(&self) {
+        let mut events = self.filter_events.lock().await;
+        tokio::select! {
+            () = events.changed() => {}
+            () = self.lease.closed() => {}
+        }
+    }
+
+    /// Lets what is clear be so for a minute after the end of this process, which a
+    /// successor is to follow.
+    pub async fn outlive(&self) {
+        if let Err(err) = self.lease.outlive().await {
+            tracing::warn!(%err, "clear paths end with this agent");
+        }
+    }
+
     /// Makes the host agree with `intent`. It goes on after an error and tells
     /// all of them. If the host's state cannot be read, it changes nothing.
     pub async fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
@@ -180,7 +213,12 @@ impl Overlay {
             peers: peer_reports(intent, &BTreeSet::new()),
             ..Default::default()
         };
-        let seen = (&self.netlink, &self.peers, &self.namespace);
+        let seen = (
+            &self.netlink,
+            &self.peers,
+            &self.namespace,
+            &*self.fast_peers,
+        );
         let observed = observe(seen, intent.attachments()).await;
         let (observed, unseen) = match observed {
             Ok(seen) => seen,
@@ -227,8 +265,7 @@ impl Overlay {
         let (accepted, from): (BTreeSet<_>, BTreeSet<_>) = accepted.unzip();
         self.peers.set_accepted(&accepted);
         if protected {
-            before.protected_at = Some(Instant::now());
-            before.passes = from;
+            self.lease.protected(from);
         }
         report.peers = self.peer_reports(&intent);
         let attached = |id: &PlacementId| matches!(report.attached.get(id), Some(Ok(())));
@@ -244,7 +281,12 @@ impl Overlay {
         let mut before = self.one_pass.lock().await;
         before.attached.clear();
         let mut report = OverlayReport::default();
-        let seen = (&self.netlink, &self.peers, &self.namespace);
+        let seen = (
+            &self.netlink,
+            &self.peers,
+            &self.namespace,
+            &*self.fast_peers,
+        );
         self.peers.want(BTreeMap::new(), &BTreeMap::new());
         match observe(seen, []).await {
             Ok((observed, unseen)) => {
@@ -260,7 +302,7 @@ impl Overlay {
 
     /// Executes steps; whether those that protect paths all succeeded.
     async fn apply(&self, steps: &[Step], report: &mut OverlayReport) -> bool {
-        let mut executor = Executor::new(&self.netlink, &self.peers);
+        let mut executor = Executor::new(&self.netlink, &self.peers, &self.fast_peers);
         let mut failures = Failures::default();
         let entries = |step: &Step| matches!(step, Step::Entry(_));
         for steps in steps.chunk_by(|a, b| entries(a) && entries(b)) {
@@ -292,6 +334,13 @@ impl Overlay {
     }
 }
 
+fn no_namespace(cause: Cause) -> OverlayError {
+    OverlayError::Observe {
+        what: "the network namespace".into(),
+        cause,
+    }
+}
+
 /// The pairs that a former run of the agent left clear. An address that two peers have
 /// says of neither that it was meant.
 fn adopted(intent: &OverlayIntent, observed: &Observed) -> BTreeMap<NodeId, Clear> {
@@ -311,24 +360,6 @@ fn adopted(intent: &OverlayIntent, observed: &Observed) -> BTreeMap<NodeId, Clea
         (accepted.peers.contains(&to) && !shared(to)).then_some((node, clear))
     };
     fast.iter().filter_map(left).collect()
-}
-
-/// Keeps the filter open for whom it is open, as long as this agent lives and passes
-/// succeed. It waits for passes, which may close it.
-async fn refresh(one_pass: Arc<Mutex<Passed>>) {
-    loop {
-        sleep(REFRESH_EVERY).await;
-        let passed = one_pass.lock().await;
-        let protected = passed
-            .protected_at
-            .is_some_and(|at| at.elapsed() < PROTECTED_FOR);
-        if !protected || passed.passes.is_empty() {
-            continue;
-        }
-        if let Err(err) = filter::refresh(&passed.passes).await {
-            tracing::warn!(%err, "the packet filter is not told that the agent lives");
-        }
-    }
 }
 
 /// Whether a container that was attached and cannot be seen now is the same and

@@ -1,6 +1,7 @@
 //! The overlay's own task: it makes the host agree with the request, and goes on doing so.
 //!
-//! Woken by a new request, by what is known of the peers, by a tick: a hint and the tick
+//! Woken by a new request, by what is known of the peers, by whoever takes the packet
+//! filter away, by a tick: a hint and the tick
 //! run the same pass, and a pass that finds everything right changes nothing. The task
 //! knows nothing of Docker and waits for nobody: what it is asked for is in one slot, and
 //! what it did is in another.
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use kontena_schema::agent::PeerReport;
 use kontena_schema::ids::{PlacementId, Revision};
+use kontena_task::supervise;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -49,7 +51,27 @@ pub async fn run(
     request: watch::Receiver<Arc<Request>>,
     state: watch::Sender<Arc<OverlayState>>,
 ) {
+    // Its own task: what hangs a pass must not keep withdrawn trust from the filter.
+    let (of_filter, newest) = (Arc::clone(&overlay), request.clone());
+    let _permits = supervise("permits", move || {
+        permit(Arc::clone(&of_filter), newest.clone())
+    });
     Converger::new(overlay, request, state).run().await;
+}
+
+/// Tells the packet filter who may be clear, the moment that the directory is here.
+async fn permit(overlay: Arc<Overlay>, mut request: watch::Receiver<Arc<Request>>) {
+    loop {
+        match &request.borrow_and_update().grid {
+            Membership::Unknown => {}
+            Membership::Left => overlay.permit(None),
+            Membership::Member { grid, .. } => overlay.permit(Some(grid)),
+        }
+        if request.changed().await.is_err() {
+            // The agent stops.
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// The task's own state: what the last pass made of the request. All of it may be lost.
@@ -114,6 +136,7 @@ impl Converger {
                     }
                 }
                 () = sleep_until(retry_at.into()), if self.retry_at.is_some() => {}
+                () = self.overlay.filter_changed() => self.passed = None,
                 _ = ticks.tick() => {}
             }
             self.pass().await;
@@ -172,6 +195,7 @@ impl Converger {
                     attachments: request.attachments.clone(),
                     keys: request.keys.clone(),
                     peers: self.peers.borrow_and_update().clone(),
+                    services: request.services.clone(),
                     egress: request.egress.clone(),
                 };
                 let intent = OverlayIntent::clone(grid).with(state);

@@ -5,7 +5,7 @@
 //! more addresses than one answer holds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,11 +21,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 const KEPT: Duration = Duration::from_hours(1);
 
 /// Publishes the Master's addresses whenever they change, for ever.
-pub async fn watch(
-    config: Arc<Config>,
-    lookup: Lookup,
-    slot: watch::Sender<Option<BTreeSet<SocketAddrV4>>>,
-) {
+pub async fn watch(config: Arc<Config>, slot: watch::Sender<Option<BTreeSet<SocketAddr>>>) {
     let mut seen = Seen::default();
     let host = config.uri.host_str().unwrap_or_default().to_owned();
     let port = config.uri.port_or_known_default().unwrap_or_default();
@@ -48,16 +44,15 @@ pub async fn watch(
 
 /// The addresses, and when each was last in an answer.
 #[derive(Default)]
-struct Seen(BTreeMap<SocketAddrV4, Instant>);
+struct Seen(BTreeMap<SocketAddr, Instant>);
 
 impl Seen {
-    /// Takes an answer; whether anything changed. Containers have no IPv6.
+    /// Takes an answer; whether anything changed.
     fn add(&mut self, found: impl Iterator<Item = SocketAddr>, now: Instant) -> bool {
         let before: BTreeSet<_> = self.0.keys().copied().collect();
         for at in found {
-            if let SocketAddr::V4(at) = at {
-                self.0.insert(at, now);
-            }
+            // The scope of an IPv6 address is this host's own business.
+            self.0.insert((at.ip(), at.port()).into(), now);
         }
         self.0.retain(|_, seen| now.duration_since(*seen) < KEPT);
         !self.0.keys().eq(&before)
@@ -66,6 +61,8 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
     use super::*;
 
     #[test]
@@ -74,10 +71,11 @@ mod tests {
         let (one, two) = (at("192.0.2.1:443"), at("192.0.2.2:443"));
         let now = Instant::now();
         let mut seen = Seen::default();
+        let scoped = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::LOCALHOST, 443, 0, 7));
         assert!(seen.add([one, at("[::1]:443")].into_iter(), now));
-        assert!(!seen.add([one].into_iter(), now));
+        assert!(!seen.add([one, scoped].into_iter(), now));
         assert!(seen.add([two].into_iter(), now + KEPT / 2));
-        assert_eq!(seen.0.len(), 2);
+        assert_eq!(seen.0.len(), 3);
         assert!(seen.add([two].into_iter(), now + KEPT));
         assert_eq!(
             seen.0.keys().collect::<Vec<_>>(),

@@ -11,7 +11,7 @@
 mod wireguard_go;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -20,8 +20,8 @@ pub use kontena_lab::{BOUND, Netns, Switch, count, counted, eventually, send, un
 use kontena_lab::{Keeper, packets};
 
 use kontena_overlay::{
-    Attachment, Clear, Echoes, EgressPolicy, EncryptedBy, Health, Overlay, OverlayError,
-    OverlayIntent, OverlayReport, OwnState, PeerStates,
+    Attachment, Clear, Echoes, EgressPolicy, EncryptedBy, Health, HostServices, Overlay,
+    OverlayError, OverlayIntent, OverlayReport, OwnState, PeerStates,
 };
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, Measures, NodeEntry};
@@ -112,6 +112,10 @@ pub struct Host {
     /// Its WireGuard; without one, the sleeve encrypts.
     pub wireguard: Option<WireGuard>,
     pub containers: Vec<Container>,
+    /// Whether its kernel has tables of the packet filter that nobody else can take away.
+    pub live_table: bool,
+    /// What it serves at its overlay address.
+    pub services: HostServices,
 }
 
 /// The part of an agent that a host runs: the overlay, and its runtime.
@@ -134,7 +138,15 @@ impl Host {
         host
     }
 
-    /// A host that `plug` connects to a network.
+    /// The same, where whoever likes can change all of the packet filter.
+    pub fn start_without_live_table(switch: &Switch, number: u8) -> Self {
+        let mut host = Self::idle(number, site(number), |netns| switch.plug(netns, number));
+        host.live_table = false;
+        host.start_agent();
+        host
+    }
+
+    /// A host at another netns.
     pub fn start_at(number: u8, site: Site, plug: impl FnOnce(&Netns)) -> Self {
         let host = Self::idle(number, site, plug);
         host.start_agent();
@@ -169,6 +181,8 @@ impl Host {
             keys: vec![key],
             wireguard: None,
             containers: Vec::new(),
+            live_table: true,
+            services: HostServices::default(),
         }
     }
 
@@ -193,6 +207,10 @@ impl Host {
             Some(wireguard) => EncryptedBy::UserSpace(wireguard.socket()),
             None => EncryptedBy::Sleeve,
         };
+        let open = match self.live_table {
+            true => Overlay::encrypted_by,
+            false => Overlay::without_live_table,
+        };
         let agent = self.keeper.run(move || {
             // Its threads are in the namespace of the thread that starts them.
             let runtime = Builder::new_multi_thread()
@@ -200,13 +218,24 @@ impl Host {
                 .enable_all()
                 .build()
                 .unwrap();
-            let overlay = runtime
-                .block_on(async { Overlay::encrypted_by(&by) })
-                .unwrap();
+            let overlay = runtime.block_on(async { open(&by) }).unwrap();
             let overlay = Arc::new(overlay);
             Agent { overlay, runtime }
         });
         *self.agent.lock().unwrap() = Some(agent);
+    }
+
+    /// Starts the agent anew, on a thread that was prepared for it.
+    pub fn restart_agent_in(&self, prepare: impl FnOnce() + Send + 'static) {
+        self.stop_agent();
+        self.keeper.run(prepare);
+        self.start_agent();
+    }
+
+    /// The agent is about to be stopped, as planned.
+    pub fn outlive(&self) {
+        let (overlay, runtime) = self.agent();
+        runtime.block_on(async { overlay.outlive().await });
     }
 
     pub fn agent(&self) -> (Arc<Overlay>, Handle) {
@@ -219,6 +248,7 @@ impl Host {
     pub fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
         let (overlay, runtime) = self.agent();
         let intent = intent.clone();
+        overlay.permit(Some(&intent));
         let pass = move || runtime.block_on(async { overlay.reconcile(&intent).await });
         self.keeper.run(pass)
     }
@@ -282,7 +312,14 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io
     }
 }
 
-/// How many packets or frames one of our nftables counters counted.
+/// Takes the packet filter away for good, and the agent with it, whose live table nobody
+/// else can take away.
+pub fn remove_filter(host: &Host) {
+    host.stop_agent();
+    host.netns.run("nft delete table inet kontena");
+}
+
+/// How many packets or frames one of our own tables dropped.
 pub fn dropped(host: &Host, counter: &str) -> u64 {
     let anti_spoofing = ["dropped_sender", "dropped_arp"].contains(&counter);
     let family = if anti_spoofing { "netdev" } else { "inet" };
@@ -351,8 +388,9 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
         attachments: Some(attachments),
         keys: own.keys.clone(),
         peers: own.peers(),
+        services: own.services.clone(),
         egress: EgressPolicy {
-            masters: Some(BTreeSet::from([SocketAddrV4::new(MASTER, 443)])),
+            masters: Some(BTreeSet::from([(MASTER, 443).into()])),
             bridges: Some(BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()])),
         },
     };

@@ -20,6 +20,7 @@ use rtnetlink::{
 
 use crate::error::Cause;
 use crate::linux::announce::announce;
+use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb::{self, UNKNOWN_MACS};
 use crate::linux::{anti_spoofing, filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
@@ -33,15 +34,21 @@ use crate::sys::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, Put};
 pub(crate) struct Executor<'a> {
     netlink: &'a Netlink,
     paths: &'a PeerManager,
+    fast_peers: &'a FastPeers,
     /// The interface indexes that were looked up in this pass.
     indexes: BTreeMap<Link, u32>,
 }
 
 impl<'a> Executor<'a> {
-    pub(crate) fn new(netlink: &'a Netlink, paths: &'a PeerManager) -> Self {
+    pub(crate) fn new(
+        netlink: &'a Netlink,
+        paths: &'a PeerManager,
+        fast_peers: &'a FastPeers,
+    ) -> Self {
         Self {
             netlink,
             paths,
+            fast_peers,
             indexes: BTreeMap::new(),
         }
     }
@@ -65,11 +72,14 @@ impl<'a> Executor<'a> {
     /// Executes one step.
     async fn apply(&mut self, step: &Step) -> Result<(), Cause> {
         match step {
-            Step::InstallFilter(whole) => filter::install(whole).await,
-            Step::SetEgressPolicy { old, new } => filter::egress(old, new).await,
-            Step::AllowPeers(peers) => filter::allow(peers).await,
-            Step::ForbidPeers(peers) => filter::forbid(peers).await,
-            Step::RemoveFilter => filter::remove().await,
+            Step::InstallFilter(_)
+            | Step::SetEgressPolicy { .. }
+            | Step::SetAccess { .. }
+            | Step::AllowPeers(_)
+            | Step::ForbidPeers(_)
+            | Step::RemoveFilter
+            | Step::StartLiveFilter(_)
+            | Step::StopLiveFilter => self.apply_to_filter(step).await,
             Step::InstallAntiSpoofing(senders) => anti_spoofing::install(senders).await,
             Step::ChangeAntiSpoofing { old, new } => anti_spoofing::change(old, new).await,
             Step::RemoveAntiSpoofing => anti_spoofing::remove().await,
@@ -110,6 +120,24 @@ impl<'a> Executor<'a> {
             } => configure(to, *address, *mtu).await,
             Step::Announce(holders) => announce(self.index(Link::Bridge).await?, holders),
             Step::Entry(step) => self.apply_entries(&[*step]).await.into_iter().collect(),
+        }
+    }
+
+    async fn apply_to_filter(&self, step: &Step) -> Result<(), Cause> {
+        match step {
+            Step::InstallFilter(whole) => {
+                filter::install(whole).await?;
+                // The live table may be there, and not know of them.
+                self.fast_peers.allow(&whole.peers).await
+            }
+            Step::SetEgressPolicy { old, new } => filter::egress(old, new).await,
+            Step::SetAccess { old, new } => filter::access(old, new).await,
+            Step::AllowPeers(peers) => self.fast_peers.allow(peers).await,
+            Step::ForbidPeers(peers) => self.fast_peers.forbid(peers).await,
+            Step::RemoveFilter => filter::remove().await,
+            Step::StartLiveFilter(peers) => self.fast_peers.start_live(peers).await,
+            Step::StopLiveFilter => self.fast_peers.stop_live().await,
+            _ => Ok(()),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::model::state::TableState;
 use crate::sys::program::{refused, run, run_ok};
 
 /// The name of our tables, one in each family.
-const NAME: &str = "kontena";
+pub(crate) const NAME: &str = "kontena";
 
 /// What differs from one listing of the same table to the next, or (`dev`) is
 /// shown by some versions of `nft` only.
@@ -138,9 +138,19 @@ pub(crate) fn equals(left: &Value, right: &Value) -> Value {
     json!({"match": {"op": "==", "left": left, "right": right}})
 }
 
+/// The left side is one of the right, or has one of its flags, in a rule.
+pub(crate) fn is_in(left: &Value, right: &Value) -> Value {
+    json!({"match": {"op": "in", "left": left, "right": right}})
+}
+
 /// The left side differs from the right, in a rule.
 pub(crate) fn differs(left: &Value, right: &Value) -> Value {
     json!({"match": {"op": "!=", "left": left, "right": right}})
+}
+
+/// Something of a packet that is in none of its headers, in a rule.
+pub(crate) fn meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
 }
 
 /// A field of a header, in a rule.

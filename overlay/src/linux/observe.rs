@@ -16,6 +16,7 @@ use netlink_packet_route::route::{
 };
 
 use crate::error::{Cause, OverlayError};
+use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb::{self, Tables};
 use crate::linux::{anti_spoofing, filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
@@ -31,7 +32,7 @@ use crate::wireguard::Looked;
 /// Reads everything that a plan for these attachments depends on. What hinders
 /// only a part of it is told beside the rest.
 pub(crate) async fn observe(
-    (netlink, paths, own_namespace): (&Netlink, &PeerManager, &Namespace),
+    (netlink, paths, own_namespace, fast_peers): (&Netlink, &PeerManager, &Namespace, &FastPeers),
     attachments: impl IntoIterator<Item = (PlacementId, &Attachment)>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
@@ -71,6 +72,8 @@ pub(crate) async fn observe(
     Ok((
         Observed {
             filter,
+            live_table: fast_peers.live(),
+            tracked: filter::tracks_connections(),
             anti_spoofing,
             forwarding,
             bridge,

@@ -21,7 +21,7 @@ use kontena_schema::path::{Path, agreement, path, peer_address};
 use kontena_sleeve::PrivateKey;
 
 use crate::model::peer::{Clear, Ends, PeerConfig, PeerState, PeerStates};
-use crate::model::state::{EgressPolicy, Encryption};
+use crate::model::state::{EgressPolicy, Encryption, HostServices};
 
 /// Everything that determines this host's overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,9 @@ pub struct OverlayIntent {
     pub keys: Vec<PrivateKey>,
     /// How this host encrypts. It is not in the directory; a pass sets it.
     pub encryption: Encryption,
-    /// What containers must not reach.
+    /// What answers at this node's overlay address.
+    pub services: HostServices,
+    /// What containers do not reach.
     pub egress: EgressPolicy,
     /// The containers of this host that are to have an `ethwe`. It is complete: all others lose
     /// theirs. While it is unknown, every interface stays as it is.
@@ -136,7 +138,9 @@ pub struct OwnState {
     pub keys: Vec<PrivateKey>,
     /// What is known of the peers.
     pub peers: PeerStates,
-    /// What containers must not reach.
+    /// What answers at this node's overlay address.
+    pub services: HostServices,
+    /// What containers do not reach.
     pub egress: EgressPolicy,
 }
 
@@ -189,6 +193,7 @@ impl OverlayIntent {
                 .collect(),
             keys: Vec::new(),
             encryption: Encryption::default(),
+            services: HostServices::default(),
             egress: EgressPolicy::default(),
             attachments: None,
         }
@@ -199,6 +204,7 @@ impl OverlayIntent {
     pub fn with(mut self, state: OwnState) -> Self {
         self.set_peers(&state.peers);
         self.keys = state.keys;
+        self.services = state.services;
         self.egress = state.egress;
         self.attachments = state.attachments;
         self
@@ -271,6 +277,12 @@ impl OverlayIntent {
     pub(crate) fn own_in_tunnel_subnet(&self) -> Option<Ipv4Addr> {
         let mut own = self.own.underlay.iter().copied();
         own.find(|address| self.tunnel_subnet.contains(*address))
+    }
+
+    /// Between which addresses peers may be clear.
+    pub(crate) fn permitted(&self) -> BTreeMap<NodeId, Ends> {
+        let ends = |(&node, peer): (&NodeId, &PeerIntent)| Some((node, peer.ends()?));
+        self.peers.iter().filter_map(ends).collect()
     }
 
     /// How frames may be sent to this peer.

@@ -40,6 +40,7 @@ pub(crate) fn intent(state: PeerState) -> OverlayIntent {
         endpoints: Vec::new(),
         keys: Vec::new(),
         encryption: Encryption::Sleeve,
+        services: HostServices::default(),
         egress: EgressPolicy::default(),
         attachments: Some(BTreeMap::new()),
     }

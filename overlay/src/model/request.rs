@@ -9,7 +9,7 @@ use kontena_schema::ids::{PlacementId, Revision};
 use kontena_sleeve::PrivateKey;
 
 use super::intent::{Attachment, OverlayIntent};
-use super::state::EgressPolicy;
+use super::state::{EgressPolicy, HostServices};
 
 /// The overlay that this host is to have.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,9 @@ pub struct Request {
     pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
     /// This host's keys for encrypted paths; it initiates with the first.
     pub keys: Vec<PrivateKey>,
-    /// What containers must not reach.
+    /// What answers at this node's overlay address.
+    pub services: HostServices,
+    /// What containers do not reach.
     pub egress: EgressPolicy,
 }
 

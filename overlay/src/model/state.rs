@@ -4,7 +4,7 @@
 //! can be tested against a model.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::address::InnerSubnet;
@@ -18,6 +18,9 @@ use crate::wireguard::Looked;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Observed {
     pub(crate) filter: FilterState,
+    pub(crate) live_table: LiveTable,
+    /// Whether the kernel tracks connections in this namespace, as it does for Docker's NAT.
+    pub(crate) tracked: bool,
     pub(crate) anti_spoofing: AntiSpoofingState,
     /// None if the forwarding rules could not be read.
     pub(crate) forwarding: Option<Forwarding>,
@@ -57,18 +60,49 @@ pub(crate) type FilterState = TableState<Filter>;
 pub(crate) struct Filter {
     /// Packets inside WireGuard are between these addresses only.
     pub(crate) tunnel_subnet: InnerSubnet,
-    /// Clear VXLAN packets pass to and from these addresses only.
+    /// Whether it goes by connections. Rules that do make the kernel track them all.
+    pub(crate) tracked: bool,
+    /// Clear packets of the VXLAN device pass to and from these addresses only.
     pub(crate) peers: BTreeSet<Ipv4Addr>,
+    pub(crate) access: Access,
     pub(crate) egress: EgressPolicy,
 }
 
-/// What containers must not reach.
+/// The part of the packet filter that nobody else can take away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LiveTable {
+    #[default]
+    Missing = 0,
+    Present = 1,
+    /// The kernel has no such tables.
+    Unsupported = 2,
+}
+
+/// Who on the overlay reaches what of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// The overlay addresses of the other nodes.
+    pub(crate) nodes: BTreeSet<Ipv4Addr>,
+    pub(crate) services: HostServices,
+}
+
+/// What answers at this host's overlay address, beside pings, published ports, and etcd
+/// to other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostServices {
+    /// TCP ports.
+    pub tcp: BTreeSet<u16>,
+    /// UDP ports.
+    pub udp: BTreeSet<u16>,
+}
+
+/// What containers do not reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressPolicy {
-    /// Where the Master is; while that is unknown, the filter keeps its addresses.
-    pub masters: Option<BTreeSet<SocketAddrV4>>,
-    /// The bridges that containers are attached to; while they are unknown, the filter keeps its
-    /// bridges.
+    /// Where the Master is; while that is not known, it stays where it was.
+    pub masters: Option<BTreeSet<SocketAddr>>,
+    /// The bridges that containers are behind; while they are not known, they stay what
+    /// they were.
     pub bridges: Option<BTreeSet<String>>,
 }
 

@@ -1,6 +1,6 @@
 //! Random intents for the plan's tests: small, so that two of them overlap.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::address::InnerSubnet;
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::intent::{Attachment, OwnNode, PeerIntent, RemoteEndpoint};
 use crate::model::peer::{Clear, Ends, PeerState};
-use crate::model::state::EgressPolicy;
+use crate::model::state::{EgressPolicy, HostServices};
 
 pub(super) fn underlay(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, host)
@@ -75,6 +75,7 @@ prop_compose! {
         mtu in 1369_u32..1371,
         peers in proptest::collection::btree_map(10_i64..16, any_peer(), 0..5),
         (key, wireguard) in (1_u8..4, any::<bool>()),
+        services in proptest::collection::btree_set(1_u16..4, 0..3),
         masters in proptest::collection::btree_set(1_u16..4, 0..3),
         endpoints in proptest::collection::btree_map((1_u8..20, 1_i64..3), 10_i64..18, 0..8),
         local in proptest::collection::btree_map(1_i64..5, (20_u8..23, 1_i64..3), 0..4),
@@ -141,8 +142,9 @@ prop_compose! {
             mtu,
             keys: vec![PrivateKey::from_octets([key; 32])],
             encryption: if wireguard { Encryption::WireGuard } else { Encryption::Sleeve },
+            services: HostServices { tcp: services, udp: BTreeSet::new() },
             egress: EgressPolicy {
-                masters: Some(masters.into_iter().map(|port| SocketAddrV4::new(underlay(5), port)).collect()),
+                masters: Some(masters.into_iter().map(|port| SocketAddr::new(underlay(5).into(), port)).collect()),
                 bridges: Some(BTreeSet::from(["docker0".to_owned()])),
             },
             peers: peers.into_iter().map(peer).collect(),

@@ -18,6 +18,8 @@ pub(super) const DOCKER_USER: ForwardPlace = ForwardPlace {
 pub(super) fn bare(intent: &OverlayIntent) -> Observed {
     Observed {
         filter: FilterState::Missing,
+        live_table: LiveTable::Missing,
+        tracked: false,
         anti_spoofing: AntiSpoofingState::Missing,
         forwarding: Some(Forwarding {
             place: DOCKER_USER,
@@ -40,9 +42,12 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
     match step {
         Step::InstallFilter(_)
         | Step::SetEgressPolicy { .. }
+        | Step::SetAccess { .. }
         | Step::AllowPeers(_)
         | Step::ForbidPeers(_)
         | Step::RemoveFilter
+        | Step::StartLiveFilter(_)
+        | Step::StopLiveFilter
         | Step::InstallAntiSpoofing(_)
         | Step::ChangeAntiSpoofing { .. }
         | Step::RemoveAntiSpoofing => apply_to_filters(model, step),
@@ -133,6 +138,23 @@ fn apply_to_filters(model: &mut Observed, step: &Step) {
             };
             assert_eq!(&filter.egress, old);
             filter.egress = new.clone();
+        }
+        Step::SetAccess { old, new } => {
+            let FilterState::Sound(filter) = &mut model.filter else {
+                panic!("no filter")
+            };
+            assert_eq!(&filter.access, old);
+            filter.access = new.clone();
+        }
+        Step::StartLiveFilter(peers) => {
+            assert_eq!(model.live_table, LiveTable::Missing);
+            let there = allowed(model);
+            assert_eq!(peers, there, "both say the same");
+            model.live_table = LiveTable::Present;
+        }
+        Step::StopLiveFilter => {
+            assert_eq!(model.live_table, LiveTable::Present);
+            model.live_table = LiveTable::Missing;
         }
         Step::AllowPeers(peers) => allowed(model).extend(peers),
         Step::ForbidPeers(peers) => {

@@ -27,9 +27,9 @@ use crate::model::devices::{BRIDGE, Link};
 use crate::model::entries::Entries;
 use crate::model::intent::OverlayIntent;
 use crate::model::state::{
-    AntiSpoofingState, Bridge, BridgeSettings, EgressPolicy, Encryption, Filter, FilterState,
-    Forwarding, Observed, PathProbeIdentity, Port, PortSettings, RemoteEntry, SleeveIdentity,
-    SleeveState, Vxlan, VxlanIdentity,
+    Access, AntiSpoofingState, Bridge, BridgeSettings, EgressPolicy, Encryption, Filter,
+    FilterState, Forwarding, LiveTable, Observed, PathProbeIdentity, Port, PortSettings,
+    RemoteEntry, SleeveIdentity, SleeveState, Vxlan, VxlanIdentity,
 };
 
 /// The steps from `observed` to `intent`; none if they agree.
@@ -55,8 +55,8 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         .collect();
     let mut steps = Vec::new();
 
-    let filter = wanted_filter(intent, &entries, &observed.filter);
-    open_filter(&filter, &observed.filter, &mut steps);
+    let filter = wanted_filter(intent, &entries, observed);
+    open_filter(&filter, observed, &mut steps);
     wireguard::egress(intent, &observed.inside, &mut steps);
     if observed.vxlan.is_some() && vxlan.is_none() {
         steps.push(Step::DeleteLink(Link::Vxlan));
@@ -123,23 +123,34 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     if observed.anti_spoofing != AntiSpoofingState::Missing {
         steps.push(Step::RemoveAntiSpoofing);
     }
+    if observed.live_table == LiveTable::Present {
+        steps.push(Step::StopLiveFilter);
+    }
     if observed.filter != FilterState::Missing {
         steps.push(Step::RemoveFilter);
     }
     steps
 }
 
-/// The wanted packet filter. Unknown parts of the egress policy stay as they are.
-fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState) -> Filter {
+/// The filter that is wanted. What is not known of the egress stays as it was.
+fn wanted_filter(intent: &OverlayIntent, entries: &Entries, observed: &Observed) -> Filter {
+    let nodes = intent.peers.values().map(|peer| peer.overlay_address);
+    let present = match &observed.filter {
+        FilterState::Sound(present) => present.clone(),
+        _ => Filter::default(),
+    };
     let mut wanted = Filter {
         tunnel_subnet: intent.tunnel_subnet,
+        // Where rules go by connections, those are tracked at least for them.
+        tracked: observed.tracked || present.tracked,
         peers: entries.accepted.clone(),
+        access: Access {
+            nodes: nodes.collect(),
+            services: intent.services.clone(),
+        },
         egress: intent.egress.clone(),
     };
-    let present = match filter {
-        FilterState::Sound(present) => present.egress.clone(),
-        _ => EgressPolicy::default(),
-    };
+    let present = present.egress;
     let EgressPolicy { masters, bridges } = &mut wanted.egress;
     *masters = Some(masters.take().or(present.masters).unwrap_or_default());
     let bridge = || BTreeSet::from([BRIDGE.to_owned()]);
@@ -147,17 +158,36 @@ fn wanted_filter(intent: &OverlayIntent, entries: &Entries, filter: &FilterState
     wanted
 }
 
-fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
-    let FilterState::Sound(present) = filter else {
-        return steps.push(Step::InstallFilter(wanted.clone()));
-    };
-    // The subnet is part of the rules, not of a set. The peers of the old table are another grid's.
-    if present.tunnel_subnet != wanted.tunnel_subnet {
-        return steps.push(Step::InstallFilter(wanted.clone()));
+fn open_filter(wanted: &Filter, observed: &Observed, steps: &mut Vec<Step>) {
+    let open = change_filter(wanted, &observed.filter, steps);
+    if observed.live_table == LiveTable::Missing {
+        // It closes with the other one, not before.
+        steps.push(Step::StartLiveFilter(open));
     }
+}
+
+/// Opens the filter for what is wanted; for whom it is open then.
+fn change_filter(
+    wanted: &Filter,
+    filter: &FilterState,
+    steps: &mut Vec<Step>,
+) -> BTreeSet<Ipv4Addr> {
+    let present = match filter {
+        FilterState::Sound(present) if has_the_rules(present, wanted) => present,
+        _ => {
+            steps.push(Step::InstallFilter(wanted.clone()));
+            return wanted.peers.clone();
+        }
+    };
     let new: BTreeSet<_> = wanted.peers.difference(&present.peers).copied().collect();
     if !new.is_empty() {
         steps.push(Step::AllowPeers(new));
+    }
+    if present.access != wanted.access {
+        steps.push(Step::SetAccess {
+            old: present.access.clone(),
+            new: wanted.access.clone(),
+        });
     }
     if present.egress != wanted.egress {
         steps.push(Step::SetEgressPolicy {
@@ -165,13 +195,20 @@ fn open_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
             new: wanted.egress.clone(),
         });
     }
+    &present.peers | &wanted.peers
+}
+
+/// Whether two filters differ only in what stands in sets, and not in rules. Who was let
+/// in with another tunnel subnet was of another grid.
+fn has_the_rules(present: &Filter, wanted: &Filter) -> bool {
+    (present.tunnel_subnet, present.tracked) == (wanted.tunnel_subnet, wanted.tracked)
 }
 
 fn close_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     let fast = &wanted.peers;
-    // For another tunnel subnet a new table was installed, which has no other peers.
+    // With other rules it is another table, which has nobody else already.
     if let FilterState::Sound(present) = filter
-        && present.tunnel_subnet == wanted.tunnel_subnet
+        && has_the_rules(present, wanted)
     {
         let old: BTreeSet<_> = present.peers.difference(fast).copied().collect();
         if !old.is_empty() {

@@ -12,7 +12,7 @@ use kontena_sleeve::Table;
 use crate::model::devices::{BRIDGE, CONTAINER_INTERFACE, Link, TAP, VXLAN, WIREGUARD};
 use crate::model::intent::Attachment;
 use crate::model::state::{
-    BridgeSettings, Chain, EgressPolicy, Filter, ForwardPlace, PathProbeIdentity, Port,
+    Access, BridgeSettings, Chain, EgressPolicy, Filter, ForwardPlace, PathProbeIdentity, Port,
     PortSettings, SleeveIdentity, TunnelRoute, Variant,
 };
 use crate::wireguard::WireGuardUpdate;
@@ -27,10 +27,18 @@ pub(crate) enum Step {
         old: EgressPolicy,
         new: EgressPolicy,
     },
+    /// Let others of the overlay reach other ports of this host than before.
+    SetAccess {
+        old: Access,
+        new: Access,
+    },
     AllowPeers(BTreeSet<Ipv4Addr>),
     ForbidPeers(BTreeSet<Ipv4Addr>),
     RemoveFilter,
-    /// Write our whole table of the VXLAN device's anti-spoofing filter, in one transaction. The
+    /// Write the table that nobody else can take away, for these peers.
+    StartLiveFilter(BTreeSet<Ipv4Addr>),
+    StopLiveFilter,
+    /// Write our whole table at the VXLAN device's device, in one transaction. The
     /// device must exist.
     InstallAntiSpoofing(BTreeSet<Mac>),
     /// Change which source MACs the VXLAN device accepts, in one transaction.
@@ -249,19 +257,14 @@ impl Chain {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::InstallFilter(filter) => {
-                write!(f, "install the packet filter for {:?}", filter.peers)
-            }
-            Step::SetEgressPolicy { new, .. } => {
-                let EgressPolicy { masters, bridges } = new;
-                write!(
-                    f,
-                    "close the Master at {masters:?} to containers behind {bridges:?}"
-                )
-            }
-            Step::AllowPeers(peers) => write!(f, "allow clear packets of {peers:?}"),
-            Step::ForbidPeers(peers) => write!(f, "stop clear packets of {peers:?}"),
-            Step::RemoveFilter => write!(f, "remove the packet filter"),
+            Step::InstallFilter(_)
+            | Step::SetEgressPolicy { .. }
+            | Step::SetAccess { .. }
+            | Step::AllowPeers(_)
+            | Step::ForbidPeers(_)
+            | Step::RemoveFilter
+            | Step::StartLiveFilter(_)
+            | Step::StopLiveFilter => fmt_filter(self, f),
             Step::InstallAntiSpoofing(of) => {
                 write!(
                     f,
@@ -315,6 +318,38 @@ impl fmt::Display for Step {
                 write!(f, "announce the holders of {} addresses", holders.len())
             }
         }
+    }
+}
+
+/// What a step does to the packet filter.
+fn fmt_filter(step: &Step, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match step {
+        Step::InstallFilter(filter) => {
+            write!(f, "install the packet filter for {:?}", filter.peers)
+        }
+        Step::SetEgressPolicy { new, .. } => {
+            let EgressPolicy { masters, bridges } = new;
+            write!(
+                f,
+                "keep containers behind {bridges:?} from the Master at {masters:?}"
+            )
+        }
+        Step::SetAccess { new, .. } => {
+            let services = &new.services;
+            write!(
+                f,
+                "answer {} nodes, and others at {services:?}",
+                new.nodes.len()
+            )
+        }
+        Step::StartLiveFilter(peers) => {
+            write!(f, "install the live packet filter for {peers:?}")
+        }
+        Step::StopLiveFilter => write!(f, "remove the live packet filter"),
+        Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
+        Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
+        Step::RemoveFilter => write!(f, "remove the packet filter"),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The plan against a model of the kernel: random intents from random states.
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use kontena_schema::address::InnerSubnet;
@@ -13,7 +13,7 @@ use super::kernel_model::{DOCKER_USER, allowed, apply, bare, forward};
 use super::*;
 use crate::model::intent::{Attachment, OwnNode, PeerIntent, Reach};
 use crate::model::peer::{Clear, Ends, PeerState};
-use crate::model::state::{EgressPolicy, TunnelRoute};
+use crate::model::state::{EgressPolicy, HostServices, TunnelRoute};
 use crate::plan::failures::Failures;
 
 /// A host that was configured for one grid and then joined another, with some damage in between.
@@ -137,6 +137,8 @@ proptest! {
         prop_assert_eq!(plan(&second, &model), vec![]);
         let FilterState::Sound(filter) = &model.filter else { panic!("no filter") };
         prop_assert_eq!(&filter.egress, &second.egress);
+        prop_assert_eq!(&filter.access.services, &second.services);
+        prop_assert_eq!(model.live_table, LiveTable::Present);
         let tunnel_address = second.tunnel_subnet;
         prop_assert_eq!(filter.tunnel_subnet, tunnel_address);
         let routes = match second.encryption {
@@ -381,6 +383,7 @@ fn overlay_plan_leaves_a_container_alone_that_cannot_be_inspected() {
         mtu: 1370,
         keys: vec![],
         encryption: Encryption::Sleeve,
+        services: HostServices::default(),
         egress: EgressPolicy::default(),
         peers: BTreeMap::new(),
         endpoints: Vec::new(),
@@ -397,12 +400,9 @@ fn overlay_plan_leaves_a_container_alone_that_cannot_be_inspected() {
         panic!("no filter")
     };
     let bridges = Some(BTreeSet::from(["kontena".to_owned()]));
-    assert_eq!(
-        filter.egress.bridges, bridges,
-        "the one that is known for certain"
-    );
-    filter.egress.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(5), 443)]));
-    // Nor can the engine's networks be read.
+    assert_eq!(filter.egress.bridges, bridges, "what is surely one");
+    filter.egress.masters = Some(BTreeSet::from([SocketAddr::new(underlay(5).into(), 443)]));
+    // Nor can the engine be asked for its networks.
     filter.egress.bridges = Some(BTreeSet::from(["br-0123456789ab".to_owned()]));
     assert_eq!(plan(&intent, &model), vec![]);
 }

@@ -13,7 +13,7 @@ use kontena_sleeve::PrivateKey;
 use super::*;
 use crate::model::intent::OwnNode;
 use crate::model::peer::PeerState;
-use crate::model::state::{EgressPolicy, WireGuardLink};
+use crate::model::state::{EgressPolicy, HostServices, WireGuardLink};
 use crate::wireguard::model::deliver;
 
 const CURRENT: PublicKey = PublicKey([2; 32]);
@@ -57,6 +57,7 @@ fn intent() -> OverlayIntent {
         endpoints: Vec::new(),
         keys: vec![PrivateKey::from_octets([1; 32])],
         encryption: Encryption::WireGuard,
+        services: HostServices::default(),
         egress: EgressPolicy::default(),
         attachments: Some(BTreeMap::new()),
     }

@@ -2,5 +2,6 @@
 //! namespaces, packet sockets, and the programs that own the packet filter's formats.
 
 pub(crate) mod netlink;
+pub(crate) mod nfnetlink;
 pub(crate) mod packet;
 pub(crate) mod program;

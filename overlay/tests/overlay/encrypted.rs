@@ -221,68 +221,6 @@ fn overlay_without_its_encrypted_path_sends_nothing() {
     assert_eq!(clear_packets(&hosts), 0);
 }
 
-/// For how many seconds the filter still accepts a peer's clear packets; none if it does not.
-fn remaining(host: &Host, peer: Ipv4Addr) -> Option<u64> {
-    let listing = host.netns.run("nft -j list set inet kontena fast_peers");
-    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
-    let objects = listing["nftables"].as_array().unwrap().iter();
-    let elements = objects.flat_map(|object| object["set"]["elem"].as_array());
-    let mut ours = elements.flatten().map(|element| &element["elem"]);
-    let ours = ours.find(|element| element["val"] == peer.to_string());
-    Some(ours?["expires"].as_u64().unwrap())
-}
-
-/// Checks, for so long, that the filter accepts these peers' packets as with a running agent.
-fn stay_open(host: &Host, peers: &[Ipv4Addr], time: Duration) {
-    let start = Instant::now();
-    while start.elapsed() < time {
-        for &peer in peers {
-            let left = remaining(host, peer).expect("the peer is fast");
-            assert!((26..=40).contains(&left), "{left} s");
-        }
-        // It must hold all the time, so it is checked again and again.
-        std::thread::sleep(Duration::from_millis(500));
-    }
-}
-
-#[test]
-fn overlay_filter_expires_without_an_agent() {
-    let (_switch, hosts) = world(3, &trusting());
-    let [a, b, c] = &hosts[..] else {
-        unreachable!()
-    };
-    let other = underlay(3);
-    // Longer than the agent's renewal interval.
-    let renewal = Duration::from_secs(15);
-    stay_open(a, &[underlay(2), other], renewal);
-    // A peer that was removed is not added again, and all others stay.
-    a.netns.run(&format!(
-        "nft delete element inet kontena fast_peers {{ {other} }}"
-    ));
-    stay_open(a, &[underlay(2)], renewal);
-    assert_eq!(remaining(a, other), None);
-    a.stop_agent();
-    a.containers[0].netns.must_reach(b.containers[0].address);
-    let start = Instant::now();
-    let gone = || a.containers[0].netns.ping(b.containers[0].address).is_err();
-    while !gone() {
-        assert!(
-            start.elapsed() < Duration::from_secs(45),
-            "it is still open"
-        );
-    }
-    // The second host has an agent, and sends encrypted.
-    let from_a = format!("ip saddr {} {CLEAR}", underlay(1));
-    count(&b.netns, "eth0", &from_a);
-    assert!(gone());
-    assert_eq!(counted(&b.netns), 0);
-    assert!(dropped(a, "dropped_out") > 0);
-    // A new agent finds no state to adopt and starts encrypted.
-    a.start_agent();
-    converge(&trusting(), &[a, b, c]);
-    a.containers[0].netns.must_reach(b.containers[0].address);
-}
-
 #[test]
 fn overlay_rotates_a_key_and_reports_the_next_one_as_known() {
     let (_switch, mut hosts) = world(2, &encryption());

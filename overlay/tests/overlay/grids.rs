@@ -24,6 +24,8 @@ use kontena_overlay_lab::{
 };
 
 const NAMES: [&str; 2] = ["a", "b"];
+/// Where a grid says its name.
+const HERALD_PORT: u16 = 7000;
 /// How often a frame is sent.
 const TIMES: u64 = 10;
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -33,11 +35,13 @@ const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 /// A host of one of the grids: the first has 198.51.100.1 and 2, the second 3 and 4. Each has two
 /// containers; the second container of a grid's second host does not exist in the other grid.
 fn host_of(switch: &Switch, grid: u8, number: u8) -> Host {
-    let mut host = Host::start(switch, 2 * grid + number);
+    // The tests open packet filters by hand.
+    let mut host = Host::start_without_live_table(switch, 2 * grid + number);
     host.node.id = NodeId(number.into());
     host.node.name = format!("{}-{number}", NAMES[usize::from(grid)]);
     host.node.number = NodeNumber::try_from(number).unwrap();
     host.node.address = Ipv4Addr::new(10, 81, 0, number);
+    host.services.tcp.insert(HERALD_PORT);
     host.add_container(number);
     host.add_container(if number == 2 { 11 + grid } else { 21 });
     host
@@ -85,8 +89,7 @@ struct NameServer {
 
 impl NameServer {
     fn start(netns: &Netns, address: Ipv4Addr, name: &str) -> Self {
-        const PORT: u16 = 7000;
-        let at = SocketAddrV4::new(address, PORT);
+        let at = SocketAddrV4::new(address, HERALD_PORT);
         let listener = netns.inside(|| TcpListener::bind(at)).unwrap();
         let (accepting, name) = (listener.try_clone().unwrap(), name.to_owned());
         let thread = std::thread::spawn(move || {

@@ -1,7 +1,7 @@
 //! Packets that must not pass.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use kontena_overlay::Clear;
@@ -12,16 +12,16 @@ use kontena_schema::mac::Mac;
 use kontena_schema::path::Path;
 
 use kontena_overlay_lab::{
-    BOUND, Host, MASTER, Netns, Switch, converge, count, counted, dropped, eventually, grid,
-    in_clear, intent, pass, trusting, underlay, world,
+    BOUND, Host, MASTER, Netns, Switch, count, counted, dropped, eventually, grid, in_clear,
+    intent, pass, remove_filter, settle, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
 /// A [`forged`] frame in clear, by its inner source MAC: the overlay itself may send at any time.
 /// 22 bytes are the UDP and VXLAN headers and the inner destination MAC.
 const FORGED: &str = "udp dport 6784 @th,176,48 0x020000000066";
-/// The Ethertype for local experiments (IEEE 802).
-const MARKER: &str = "ether type 0x88b5";
+/// A type of frame for local experiments (IEEE 802).
+pub const MARKER: &str = "ether type 0x88b5";
 
 /// A broadcast frame from a MAC that is in no directory.
 pub fn foreign_frame() -> Vec<u8> {
@@ -71,8 +71,8 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_accepts_none_from_it()
         .netns
         .inside(|| UdpSocket::bind("0.0.0.0:0"))
         .unwrap();
-    // Its own filter would drop it.
-    outside.netns.run("nft delete table inet kontena");
+    // Its own filter would stop it.
+    remove_filter(outside);
     for _ in 0..10 {
         socket
             .send_to(&forged(7), (underlay(1), VXLAN_PORT))
@@ -86,7 +86,7 @@ fn overlay_sends_no_clear_packet_to_an_untrusted_peer_and_accepts_none_from_it()
 
     // Without the packet filter, the anti-spoofing filter drops it: its sender is unknown.
     let send = || socket.send_to(&forged(7), (underlay(1), VXLAN_PORT));
-    a.netns.run("nft delete table inet kontena");
+    remove_filter(a);
     let before = dropped(a, "dropped_sender");
     send().unwrap();
     eventually("the drop is counted", || {
@@ -237,9 +237,9 @@ fn overlay_container_cannot_take_over_a_remote_mac() {
     );
 }
 
-/// A masqueraded network like Docker's: the container's packets leave with the host's own address,
-/// which the peer trusts.
-fn docker_network(host: &Host) {
+/// A network as Docker's, masqueraded: the container's packets leave with the host's
+/// own address, which the peer trusts.
+pub fn dockers_network(host: &Host) {
     let container = &host.containers[0].netns;
     let pid = container.task();
     host.netns.run("ip link add docker0 type bridge");
@@ -296,7 +296,7 @@ fn overlay_closes_the_master_to_containers() {
     host.netns.run(&rule);
     connect(container, (underlay(1), 8443)).unwrap();
     let mut published = intent(&trusting(), host, &[host]);
-    published.egress.masters = Some(BTreeSet::from([SocketAddrV4::new(underlay(1), 8443)]));
+    published.egress.masters = Some(BTreeSet::from([(underlay(1), 8443).into()]));
     host.must_reconcile(&published);
     connect(container, (underlay(1), 8443)).unwrap_err();
     connect(container, (MASTER, 443)).unwrap();
@@ -353,8 +353,8 @@ fn overlay_accepts_no_clear_packet_that_a_container_sends() {
     assert_eq!(counted(container), 0);
     container.run("ip addr del 198.51.100.2/32 dev eth0");
 
-    // Without the filter the peer would have received it.
-    a.netns.run("nft delete table inet kontena");
+    // Without the filter the peer would have got it.
+    remove_filter(a);
     send(own, underlay(2), VXLAN_PORT);
     eventually("the packet is seen", || match counted(&b.netns) {
         0 => Err("not seen".to_owned()),

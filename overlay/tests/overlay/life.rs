@@ -306,15 +306,17 @@ fn overlay_works_without_an_agent_and_a_new_agent_changes_nothing() {
     let line = format!("ping -n -q -i 0.02 -c 150 -W 1 {}", b.containers[0].address);
     let mut pings = a.containers[0].netns.command(&line);
     let pings = pings.stdout(Stdio::piped()).spawn().unwrap();
+    hosts.iter().for_each(Host::outlive);
     hosts.iter().for_each(Host::stop_agent);
     assert!(!a.netns.output("ip link show kontena-tap").status.success());
     a.containers[0].netns.must_reach(b.containers[0].address);
     hosts.iter().for_each(Host::start_agent);
     let clear = a.netns.run("bridge fdb show dev kontena-vx");
     let steps: usize = all.iter().map(|host| pass(&trusting(), host, &all)).sum();
-    // The sleeve, its table, its port, and the sockets for path probes.
-    assert_eq!(steps, 4 * 2, "everything else is adopted");
-    assert_eq!(converge(&trusting(), &all), 0);
+    // The encrypted path, its table and its port, the ear for path_probes, and the live
+    // table.
+    assert_eq!(steps, 5 * 2, "all else is adopted as it was");
+    assert_eq!(settle(&trusting(), &all), 0);
     assert_eq!(a.netns.run("bridge fdb show dev kontena-vx"), clear);
     let output = pings.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

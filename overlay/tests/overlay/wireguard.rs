@@ -295,8 +295,9 @@ fn overlay_is_adopted_with_its_device_and_works_meanwhile() {
         let steps: usize = all.iter().map(|host| pass(&grid, host, &all)).sum();
         assert_eq!(
             steps,
-            3 * 2,
-            "the agent learns the keys' owners, and opens the sockets for heartbeats and path probes"
+            4 * 2,
+            "the agent remembers whose keys they are, listens for heartbeats and path_probes, \
+             and has its live table"
         );
         assert_eq!(converge(&grid, &all), 0);
         assert_eq!(
@@ -393,7 +394,8 @@ fn overlay_passes_only_frames_and_heartbeats_through_the_device() {
         other => Err(other.to_string()),
     });
 
-    // What a peer sends all the same is dropped by the receiver.
+    // What a peer sends all the same is dropped where it comes in. The live table has no
+    // rule for the device.
     a.netns.run("nft delete table inet kontena");
     let listener = b.netns.inside(|| TcpListener::bind("0.0.0.0:0")).unwrap();
     let at = (tunnel_address(b), listener.local_addr().unwrap().port()).into();

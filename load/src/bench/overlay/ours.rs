@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnetwork::Ipv4Network;
 use kontena_lab::underlay;
 use kontena_overlay::{
-    Attachment, Clear, EgressPolicy, Overlay, OverlayIntent, OverlayReport, OwnState,
+    Attachment, Clear, EgressPolicy, HostServices, Overlay, OverlayIntent, OverlayReport, OwnState,
 };
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
@@ -79,6 +79,7 @@ impl Agent {
 
     fn reconcile(&self, host: &Host, intent: OverlayIntent) -> OverlayReport {
         let (overlay, runtime) = (Arc::clone(&self.overlay), self.runtime.handle().clone());
+        overlay.permit(Some(&intent));
         let pass = move || runtime.block_on(async { overlay.reconcile(&intent).await });
         host.keeper.run(pass)
     }
@@ -105,6 +106,7 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
                 attachments: Some(attachments(host.number, &containers[at])),
                 keys: vec![key(host.number)],
                 peers: pairs,
+                services: HostServices::default(),
                 egress: EgressPolicy::default(),
             };
             let intent =

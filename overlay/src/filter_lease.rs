@@ -1,0 +1,332 @@
+//! Keeps the packet filter open for whom it is open: the elements of `fast_peers` have an
+//! end, and this puts it off, whatever passes do meanwhile.
+//!
+//! It renews a peer only if the last pass that went well found all protected and the peer's
+//! clear packets accepted, **and** the newest directory still has the path clear, **and**
+//! what is known of the peer still does. The latter two are looked at right before each
+//! renewal and wait for no pass. It opens nothing: what a pass or the clock closed stays so
+//! until a pass opens it.
+//!
+//! The arithmetic. An element lives [`LIFE`] (4 s) and is renewed every [`RENEW_EVERY`]
+//! (1.5 s): one renewal may fail, and a task may be 2.5 s late, before a clear path stands
+//! still. Trust that is withdrawn is no more renewed, so clear packets end at most 4 s
+//! after the directory that says so is here, whatever hangs: a pass, a program, the kernel's
+//! netlink, this task. Left to 5 s is one second, for the way of the directory to this
+//! process. A renewal that the kernel kept waiting behind somebody else's transaction may be
+//! decided by then on what is true no longer: it is looked at again when it is done, and
+//! taken back. It cannot have been kept longer than the element lived.
+//!
+//! An agent that stops as planned gives the elements [`OUTLIVES`], so that what is clear
+//! stays so while it is restarted or replaced; nobody hears of withdrawn trust for so long.
+//! One that is killed has four seconds. The successor renews what it finds until its first
+//! pass has seen everything, for [`ADOPTED_FOR`] at most.
+//!
+//! No program is run for that: `nft` costs 3 ms and may hang, and one message costs less
+//! than 0.1 ms (`infra/adr/0011-filter.md`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kontena_schema::ids::NodeId;
+use kontena_task::{Task, supervise};
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::error::Cause;
+use crate::linux::fast_peers::{FastPeers, LIFE};
+use crate::linux::filter;
+use crate::model::peer::{Clear, Ends, PeerStates, SILENCE};
+use crate::model::state::FilterState;
+
+const RENEW_EVERY: Duration = Duration::from_millis(1500);
+
+/// A restart takes a second, an upgrade with its image at hand some more.
+const OUTLIVES: Duration = Duration::from_secs(60);
+
+/// How long a stop waits for that.
+const STOPS_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long the successor of an agent renews what it found before its first pass went
+/// well: as long as a peer believes in a silent one.
+const ADOPTED_FOR: Duration = SILENCE;
+
+/// How long what protects paths counts as right after a pass saw it: in a full grid there
+/// is one every forty seconds.
+const PROTECTED_FOR: Duration = Duration::from_secs(90);
+
+/// A renewal that took longer is looked at again.
+const IN_TIME: Duration = Duration::from_millis(200);
+
+/// Who may be clear, as the newest directory has it, and between which addresses.
+pub type Permitted = BTreeMap<NodeId, Ends>;
+
+/// The task, and what it goes by.
+pub(crate) struct FilterLease {
+    shared: Arc<Shared>,
+    _keeper: Task,
+}
+
+struct Shared {
+    fast_peers: Arc<FastPeers>,
+    permitted: watch::Receiver<Permitted>,
+    states: watch::Receiver<PeerStates>,
+    protected: Mutex<Option<Protected>>,
+    renew_now: Notify,
+    closed: Notify,
+}
+
+/// For whom the filter was found to be open as it should.
+#[derive(Clone, Debug)]
+struct Protected {
+    peers: BTreeSet<Ipv4Addr>,
+    until: Instant,
+    by: Found,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// In the kernel, before anything was known of peers.
+    Adopted,
+    ByAPass,
+    /// The agent stops: the last word is said.
+    Stopping,
+}
+
+impl FilterLease {
+    /// Starts the task; must be called inside a tokio runtime.
+    pub(crate) fn start(
+        fast_peers: Arc<FastPeers>,
+        permitted: watch::Receiver<Permitted>,
+        states: watch::Receiver<PeerStates>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            fast_peers,
+            permitted,
+            states,
+            protected: Mutex::default(),
+            renew_now: Notify::new(),
+            closed: Notify::new(),
+        });
+        let kept = Arc::clone(&shared);
+        Self {
+            shared,
+            _keeper: supervise("filter lease", move || keep(Arc::clone(&kept))),
+        }
+    }
+
+    /// A pass found everything that protects paths right, and the filter open for these.
+    pub(crate) fn protected(&self, peers: BTreeSet<Ipv4Addr>) {
+        self.shared.found(Protected {
+            peers,
+            until: Instant::now() + PROTECTED_FOR,
+            by: Found::ByAPass,
+        });
+        self.shared.renew_now.notify_one();
+    }
+
+    /// Waits until the filter is found closed for somebody for whom it should be open, as
+    /// after a time in which this process got no processor: a pass opens it.
+    pub(crate) async fn closed(&self) {
+        self.shared.closed.notified().await;
+    }
+
+    /// Lets the filter be as it is for a while after this agent's end.
+    pub(crate) async fn outlive(&self) -> Result<(), Cause> {
+        let peers = self.shared.renewable(Instant::now());
+        self.shared.found(Protected {
+            peers: BTreeSet::new(),
+            until: Instant::now(),
+            by: Found::Stopping,
+        });
+        if peers.is_empty() {
+            return Ok(());
+        }
+        let renewed = self.shared.fast_peers.renew(&peers, OUTLIVES);
+        let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
+        timeout(STOPS_WITHIN, renewed)
+            .await
+            .map_err(late)?
+            .map(drop)
+    }
+}
+
+impl Shared {
+    /// Takes what was found, unless the last word is said.
+    fn found(&self, new: Protected) {
+        let mut protected = self
+            .protected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let stopping = |old: &Protected| old.by == Found::Stopping;
+        if !protected.as_ref().is_some_and(stopping) {
+            *protected = Some(new);
+        }
+    }
+
+    fn renewable(&self, now: Instant) -> BTreeSet<Ipv4Addr> {
+        let protected = self
+            .protected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(protected) = protected.as_ref() else {
+            return BTreeSet::new();
+        };
+        let (permitted, states) = (self.permitted.borrow(), self.states.borrow());
+        renewable(protected, (&permitted, &states), now)
+    }
+
+    async fn renew(&self) {
+        let began = Instant::now();
+        let peers = self.renewable(began);
+        if peers.is_empty() {
+            return;
+        }
+        match self.fast_peers.renew(&peers, LIFE).await {
+            Ok(0) => {}
+            Ok(missing) => {
+                tracing::debug!(missing, "the packet filter is closed for some");
+                self.closed.notify_one();
+            }
+            Err(err) => tracing::warn!(%err, "the packet filter is not renewed"),
+        }
+        if began.elapsed() < IN_TIME {
+            return;
+        }
+        let late = &peers - &self.renewable(Instant::now());
+        if !late.is_empty()
+            && let Err(err) = self.fast_peers.forbid(&late).await
+        {
+            tracing::warn!(%err, "a renewal that came too late is not taken back");
+        }
+    }
+
+    /// What a former run of the agent left is as it was, until a pass has seen it.
+    async fn adopt(&self) {
+        let peers = match filter::observe().await {
+            Ok(FilterState::Sound(filter)) => filter.peers,
+            Ok(FilterState::Missing | FilterState::Broken) => return,
+            Err(err) => return tracing::warn!(%err, "the packet filter cannot be adopted"),
+        };
+        let mut protected = self
+            .protected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        protected.get_or_insert(Protected {
+            peers,
+            until: Instant::now() + ADOPTED_FOR,
+            by: Found::Adopted,
+        });
+    }
+}
+
+/// Renews for ever.
+async fn keep(shared: Arc<Shared>) {
+    shared.adopt().await;
+    let mut permitted = shared.permitted.clone();
+    let mut ticks = interval(RENEW_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shared.renew_now.notified() => {}
+            // Who is permitted for the first time may have been adopted.
+            Ok(()) = permitted.changed() => {}
+        }
+        shared.renew().await;
+    }
+}
+
+/// Whose elements are to live on.
+fn renewable(
+    protected: &Protected,
+    (permitted, states): (&Permitted, &PeerStates),
+    now: Instant,
+) -> BTreeSet<Ipv4Addr> {
+    let is_clear = |(node, ends): &(&NodeId, &Ends)| {
+        protected.by == Found::Adopted
+            || states
+                .get(node)
+                .is_some_and(|state| state.clear != Clear::No && state.ends == Some(**ends))
+    };
+    if now >= protected.until {
+        return BTreeSet::new();
+    }
+    let clear = permitted.iter().filter(is_clear).map(|(_, ends)| ends.peer);
+    clear
+        .filter(|peer| protected.peers.contains(peer))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::peer::PeerState;
+
+    fn underlay(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(198, 51, 100, host)
+    }
+
+    fn ends(peer: u8) -> Ends {
+        Ends {
+            peer: underlay(peer),
+            own: underlay(1),
+        }
+    }
+
+    fn state(clear: Clear, peer: u8) -> PeerState {
+        PeerState {
+            clear,
+            ends: Some(ends(peer)),
+            ..PeerState::default()
+        }
+    }
+
+    fn found(by: Found, peers: &[u8], now: Instant) -> Protected {
+        Protected {
+            peers: peers.iter().copied().map(underlay).collect(),
+            until: now + PROTECTED_FOR,
+            by,
+        }
+    }
+
+    #[test]
+    fn who_is_protected_permitted_and_clear_is_renewed_and_nobody_else() {
+        let now = Instant::now();
+        let protected = found(Found::ByAPass, &[2, 3, 4, 5], now);
+        let permitted = [2, 4, 5, 6].map(|node| (NodeId(node.into()), ends(node)));
+        let permitted = Permitted::from(permitted);
+        let states = PeerStates::from([
+            (NodeId(2), state(Clear::Accept, 2)),
+            (NodeId(3), state(Clear::Send, 3)),
+            (NodeId(4), state(Clear::No, 4)),
+            // What was proven was of another address.
+            (NodeId(5), state(Clear::Send, 15)),
+            (NodeId(6), state(Clear::Send, 6)),
+        ]);
+        let known = (&permitted, &states);
+        assert_eq!(renewable(&protected, known, now), [underlay(2)].into());
+        let later = now + PROTECTED_FOR;
+        assert_eq!(renewable(&protected, known, later), [].into());
+        let nobody = (&Permitted::new(), &states);
+        assert_eq!(renewable(&protected, nobody, now), [].into());
+    }
+
+    #[test]
+    fn what_was_adopted_needs_only_the_directorys_word() {
+        let now = Instant::now();
+        let protected = found(Found::Adopted, &[2, 3], now);
+        let permitted = Permitted::from([(NodeId(2), ends(2))]);
+        let known = (&permitted, &PeerStates::new());
+        assert_eq!(renewable(&protected, known, now), [underlay(2)].into());
+    }
+
+    #[test]
+    fn a_renewal_may_fail_once_and_what_is_withdrawn_ends_in_time() {
+        assert!(RENEW_EVERY * 2 < LIFE);
+        assert!(LIFE + IN_TIME < Duration::from_secs(5));
+        assert!(LIFE.subsec_nanos() == 0, "nft takes whole seconds");
+    }
+}

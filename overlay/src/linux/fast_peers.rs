@@ -1,0 +1,238 @@
+//! Whose clear packets pass, and for how long: the elements of the set `fast_peers`, which
+//! two tables of the packet filter have.
+//!
+//! The one is our ordinary table (`filter.rs`), which stays when the agent dies. The other
+//! (`live_table.rs`) belongs to a socket of this process: whoever flushes the whole packet
+//! filter, as Debian's nftables service does when it is restarted, leaves it alone, so
+//! until the ordinary one is written anew nobody else's clear packets pass. Kernels before
+//! 5.12 have no such tables.
+//!
+//! Every element has an end of its own, so whatever hangs, the kernel closes. That is put
+//! off by taking the element out and putting it in again, in one transaction: adding what
+//! is there changes nothing on kernels before 6.12, and what is not there any more cannot
+//! be taken out, so nobody gets in whom a pass or the clock has put out.
+//!
+//! No program is run for it: one costs some milliseconds and may hang.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::error::Cause;
+use crate::linux::live_table::{self, FAST_PEERS};
+use crate::linux::nft::NAME;
+use crate::model::state::LiveTable;
+use crate::sys::nfnetlink::{Attributes, Batch, Batches, Operation};
+
+/// How long a peer's clear packets pass without word of this agent. `filter_lease.rs`
+/// has the arithmetic.
+pub(crate) const LIFE: Duration = Duration::from_secs(4);
+
+/// The kernel answers at once, unless somebody else's transaction is under way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+const NAMES: [&str; 2] = [NAME, live_table::NAME];
+
+/// The way to both sets.
+pub(crate) struct FastPeers {
+    /// One batch at a time; one that hangs keeps all others.
+    socket: Arc<Mutex<Batches>>,
+    /// What became of the live table, as a [`LiveTable`].
+    live: AtomicU8,
+}
+
+impl FastPeers {
+    /// The packet filter of the calling thread's network namespace.
+    pub(crate) fn here() -> Result<Self, Cause> {
+        let socket = Batches::open().map_err(Cause::io("the packet filter's socket"))?;
+        Ok(Self {
+            socket: Arc::new(Mutex::new(socket)),
+            live: AtomicU8::new(LiveTable::Missing as u8),
+        })
+    }
+
+    /// The same, as on a kernel that has no tables with an owner.
+    pub(crate) fn without_live_table(self) -> Self {
+        let live = AtomicU8::new(LiveTable::Unsupported as u8);
+        Self { live, ..self }
+    }
+
+    /// Whether the live table is there. Nobody else can take it away.
+    pub(crate) fn live(&self) -> LiveTable {
+        let all = [
+            LiveTable::Missing,
+            LiveTable::Present,
+            LiveTable::Unsupported,
+        ];
+        let now = self.live.load(Ordering::Acquire);
+        all.into_iter()
+            .find(|live| *live as u8 == now)
+            .unwrap_or_default()
+    }
+
+    /// Writes the live table, for these peers.
+    pub(crate) async fn start_live(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
+        let mut batch = live_table::create();
+        add(&mut batch, live_table::NAME, peers, LIFE);
+        let live = match self.send(batch).await {
+            Ok(()) => LiveTable::Present,
+            Err(Cause::Kernel(error)) if lacks_owners(&error) => {
+                tracing::warn!(
+                    "this kernel has no tables of the packet filter with an owner (Linux 5.12): \
+                     after a flush of the whole packet filter clear packets pass until the \
+                     filter is written anew, about a second"
+                );
+                LiveTable::Unsupported
+            }
+            Err(cause) => return Err(cause),
+        };
+        self.live.store(live as u8, Ordering::Release);
+        Ok(())
+    }
+
+    /// Removes the live table.
+    pub(crate) async fn stop_live(&self) -> Result<(), Cause> {
+        self.send(live_table::delete()).await?;
+        self.live.store(LiveTable::Missing as u8, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets clear packets of more peers pass.
+    pub(crate) async fn allow(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
+        let mut batch = Batch::default();
+        for table in self.tables() {
+            add(&mut batch, table, peers, LIFE);
+        }
+        self.send(batch).await
+    }
+
+    /// Lets clear packets of these peers pass no more. Some may have come to their end.
+    pub(crate) async fn forbid(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
+        let tables = self.tables();
+        self.change(tables, peers, remove).await.map(drop)
+    }
+
+    /// Puts off the end of these peers' elements; how many are not there any more in one of
+    /// the tables, and stay so.
+    pub(crate) async fn renew(
+        &self,
+        peers: &BTreeSet<Ipv4Addr>,
+        life: Duration,
+    ) -> Result<usize, Cause> {
+        let again = |batch: &mut Batch, table, peers: &BTreeSet<Ipv4Addr>| {
+            remove(batch, table, peers);
+            add(batch, table, peers, life);
+        };
+        self.change(self.tables(), peers, again).await
+    }
+
+    /// Changes elements that are there, in as few transactions as it takes; for how many
+    /// there is nothing to change.
+    async fn change(
+        &self,
+        tables: &[&'static str],
+        peers: &BTreeSet<Ipv4Addr>,
+        change: impl Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>),
+    ) -> Result<usize, Cause> {
+        let together = |tables: &[&'static str], peers: &BTreeSet<Ipv4Addr>| {
+            let mut batch = Batch::default();
+            tables
+                .iter()
+                .for_each(|table| change(&mut batch, table, peers));
+            batch
+        };
+        if done(self.send(together(tables, peers)).await)? {
+            return Ok(0);
+        }
+        let mut missing = 0;
+        for table in tables {
+            if done(self.send(together(&[table], peers)).await)? {
+                continue;
+            }
+            for &peer in peers {
+                let one = together(&[table], &BTreeSet::from([peer]));
+                missing += usize::from(!done(self.send(one).await)?);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        match self.live() {
+            LiveTable::Present => &NAMES,
+            LiveTable::Missing | LiveTable::Unsupported => &NAMES[..1],
+        }
+    }
+
+    async fn send(&self, batch: Batch) -> Result<(), Cause> {
+        let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
+        let sent = async {
+            let socket = Arc::clone(&self.socket).lock_owned().await;
+            spawn_blocking(move || socket.send(&batch)).await
+        };
+        match timeout(ANSWER_WITHIN, sent).await.map_err(late)? {
+            Ok(sent) => sent.map_err(Cause::Kernel),
+            Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
+        }
+    }
+}
+
+/// Whether it was done; if not, since something was not there.
+fn done(sent: Result<(), Cause>) -> Result<bool, Cause> {
+    match sent {
+        Ok(()) => Ok(true),
+        Err(cause) if cause.is_missing() => Ok(false),
+        Err(cause) => Err(cause),
+    }
+}
+
+fn lacks_owners(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(code, Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+fn add(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>, life: Duration) {
+    const TIMEOUT: u16 = 4;
+    let life_ms = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
+    let element = |key: Attributes| key.long(TIMEOUT, life_ms);
+    put(batch, Operation::NewElements, (table, peers), element);
+}
+
+fn remove(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>) {
+    put(batch, Operation::DeleteElements, (table, peers), |key| key);
+}
+
+/// One message with all of these elements (`NFTA_SET_ELEM_*`); none for none.
+fn put(
+    batch: &mut Batch,
+    operation: Operation,
+    (table, peers): (&str, &BTreeSet<Ipv4Addr>),
+    element: impl Fn(Attributes) -> Attributes,
+) {
+    const LIST_TABLE: u16 = 1;
+    const LIST_SET: u16 = 2;
+    const LIST_ELEMENTS: u16 = 3;
+    const ITEM: u16 = 1;
+    const KEY: u16 = 1;
+    const VALUE: u16 = 1;
+    if peers.is_empty() {
+        return;
+    }
+    let elements = peers.iter().fold(Attributes::default(), |all, peer| {
+        let value = Attributes::default().bytes(VALUE, &peer.octets());
+        let key = Attributes::default().nested(KEY, &value);
+        all.nested(ITEM, &element(key))
+    });
+    let of_set = Attributes::default()
+        .text(LIST_TABLE, table)
+        .text(LIST_SET, FAST_PEERS)
+        .nested(LIST_ELEMENTS, &elements);
+    batch.add(operation, of_set);
+}
