@@ -186,6 +186,7 @@ fn start_directory(
 fn start_masters(
     tasks: &mut Tasks,
     config: &Arc<Config>,
+    lookup: &Lookup,
 ) -> watch::Receiver<Option<BTreeSet<SocketAddr>>> {
     let (masters_in, masters) = watch::channel(None);
     let (config, lookup) = (config.clone(), lookup.clone());

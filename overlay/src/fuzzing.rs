@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kontena_fuzz::Target;
 
-use crate::peer::heartbeat::{BYTES_WITHOUT_PATH_PROBES, Heartbeat, ProbesHeard};
+use crate::peer::heartbeat::{BYTES_WITHOUT_PATH_PROBES, Heartbeat, ProbesReceived};
 use crate::sys::nfnetlink::{notification, tables};
 use crate::wireguard::fuzzing::{NETLINK, UAPI};
 

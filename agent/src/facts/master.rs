@@ -21,7 +21,11 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 const KEPT: Duration = Duration::from_hours(1);
 
 /// Publishes the Master's addresses whenever they change, for ever.
-pub async fn watch(config: Arc<Config>, slot: watch::Sender<Option<BTreeSet<SocketAddr>>>) {
+pub async fn watch(
+    config: Arc<Config>,
+    lookup: Lookup,
+    slot: watch::Sender<Option<BTreeSet<SocketAddr>>>,
+) {
     let mut seen = Seen::default();
     let host = config.uri.host_str().unwrap_or_default().to_owned();
     let port = config.uri.port_or_known_default().unwrap_or_default();

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::Ipv4Network;
 use kontena_schema::agent::GridSettings;
@@ -25,7 +25,7 @@ pub enum Refusal {
     /// A network of this host is one of the grid.
     Network(Overlap),
     /// The Master's address is one of the grid.
-    Master(SocketAddrV4, Ipv4Network),
+    Master(SocketAddr, Ipv4Network),
     /// What networks this host has is not known.
     Unknown(String),
 }
@@ -49,7 +49,7 @@ impl fmt::Display for Refusal {
 /// It is for the network namespace that the calling thread is in.
 pub async fn refusal(
     grid: &GridSettings,
-    masters: Option<&BTreeSet<SocketAddrV4>>,
+    masters: Option<&BTreeSet<SocketAddr>>,
 ) -> Option<Refusal> {
     // Its address is what puts the grid's networks on-link.
     if net::interface_address(BRIDGE).is_some() {
@@ -60,7 +60,7 @@ pub async fn refusal(
 
 fn decide(
     grid: &GridSettings,
-    masters: Option<&BTreeSet<SocketAddrV4>>,
+    masters: Option<&BTreeSet<SocketAddr>>,
     networks: Result<HostNetworks, String>,
 ) -> Option<Refusal> {
     let networks = match networks {
@@ -72,7 +72,11 @@ fn decide(
     }
     let grids = [grid.supernet, grid.inner_subnet.network()];
     masters.into_iter().flatten().find_map(|at| {
-        let network = grids.into_iter().find(|grid| grid.contains(*at.ip()))?;
+        // The grid has no address of IPv6.
+        let IpAddr::V4(ip) = at.ip() else {
+            return None;
+        };
+        let network = grids.into_iter().find(|grid| grid.contains(ip))?;
         Some(Refusal::Master(*at, network))
     })
 }
@@ -92,7 +96,7 @@ mod tests {
         Ok(HostNetworks::of([network]).0)
     }
 
-    fn masters(at: &str) -> Option<BTreeSet<SocketAddrV4>> {
+    fn masters(at: &str) -> Option<BTreeSet<SocketAddr>> {
         Some([at.parse().unwrap()].into())
     }
 

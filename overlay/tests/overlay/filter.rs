@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use kontena_overlay::{Membership, OverlayState, Request, task};
 use kontena_overlay_lab::{
-    BOUND, Host, count, counted, dropped, eventually, forger, grid, intent, remove_filter, settle,
-    trusting, underlay, world,
+    BOUND, Host, converge, count, counted, dropped, eventually, forger, grid, intent,
+    remove_filter, trusting, underlay, world,
 };
 use kontena_schema::agent::GridSettings;
 use kontena_schema::ids::Revision;
@@ -20,7 +20,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::watch;
 
-use crate::isolation::{MARKER, strange};
+use crate::isolation::{MARKER, foreign_frame};
 
 /// Hosts 1 and 2 may be clear to each other, and no other.
 fn narrow() -> GridSettings {
@@ -95,7 +95,7 @@ fn overlay_closes_for_a_peer_whose_trust_is_withdrawn_while_a_pass_hangs() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
     let nft = HangingNft::of(a);
-    settle(&trusting(), &[a, b]);
+    converge(&trusting(), &[a, b]);
     assert_eq!(both_tables(a).len(), 2);
     a.containers[0].netns.must_reach(b.containers[0].address);
 
@@ -114,7 +114,7 @@ fn overlay_closes_for_a_peer_whose_trust_is_withdrawn_while_a_pass_hangs() {
         count(&b.netns, "eth0", "udp dport 6784");
         count(&a.containers[0].netns, "ethwe", MARKER);
         let before = dropped(a, "dropped_in");
-        forger(b, trusting().vni)(1, &strange());
+        forger(b, trusting().vni)(1, &foreign_frame());
         eventually("the stranger's frame is dropped", || {
             let now = dropped(a, "dropped_in");
             (now > before).then_some(()).ok_or(now.to_string())
@@ -136,7 +136,7 @@ fn overlay_stays_open_for_who_is_trusted_while_a_pass_hangs() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
     let nft = HangingNft::of(a);
-    settle(&trusting(), &[a, b]);
+    converge(&trusting(), &[a, b]);
     nft.hang();
     count(&b.netns, "eth0", "udp dport 6784");
     let hangs = AtomicBool::new(true);
@@ -185,7 +185,7 @@ fn overlay_closes_soon_after_its_agent_is_killed_and_late_after_it_was_stopped()
 }
 
 /// The overlay's own task on a host, asked for what the grid has.
-fn converge(host: &Host, all: &[&Host]) -> (watch::Sender<Arc<Request>>, kontena_task::Task) {
+fn start_task(host: &Host, all: &[&Host]) -> (watch::Sender<Arc<Request>>, kontena_task::Task) {
     let own = intent(&narrow(), host, all);
     let request = Request {
         attachments: own.attachments.clone(),
@@ -239,13 +239,13 @@ fn overlay_mends_its_packet_filter_after_a_flush_and_is_closed_meanwhile() {
     count(&a.containers[0].netns, "ethwe", MARKER);
     remove_filter(outside);
     let forge = forger(outside, narrow().vni);
-    let _task = converge(a, &all);
+    let _task = start_task(a, &all);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| stream(a, b, &done));
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                forge(1, &strange());
+                forge(1, &foreign_frame());
             }
         });
         for _ in 0..3 {
@@ -266,7 +266,7 @@ fn overlay_mends_its_packet_filter_after_a_flush_and_is_closed_meanwhile() {
     // Without either table it would have come in: the counter can see it.
     remove_filter(a);
     a.netns.run("nft delete table netdev kontena");
-    forge(1, &strange());
+    forge(1, &foreign_frame());
     eventually("the marker is seen", || {
         match counted(&a.containers[0].netns) {
             0 => Err("not seen".to_owned()),
@@ -330,6 +330,6 @@ fn overlay_renews_nobody_who_was_taken_out() {
     let woken = async { tokio::time::timeout(BOUND, overlay.filter_changed()).await };
     runtime.block_on(woken).expect("a pass is due");
     let all: Vec<&Host> = hosts.iter().collect();
-    settle(&trusting(), &all);
+    converge(&trusting(), &all);
     assert!(left(out).is_some());
 }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use kontena_overlay_lab::{
-    BOUND, Host, Netns, dropped, eventually, intent, remove_filter, settle, trusting, underlay,
+    BOUND, Host, Netns, converge, dropped, eventually, intent, remove_filter, trusting, underlay,
     world,
 };
 
@@ -62,7 +62,7 @@ fn hosts_with_docker() -> (
     let plain = plain_container(&hosts[0]);
     // What is tracked is known once something was.
     hosts[0].netns.must_reach(underlay(2));
-    settle(&trusting(), &hosts.iter().collect::<Vec<_>>());
+    converge(&trusting(), &hosts.iter().collect::<Vec<_>>());
     (switch, hosts, plain)
 }
 

@@ -12,8 +12,8 @@ use kontena_schema::mac::Mac;
 use kontena_schema::path::Path;
 
 use kontena_overlay_lab::{
-    BOUND, Host, MASTER, Netns, Switch, count, counted, dropped, eventually, grid, in_clear,
-    intent, pass, remove_filter, settle, trusting, underlay, world,
+    BOUND, Host, MASTER, Netns, Switch, converge, count, counted, dropped, eventually, grid,
+    in_clear, intent, pass, remove_filter, trusting, underlay, world,
 };
 
 const CLEAR: &str = "udp dport 6784";
@@ -268,7 +268,7 @@ pub fn dockers_network(host: &Host) {
 fn overlay_closes_the_master_to_containers() {
     let (switch, hosts) = world(1, &trusting());
     let host = &hosts[0];
-    docker_network(host);
+    dockers_network(host);
     let container = &host.containers[0].netns;
     let master = Host::start(&switch, 250);
     let listen = |port| {
@@ -308,7 +308,7 @@ fn overlay_accepts_no_clear_packet_that_a_container_sends() {
     hosts[0].add_container(11);
     converge(&trusting(), &hosts.iter().collect::<Vec<_>>());
     let [a, b] = &hosts[..] else { unreachable!() };
-    docker_network(a);
+    dockers_network(a);
     let container = &a.containers[0].netns;
     // With these the kernel itself would drop the forged source.
     a.netns.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");

@@ -316,7 +316,7 @@ fn overlay_works_without_an_agent_and_a_new_agent_changes_nothing() {
     // The encrypted path, its table and its port, the ear for path_probes, and the live
     // table.
     assert_eq!(steps, 5 * 2, "all else is adopted as it was");
-    assert_eq!(settle(&trusting(), &all), 0);
+    assert_eq!(converge(&trusting(), &all), 0);
     assert_eq!(a.netns.run("bridge fdb show dev kontena-vx"), clear);
     let output = pings.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -125,7 +125,7 @@ fn passes_a_closed_chain(iptables: &str) {
 
     let all: Vec<&Host> = hosts.iter().collect();
     assert_eq!(
-        settle(&trusting(), &all),
+        converge(&trusting(), &all),
         2 * 2,
         "one rule on each host, and a filter that goes by connections as the NAT does"
     );

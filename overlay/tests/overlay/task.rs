@@ -50,6 +50,7 @@ fn blind(host: &Host, all: &[&Host], revision: i64) -> Request {
     Request {
         keys: grid.keys.clone(),
         egress: grid.egress.clone(),
+        services: grid.services.clone(),
         attachments: None,
         grid: Membership::Member {
             revision: Revision(revision),
