@@ -56,7 +56,9 @@ fn attach_one(
         up: true,
         on_bridge: true,
         learning: false,
-        flood: true,
+        // What is for a MAC that the bridge does not know is for nobody here: it knows those
+        // of all its containers. What is for all, or for a group, still comes.
+        flood: false,
         isolated: false,
         // Who has an address is known by its MAC, so nobody sends with that of another.
         locked: true,

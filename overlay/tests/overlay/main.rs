@@ -14,6 +14,7 @@ mod isolation;
 mod lease;
 mod life;
 mod ping;
+mod ports;
 mod reach;
 mod reachability;
 mod wireguard;
