@@ -387,7 +387,7 @@ fn overlay_does_not_take_what_another_grid_encrypted() {
     assert_eq!(seen, [TIMES]);
 
     // What it encrypts for its peer goes to the other grid's host with the same number.
-    let before = measured(victim, "encrypted_not_encrypted");
+    let before = measured(victim, "encrypted_not_authenticated");
     let watchers = [victim, &a[1], &b[1]].map(|host| &host.containers[0]);
     let seen = watch(&watchers, &mut || {
         b[0].netns.run("nft add table ip astray");
@@ -398,7 +398,7 @@ fn overlay_does_not_take_what_another_grid_encrypted() {
              ip daddr set 198.51.100.1",
         );
         send();
-        until_dropped(victim, "encrypted_not_encrypted", before + TIMES);
+        until_dropped(victim, "encrypted_not_authenticated", before + TIMES);
         victim.containers[0]
             .netns
             .must_reach(a[1].containers[0].address);
@@ -415,12 +415,12 @@ fn overlay_gives_no_session_to_another_grid_that_knows_its_key() {
     let switch = Switch::start();
     let [a, mut b] = hosts(&switch);
     settle(&encryption(), &a.iter().collect::<Vec<_>>());
-    let before = measured(&a[0], "encrypted_not_encrypted");
+    let before = measured(&a[0], "encrypted_not_authenticated");
     // The second grid has its second node where the first grid's first is.
     b[1].node.site = a[0].node.site.clone();
     b[1].node.keys = a[0].node.keys;
     pass(&encryption(), &b[0], &b.iter().collect::<Vec<_>>());
-    until_dropped(&a[0], "encrypted_not_encrypted", before + 1);
+    until_dropped(&a[0], "encrypted_not_authenticated", before + 1);
     let health = b[0].health().remove(&b[1].node.id).unwrap();
     assert_eq!(health.tunnel.key, a[0].node.keys.unwrap().current);
     assert_eq!(health.tunnel.last_handshake, None);

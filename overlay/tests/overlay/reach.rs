@@ -184,7 +184,7 @@ fn nobody_else_is_asked(all: [Start; 2], grid: &GridSettings) {
         assert!(counted(&beside.netns) > 0, "it asked");
         assert_eq!(counted(&elsewhere.netns), 0);
         for container in [beside, elsewhere] {
-            container.netns.run("nft delete table netdev heartbeat");
+            container.netns.run("nft delete table netdev probe");
         }
     }
 }
