@@ -284,9 +284,12 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io
 
 /// How many packets or frames one of our own tables dropped.
 pub fn dropped(host: &Host, counter: &str) -> u64 {
-    let of_guard = ["dropped_sender", "dropped_arp"].contains(&counter);
-    let family = if of_guard { "netdev" } else { "inet" };
-    let list = format!("nft -j list counter {family} kontena {counter}");
+    let table = match counter {
+        "dropped_sender" | "dropped_arp" => "netdev kontena",
+        "dropped_source" | "dropped_multicast" | "dropped_ethertype" => "netdev kontena_ports",
+        _ => "inet kontena",
+    };
+    let list = format!("nft -j list counter {table} {counter}");
     packets(&host.netns.run(&list))
 }
 

@@ -30,12 +30,15 @@ use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT, WIREGUARD_PORT};
 use serde_json::{Value, json};
 
 use crate::error::Cause;
-use crate::linux::nft::{Elements, Table, count_and_drop, differs, equals, field};
+use crate::linux::nft::{Elements, KONTENA, Table, count_and_drop, differs, equals, field};
 use crate::model::devices::WIREGUARD;
 use crate::model::peer::SILENCE;
 use crate::model::state::{EgressPolicy, Filter, FilterState};
 
-const TABLE: Table = Table { family: "inet" };
+const TABLE: Table = Table {
+    family: "inet",
+    name: KONTENA,
+};
 const PEERS: &str = "fast_peers";
 /// Where the Master is: address and port.
 const MASTERS: &str = "masters";

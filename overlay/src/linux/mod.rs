@@ -2,8 +2,8 @@
 //!
 //! [`observe`] reads and changes nothing; [`apply`] carries out and decides nothing.
 //! Beside them stand the parts of the kernel that need words of their own: the packet
-//! filter ([`filter`], [`anti_spoofing`], [`forwarding`], all through [`nft`] or
-//! `iptables`), forwarding tables ([`fdb`]), and counters ([`drops`]).
+//! filter ([`filter`], [`anti_spoofing`], [`port_filter`], [`forwarding`], all through
+//! [`nft`] or `iptables`), forwarding tables ([`fdb`]), and counters ([`drops`]).
 
 pub(crate) mod announce;
 pub(crate) mod anti_spoofing;
@@ -14,3 +14,4 @@ pub(crate) mod filter;
 pub(crate) mod forwarding;
 pub(crate) mod nft;
 pub(crate) mod observe;
+pub(crate) mod port_filter;

@@ -34,6 +34,8 @@ pub(crate) struct Observed {
     pub(crate) remote: BTreeMap<Mac, RemoteEntry>,
     /// The host's ends of veth pairs, by the placement that their name says.
     pub(crate) host_ends: BTreeMap<PlacementId, HostEnd>,
+    /// The ports that have a filter and are not there; none where no port has one.
+    pub(crate) stale_port_filters: Option<BTreeSet<PlacementId>>,
     /// The containers of the intent that could be looked into; what is inside
     /// the others is not known.
     pub(crate) containers: BTreeMap<PlacementId, Option<ContainerEnd>>,
@@ -254,6 +256,15 @@ pub(crate) struct HostEnd {
     pub(crate) port: PortSettings,
     /// The MACs that the bridge sends to it, pinned ones only.
     pub(crate) pinned: BTreeSet<Mac>,
+    /// None if there is no filter on this very device, or not as we would write it.
+    pub(crate) filter: Option<PortFilter>,
+}
+
+/// As whom a container sends; nothing else of it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortFilter {
+    pub(crate) mac: Mac,
+    pub(crate) address: Ipv4Addr,
 }
 
 /// The container's end of its veth pair.

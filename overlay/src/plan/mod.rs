@@ -1,7 +1,7 @@
 //! The difference between what is to be and what is, as ordered steps.
 //!
 //! The order is the point. The filter comes before the VXLAN device, the anti_spoofing before the
-//! VXLAN device is up; what is wrong is removed before anything new uses the same address
+//! VXLAN device is up, a container's filter before its port is up; what is wrong is removed before anything new uses the same address
 //! or MAC; containers come last, when all that they may want to reach can be
 //! reached. A peer that changes between encrypted and clear has its new path before it
 //! loses the old one: the way for everybody's frames first, then the MACs one by
@@ -21,7 +21,7 @@ use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
 
-use containers::{attach, detach};
+use containers::{attach, detach, filter_ports};
 use step::{EntryStep, Step};
 
 use crate::model::devices::{BRIDGE, Link};
@@ -63,6 +63,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         steps.push(Step::DeleteLink(Link::Vxlan));
     }
     detach(intent, observed, &mut steps);
+    filter_ports(intent, observed, &mut steps);
     remove_entries(
         &entries,
         observed.bridge.as_ref(),
@@ -122,6 +123,9 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     steps.extend(wireguard::remove(&observed.inside));
     for (&place, &count) in observed.forwarding.iter().flat_map(|f| &f.present) {
         steps.extend(std::iter::repeat_n(Step::ForgetForwarding(place), count));
+    }
+    if observed.stale_port_filters.is_some() {
+        steps.push(Step::RemovePortFilters);
     }
     if observed.anti_spoofing != AntiSpoofingState::Missing {
         steps.push(Step::RemoveAntiSpoofing);

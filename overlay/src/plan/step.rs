@@ -12,7 +12,7 @@ use kontena_sleeve::Table;
 use crate::model::devices::{BRIDGE, CONTAINER_INTERFACE, Link, TAP, VXLAN, WIREGUARD};
 use crate::model::intent::Attachment;
 use crate::model::state::{
-    BridgeSettings, Chain, EgressPolicy, Filter, ForwardPlace, PathProbeIdentity, Port,
+    BridgeSettings, Chain, EgressPolicy, Filter, ForwardPlace, PathProbeIdentity, Port, PortFilter,
     PortSettings, SleeveIdentity, TunnelRoute, Variant,
 };
 use crate::wireguard::WireGuardUpdate;
@@ -39,6 +39,11 @@ pub(crate) enum Step {
         new: BTreeSet<Mac>,
     },
     RemoveAntiSpoofing,
+    /// Let these ports take what their containers send as their own, and nothing else.
+    SetPortFilters(BTreeMap<PlacementId, PortFilter>),
+    /// Forget the filters of ports that are gone.
+    DiscardPortFilters(BTreeSet<PlacementId>),
+    RemovePortFilters,
     AllowForwarding(ForwardPlace),
     ForgetForwarding(ForwardPlace),
     CreateBridge {
@@ -181,6 +186,7 @@ impl Step {
             | Step::SetHostEnd { placement, .. }
             | Step::Configure { placement, .. }
             | Step::DeleteLink(Link::HostEnd(placement)) => Some(*placement),
+            Step::SetPortFilters(filters) if filters.len() == 1 => filters.keys().next().copied(),
             _ => None,
         }
     }
@@ -249,6 +255,12 @@ impl Chain {
     }
 }
 
+/// The names of containers' ports.
+fn names<'a>(ports: impl IntoIterator<Item = &'a PlacementId>) -> String {
+    let names = ports.into_iter().map(|&id| Link::HostEnd(id).name());
+    names.collect::<Vec<_>>().join(", ")
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -275,6 +287,13 @@ impl fmt::Display for Step {
                 )
             }
             Step::RemoveAntiSpoofing => write!(f, "remove the anti_spoofing of {VXLAN}"),
+            Step::SetPortFilters(filters) => {
+                write!(f, "set the filters of {}", names(filters.keys()))
+            }
+            Step::DiscardPortFilters(ports) => {
+                write!(f, "discard the filters of {}", names(ports))
+            }
+            Step::RemovePortFilters => write!(f, "remove the filters of containers' ports"),
             Step::AllowForwarding(place) => write!(f, "allow forwarding in {place}"),
             Step::ForgetForwarding(place) => write!(f, "forget the forwarding rule in {place}"),
             Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),
