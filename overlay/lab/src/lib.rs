@@ -321,9 +321,12 @@ pub fn remove_filter(host: &Host) {
 
 /// How many packets or frames one of our own tables dropped.
 pub fn dropped(host: &Host, counter: &str) -> u64 {
-    let anti_spoofing = ["dropped_sender", "dropped_arp"].contains(&counter);
-    let family = if anti_spoofing { "netdev" } else { "inet" };
-    let list = format!("nft -j list counter {family} kontena {counter}");
+    let table = match counter {
+        "dropped_sender" | "dropped_arp" => "netdev kontena",
+        "dropped_source" | "dropped_multicast" | "dropped_ethertype" => "netdev kontena_ports",
+        _ => "inet kontena",
+    };
+    let list = format!("nft -j list counter {table} {counter}");
     packets(&host.netns.run(&list))
 }
 

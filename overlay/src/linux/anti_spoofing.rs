@@ -14,8 +14,8 @@
 //! which is hooked in before the device comes up. It stays when the agent dies.
 //! What it drops is counted in `dropped_sender` and `dropped_arp`.
 //!
-//! Absent on purpose: a look at the source address of IP packets. A container
-//! may route for others.
+//! Absent on purpose: a look at the source address of IP packets. The host that a frame
+//! comes from has looked already (`port_filter.rs`), and a MAC is of one lease.
 
 use std::collections::BTreeSet;
 
@@ -23,11 +23,14 @@ use kontena_schema::mac::Mac;
 use serde_json::{Value, json};
 
 use crate::error::Cause;
-use crate::linux::nft::{Elements, Table, count_and_drop, differs, equals, field};
+use crate::linux::nft::{Elements, KONTENA, Table, count_and_drop, differs, equals, field};
 use crate::model::devices::VXLAN;
 use crate::model::state::AntiSpoofingState;
 
-const TABLE: Table = Table { family: "netdev" };
+const TABLE: Table = Table {
+    family: "netdev",
+    name: KONTENA,
+};
 const CHAIN: &str = "ingress";
 /// The MACs that may send.
 const SENDERS: &str = "senders";

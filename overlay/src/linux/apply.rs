@@ -22,10 +22,11 @@ use crate::error::Cause;
 use crate::linux::announce::announce;
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb::{self, UNKNOWN_MACS};
+use crate::linux::port_filter::{self, Hooked};
 use crate::linux::{anti_spoofing, filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
 use crate::model::intent::Attachment;
-use crate::model::state::{BridgeSettings, PortSettings, SleeveIdentity, TunnelRoute};
+use crate::model::state::{BridgeSettings, PortFilter, PortSettings, SleeveIdentity, TunnelRoute};
 use crate::peer::manager::PeerManager;
 use crate::plan::step::{EntryStep, Step, WireGuardStep};
 use crate::sys::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, Put};
@@ -83,6 +84,9 @@ impl<'a> Executor<'a> {
             Step::InstallAntiSpoofing(senders) => anti_spoofing::install(senders).await,
             Step::ChangeAntiSpoofing { old, new } => anti_spoofing::change(old, new).await,
             Step::RemoveAntiSpoofing => anti_spoofing::remove().await,
+            Step::SetPortFilters(filters) => self.set_port_filters(filters).await,
+            Step::DiscardPortFilters(ports) => port_filter::discard_all(ports).await,
+            Step::RemovePortFilters => port_filter::remove().await,
             Step::AllowForwarding(candidate) => forwarding::allow(*candidate).await,
             Step::ForgetForwarding(candidate) => forwarding::forget(*candidate).await,
             Step::CreateBridge { mac, mtu } => self.create_bridge(*mac, *mtu).await,
@@ -352,6 +356,31 @@ impl<'a> Executor<'a> {
             .mtu(mtu)
             .build();
         Ok(self.netlink.handle.link().add(pair).execute().await?)
+    }
+
+    /// Sets them at once, or each for itself where one of the ports has gone meanwhile.
+    async fn set_port_filters(
+        &mut self,
+        filters: &BTreeMap<PlacementId, PortFilter>,
+    ) -> Result<(), Cause> {
+        let (mut ports, mut result) = (BTreeMap::new(), Ok(()));
+        for (&placement, &filter) in filters {
+            match self.index(Link::HostEnd(placement)).await {
+                Ok(index) => drop(ports.insert(placement, Hooked { index, filter })),
+                Err(cause) => result = Err(cause),
+            }
+        }
+        match port_filter::set(&ports).await {
+            Ok(()) => return result,
+            Err(cause) if ports.len() < 2 => return Err(cause),
+            Err(_) => {}
+        }
+        for port in ports {
+            if let Err(cause) = port_filter::set(&BTreeMap::from([port])).await {
+                result = Err(cause);
+            }
+        }
+        result
     }
 
     async fn set_host_end(

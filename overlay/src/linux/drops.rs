@@ -10,7 +10,7 @@ use kontena_sleeve::Drops;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use crate::error::Cause;
-use crate::linux::nft;
+use crate::linux::{nft, port_filter};
 use crate::model::devices::TAP;
 use crate::peer::manager::PeerManager;
 use crate::sys::netlink::Netlink;
@@ -24,7 +24,10 @@ pub(crate) async fn read(
     netlink: &Netlink,
     paths: &PeerManager,
 ) -> Result<BTreeMap<String, u64>, Cause> {
-    let mut drops = nft::counters().await?;
+    // Their table comes with the first container.
+    let of_ports = port_filter::COUNTERS.map(|name| (name.to_owned(), 0));
+    let mut drops = BTreeMap::from(of_ports);
+    drops.extend(nft::counters().await?);
     if let Some(encrypted) = paths.drops() {
         drops.extend(of_sleeve(&encrypted));
         let tap = netlink.link(TAP).await?;

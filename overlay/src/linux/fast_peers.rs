@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use crate::error::Cause;
 use crate::linux::live_table::{self, FAST_PEERS};
-use crate::linux::nft::NAME;
+use crate::linux::nft::KONTENA;
 use crate::model::state::LiveTable;
 use crate::sys::nfnetlink::{Attributes, Batch, Batches, Operation};
 
@@ -38,7 +38,7 @@ pub(crate) const LIFE: Duration = Duration::from_secs(4);
 /// The kernel answers at once, unless somebody else's transaction is under way.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-const NAMES: [&str; 2] = [NAME, live_table::NAME];
+const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
 /// The way to both sets.
 pub(crate) struct FastPeers {

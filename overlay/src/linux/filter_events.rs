@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::Cause;
-use crate::linux::nft::NAME;
+use crate::linux::nft::KONTENA;
 use crate::sys::nfnetlink::Notifications;
 
 /// `NFT_MSG_DELTABLE`, `DELCHAIN`, `DELRULE`, `DELSET`, `DELOBJ`.
@@ -108,7 +108,7 @@ async fn readable(socket: &Notifications) -> io::Result<()> {
 }
 
 fn is_ours((operation, table): &(u8, String)) -> bool {
-    REMOVALS.contains(operation) && table == NAME
+    REMOVALS.contains(operation) && table == KONTENA
 }
 
 /// When the next event may be: a bucket of [`BURST`] that is filled by one each [`REFILL`].
@@ -149,8 +149,8 @@ mod tests {
     #[test]
     fn only_removals_from_our_tables_are_events() {
         let of = |operation, table: &str| is_ours(&(operation, table.to_owned()));
-        assert!(of(2, NAME) && of(8, NAME));
-        assert!(!of(6, NAME), "a rule is added");
+        assert!(of(2, KONTENA) && of(8, KONTENA));
+        assert!(!of(6, KONTENA), "a rule is added");
         assert!(!of(2, "firewall") && !of(2, "kontena-live"));
     }
 }

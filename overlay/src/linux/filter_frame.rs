@@ -10,10 +10,13 @@ use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT, WIREGUARD_PORT};
 use serde_json::{Value, json};
 
 use crate::linux::live_table::FAST_PEERS;
-use crate::linux::nft::{Table, count_and_drop, differs, equals, field, is_in, meta};
+use crate::linux::nft::{KONTENA, Table, count_and_drop, differs, equals, field, is_in, meta};
 use crate::model::devices::{BRIDGE, WIREGUARD};
 
-pub(super) const TABLE: Table = Table { family: "inet" };
+pub(super) const TABLE: Table = Table {
+    family: "inet",
+    name: KONTENA,
+};
 /// The overlay addresses of other nodes.
 pub(super) const NODES: &str = "nodes";
 /// The ports at which this host answers to all of the overlay.

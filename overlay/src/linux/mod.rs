@@ -2,7 +2,7 @@
 //!
 //! [`observe`] reads and changes nothing; [`apply`] carries out and decides nothing.
 //! Beside them stand the parts of the kernel that need words of their own: the packet
-//! filter ([`filter`], [`anti_spoofing`], [`forwarding`], all through [`nft`] or
+//! filter ([`filter`], [`anti_spoofing`], [`port_filter`], [`forwarding`], all through [`nft`] or
 //! `iptables`; and without a program [`fast_peers`] and [`filter_events`]), forwarding tables ([`fdb`]), and counters ([`drops`]).
 
 pub(crate) mod announce;
@@ -18,3 +18,4 @@ pub(crate) mod forwarding;
 mod live_table;
 pub(crate) mod nft;
 pub(crate) mod observe;
+pub(crate) mod port_filter;

@@ -14,16 +14,19 @@ use crate::model::state::TableState;
 use crate::sys::program::{refused, run, run_ok};
 
 /// The name of our tables, one in each family.
-pub(crate) const NAME: &str = "kontena";
+pub(crate) const KONTENA: &str = "kontena";
+/// The table of the filters of containers' ports, which are written one by one.
+pub(crate) const PORTS: &str = "kontena_ports";
 
 /// What differs from one listing of the same table to the next, or (`dev`) is
 /// shown by some versions of `nft` only.
 const CHANGING: [&str; 4] = ["handle", "packets", "bytes", "dev"];
 
-/// Our table of one family.
+/// A table of ours.
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
     pub(crate) family: &'static str,
+    pub(crate) name: &'static str,
 }
 
 impl Table {
@@ -41,7 +44,7 @@ impl Table {
 
     /// What `nft` says of the table; none where there is no table.
     pub(crate) async fn list(self) -> Result<Option<Value>, Cause> {
-        let answer = run("nft", &["-j", "list", "table", self.family, NAME], &[]).await?;
+        let answer = run("nft", &["-j", "list", "table", self.family, self.name], &[]).await?;
         if answer.ok {
             return Ok(Some(
                 serde_json::from_slice(&answer.stdout).unwrap_or_default(),
@@ -72,25 +75,32 @@ impl Table {
         ];
         let contents = self.whole(frame).into_iter().chain(elements);
         let add = contents.map(|object| json!({"add": object}));
-        transaction(replace.into_iter().chain(add).collect()).await
+        self.commit(replace.into_iter().chain(add).collect()).await
     }
 
     /// Takes elements out of sets and puts others in, at once.
     pub(crate) async fn change(self, old: Vec<Value>, new: Vec<Value>) -> Result<(), Cause> {
         let delete = old.into_iter().map(|object| json!({"delete": object}));
         let add = new.into_iter().map(|object| json!({"add": object}));
-        transaction(delete.chain(add).collect()).await
+        self.commit(delete.chain(add).collect()).await
     }
 
     /// Removes the table.
     pub(crate) async fn remove(self) -> Result<(), Cause> {
-        transaction(vec![json!({"delete": self.itself()})]).await
+        self.commit(vec![json!({"delete": self.itself()})]).await
+    }
+
+    /// Carries out commands in one transaction.
+    pub(crate) async fn commit(self, commands: Vec<Value>) -> Result<(), Cause> {
+        let input = json!({"nftables": commands}).to_string();
+        let done = run_ok("nft", &["-j", "-f", "-"], input.as_bytes()).await;
+        done.map(drop)
     }
 
     /// An object in the table, as `nft` takes it and shows it.
     pub(crate) fn object(self, kind: &str, mut body: Value) -> Value {
         body["family"] = json!(self.family);
-        body["table"] = json!(NAME);
+        body["table"] = json!(self.name);
         json!({kind: body})
     }
 
@@ -105,8 +115,8 @@ impl Table {
         some.then(|| self.object("element", json!({"name": set, "elem": elements})))
     }
 
-    fn itself(self) -> Value {
-        json!({"table": {"family": self.family, "name": NAME}})
+    pub(crate) fn itself(self) -> Value {
+        json!({"table": {"family": self.family, "name": self.name}})
     }
 
     fn whole(self, frame: &[Value]) -> Vec<Value> {
@@ -122,15 +132,22 @@ pub(crate) async fn counters() -> Result<BTreeMap<String, u64>, Cause> {
         return Ok(BTreeMap::new());
     }
     let listing: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
-    let objects = listing["nftables"].as_array().into_iter().flatten();
-    let counted = objects.filter_map(|object| {
-        let counter = &object["counter"];
-        let name = counter["name"]
-            .as_str()
-            .filter(|_| counter["table"] == NAME)?;
+    let counted = objects(&listing).filter_map(|(kind, counter)| {
+        let table = counter["table"].as_str().filter(|_| kind == "counter")?;
+        let ours = [KONTENA, PORTS].contains(&table);
+        let name = counter["name"].as_str().filter(|_| ours)?;
         Some((name.to_owned(), counter["packets"].as_u64()?))
     });
     Ok(counted.collect())
+}
+
+/// What a listing has, each with its kind.
+pub(crate) fn objects(listing: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    let objects = listing["nftables"].as_array().into_iter().flatten();
+    objects.filter_map(|object| {
+        let (kind, body) = object.as_object()?.iter().next()?;
+        Some((kind.as_str(), body))
+    })
 }
 
 /// The left side equals the right, in a rule.
@@ -161,12 +178,6 @@ pub(crate) fn field(protocol: &str, field: &str) -> Value {
 /// Counts a packet and drops it, in a rule.
 pub(crate) fn count_and_drop(counter: &str) -> [Value; 2] {
     [json!({"counter": counter}), json!({"drop": null})]
-}
-
-async fn transaction(commands: Vec<Value>) -> Result<(), Cause> {
-    let input = json!({"nftables": commands}).to_string();
-    let done = run_ok("nft", &["-j", "-f", "-"], input.as_bytes()).await;
-    done.map(drop)
 }
 
 /// What the sets of a table hold, by their names.

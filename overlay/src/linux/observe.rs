@@ -18,6 +18,7 @@ use netlink_packet_route::route::{
 use crate::error::{Cause, OverlayError};
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb::{self, Tables};
+use crate::linux::port_filter::{self, Chains};
 use crate::linux::{anti_spoofing, filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
 use crate::model::intent::Attachment;
@@ -37,15 +38,17 @@ pub(crate) async fn observe(
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
     // In a large grid each takes its time.
-    let (filter, anti_spoofing, forwarding, links, device) = tokio::join!(
+    let (filter, anti_spoofing, port_filters, forwarding, links, device) = tokio::join!(
         filter::observe(),
         anti_spoofing::observe(),
+        port_filter::observe(),
         forwarding::observe(),
         Links::read(netlink),
         paths.look(),
     );
     let filter = filter.map_err(failed("the packet filter"))?;
     let anti_spoofing = anti_spoofing.map_err(failed("the vxlan's anti_spoofing"))?;
+    let port_filters = port_filters.map_err(failed("the filters of containers' ports"))?;
     let forwarding = forwarding.map_err(|cause| {
         let error = failed("the forwarding rules")(cause);
         unseen.push(Unseen {
@@ -62,7 +65,11 @@ pub(crate) async fn observe(
     let inside = links.inside(netlink, (device, paths.hears())).await;
     let inside = inside.map_err(failed("the way to tunnel addresses"))?;
     let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
-    let host_ends = links.host_ends();
+    let host_ends = links.host_ends(port_filters.as_ref());
+    let stale_port_filters = port_filters.map(|chains| {
+        let gone = |id: &PlacementId| !host_ends.contains_key(id);
+        chains.into_keys().filter(gone).collect()
+    });
     let path_probes = paths
         .path_probes()
         .filter(|(_, on)| links.index(Link::Bridge) == Some(*on));
@@ -84,6 +91,7 @@ pub(crate) async fn observe(
             path_probes: path_probes.map(|(identity, _)| identity),
             remote,
             host_ends,
+            stale_port_filters,
             containers,
         },
         unseen,
@@ -190,7 +198,7 @@ impl Links {
         of(Port::Vxlan).chain(of(Port::Tap)).collect()
     }
 
-    fn host_ends(&self) -> BTreeMap<PlacementId, HostEnd> {
+    fn host_ends(&self, filters: Option<&Chains>) -> BTreeMap<PlacementId, HostEnd> {
         let host_end = |(link, message): (&Link, &LinkMessage)| {
             let Link::HostEnd(placement) = *link else {
                 return None;
@@ -203,8 +211,15 @@ impl Links {
             // Kernels before 5.18 have no lock and say nothing of it: that is as good as
             // they can.
             port.locked = lock(port_infos(message)).unwrap_or(true);
-            let pinned = pinned.collect();
-            Some((placement, HostEnd { port, pinned }))
+            // One of a former device of that name is none.
+            let hooked = filters.and_then(|chains| *chains.get(&placement)?);
+            let hooked = hooked.filter(|hooked| hooked.index == message.header.index);
+            let host_end = HostEnd {
+                port,
+                pinned: pinned.collect(),
+                filter: hooked.map(|hooked| hooked.filter),
+            };
+            Some((placement, host_end))
         };
         self.by_link.iter().filter_map(host_end).collect()
     }

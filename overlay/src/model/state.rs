@@ -37,6 +37,8 @@ pub(crate) struct Observed {
     pub(crate) remote: BTreeMap<Mac, RemoteEntry>,
     /// The host ends of veth pairs, by the placement in their name.
     pub(crate) host_ends: BTreeMap<PlacementId, HostEnd>,
+    /// The ports that have a filter and are not there; none where no port has one.
+    pub(crate) stale_port_filters: Option<BTreeSet<PlacementId>>,
     /// The containers of the intent that could be inspected, with their end of the veth pair; the
     /// state of all others is unknown.
     pub(crate) containers: BTreeMap<PlacementId, Option<ContainerEnd>>,
@@ -289,6 +291,15 @@ pub(crate) struct HostEnd {
     pub(crate) port: PortSettings,
     /// The MACs with permanent entries for it.
     pub(crate) pinned: BTreeSet<Mac>,
+    /// None if there is no filter on this very device, or not as we would write it.
+    pub(crate) filter: Option<PortFilter>,
+}
+
+/// As whom a container sends; nothing else of it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortFilter {
+    pub(crate) mac: Mac,
+    pub(crate) address: Ipv4Addr,
 }
 
 /// The container's end of its veth pair.

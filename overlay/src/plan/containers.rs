@@ -1,12 +1,12 @@
 //! The containers' part of the plan: their veth pairs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kontena_schema::ids::PlacementId;
 
 use crate::model::devices::Link;
 use crate::model::intent::{Attachment, OverlayIntent};
-use crate::model::state::{ContainerEnd, HostEnd, Observed, PortSettings};
+use crate::model::state::{ContainerEnd, HostEnd, Observed, PortFilter, PortSettings};
 use crate::plan::step::Step;
 
 /// Deletes veth pairs that have no container, or the wrong one.
@@ -14,19 +14,53 @@ pub(crate) fn detach(intent: &OverlayIntent, observed: &Observed, steps: &mut Ve
     if intent.attachments.is_none() {
         return;
     }
-    for &placement in observed.host_ends.keys() {
-        let keep = match (
-            intent.attachment(placement),
-            observed.containers.get(&placement),
-        ) {
-            (None, _) => false,
-            // It cannot be inspected; if it is gone, the kernel deletes its interface.
-            (Some(_), None) => true,
-            (Some(to), Some(end)) => end.as_ref().is_some_and(|end| is_of_lease(end, to)),
+    let gone = observed.host_ends.keys().copied();
+    let gone: BTreeSet<_> = gone.filter(|&id| !keeps(intent, observed, id)).collect();
+    steps.extend(gone.iter().map(|&id| Step::DeleteLink(Link::HostEnd(id))));
+    if let Some(stale) = &observed.stale_port_filters {
+        // Whoever is attached anew gets a filter in the place of this one.
+        let again = |id: &PlacementId| {
+            intent.attachment(*id).is_some() && observed.containers.contains_key(id)
         };
-        if !keep {
-            steps.push(Step::DeleteLink(Link::HostEnd(placement)));
+        let stale = stale.union(&gone).copied();
+        let stale: BTreeSet<_> = stale.filter(|id| !again(id)).collect();
+        if !stale.is_empty() {
+            steps.push(Step::DiscardPortFilters(stale));
         }
+    }
+}
+
+/// Whether the host's end of a pair stays.
+fn keeps(intent: &OverlayIntent, observed: &Observed, placement: PlacementId) -> bool {
+    match (
+        intent.attachment(placement),
+        observed.containers.get(&placement),
+    ) {
+        (None, _) => false,
+        // It cannot be looked into; if it is gone, its interface goes by itself.
+        (Some(_), None) => true,
+        (Some(to), Some(end)) => end.as_ref().is_some_and(|end| is_of_lease(end, to)),
+    }
+}
+
+/// Mends the filters of the ports that stay, also of those whose containers cannot be
+/// looked into.
+pub(crate) fn filter_ports(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
+    let wrong = |(&placement, end): (&PlacementId, &HostEnd)| {
+        let to = intent.attachment(placement);
+        let wanted = port_filter(to.filter(|_| keeps(intent, observed, placement))?);
+        (end.filter != Some(wanted)).then_some((placement, wanted))
+    };
+    let wrong: BTreeMap<_, _> = observed.host_ends.iter().filter_map(wrong).collect();
+    if !wrong.is_empty() {
+        steps.push(Step::SetPortFilters(wrong));
+    }
+}
+
+fn port_filter(to: &Attachment) -> PortFilter {
+    PortFilter {
+        mac: to.mac,
+        address: to.address,
     }
 }
 
@@ -58,16 +92,15 @@ fn attach_one(
         up: true,
         on_bridge: true,
         learning: false,
-        flood: true,
+        // What is for a MAC that the bridge does not know is for nobody here: it knows those
+        // of all its containers. What is for all, or for a group, still comes.
+        flood: false,
         isolated: false,
         // Addresses are resolved by MAC, so a container must not use another one's.
         locked: true,
         neigh_suppress: false,
     };
-    let wanted_host_end = HostEnd {
-        port,
-        pinned: BTreeSet::from([to.mac]),
-    };
+    let pinned = BTreeSet::from([to.mac]);
     let wanted_end = ContainerEnd {
         paired: true,
         mac: to.mac,
@@ -82,8 +115,10 @@ fn attach_one(
             to: to.clone(),
             mtu,
         });
+        let filter = (placement, port_filter(to));
+        steps.push(Step::SetPortFilters(BTreeMap::from([filter])));
     }
-    if host_end != Some(&wanted_host_end) {
+    if host_end.is_none_or(|end| end.port != port || end.pinned != pinned) {
         steps.push(Step::SetHostEnd {
             placement,
             mac: to.mac,

@@ -24,6 +24,9 @@ impl Failures {
         self.protection |= step.protects_paths();
         self.wireguard |= step.is_wireguard();
         self.placements.extend(step.placement());
+        if let Step::SetPortFilters(filters) = step {
+            self.placements.extend(filters.keys());
+        }
     }
 
     pub(crate) fn forbid(&mut self, step: &Step) -> bool {

@@ -33,6 +33,7 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
         path_probes: None,
         remote: BTreeMap::new(),
         host_ends: BTreeMap::new(),
+        stale_port_filters: None,
         containers: intent.attachments().map(|(id, _)| (id, None)).collect(),
     }
 }
@@ -51,6 +52,9 @@ pub(super) fn apply(model: &mut Observed, step: &Step) {
         | Step::InstallAntiSpoofing(_)
         | Step::ChangeAntiSpoofing { .. }
         | Step::RemoveAntiSpoofing => apply_to_filters(model, step),
+        Step::SetPortFilters(_) | Step::DiscardPortFilters(_) | Step::RemovePortFilters => {
+            apply_to_port_filters(model, step);
+        }
         Step::AllowForwarding(place) => *forward(model).entry(*place).or_default() += 1,
         Step::ForgetForwarding(place) => forget_forwarding(forward(model), *place),
         Step::Announce(_) => {}
@@ -177,6 +181,27 @@ fn apply_to_filters(model: &mut Observed, step: &Step) {
             assert!(new.iter().all(|mac| senders.insert(*mac)));
         }
         Step::RemoveAntiSpoofing => model.anti_spoofing = AntiSpoofingState::Missing,
+        other => unreachable!("{other}"),
+    }
+}
+
+fn apply_to_port_filters(model: &mut Observed, step: &Step) {
+    match step {
+        Step::SetPortFilters(filters) => {
+            let stale = model.stale_port_filters.get_or_insert_default();
+            for (id, filter) in filters {
+                model.host_ends.get_mut(id).expect("a port").filter = Some(*filter);
+                stale.remove(id);
+            }
+        }
+        Step::DiscardPortFilters(gone) => {
+            let stale = model.stale_port_filters.as_mut().expect("a table");
+            stale.retain(|id| !gone.contains(id));
+        }
+        Step::RemovePortFilters => {
+            assert!(model.host_ends.is_empty(), "a port would lose its filter");
+            model.stale_port_filters.take().expect("a table");
+        }
         other => unreachable!("{other}"),
     }
 }
@@ -357,7 +382,15 @@ fn delete_link(model: &mut Observed, link: Link) {
             forget_routes(&mut model.inside.routes);
         }
         Link::HostEnd(id) => {
-            model.host_ends.remove(&id).expect("a host end");
+            let end = model.host_ends.remove(&id).expect("a host end");
+            // Newer kernels keep the chain without its device.
+            if let Some(stale) = model
+                .stale_port_filters
+                .as_mut()
+                .filter(|_| end.filter.is_some())
+            {
+                stale.insert(id);
+            }
             // Both ends of a veth pair are deleted together.
             if let Some(end) = model.containers.get_mut(&id) {
                 end.take_if(|end| end.paired);
@@ -391,6 +424,7 @@ fn apply_to_container(model: &mut Observed, step: &Step) {
             let end = HostEnd {
                 port: fresh_port(*mtu),
                 pinned: BTreeSet::new(),
+                filter: None,
             };
             assert!(
                 model.host_ends.insert(*placement, end).is_none(),
@@ -412,11 +446,11 @@ fn apply_to_container(model: &mut Observed, step: &Step) {
             port,
         } => {
             assert!(model.bridge.is_some());
-            let end = HostEnd {
-                port: *port,
-                pinned: BTreeSet::from([*mac]),
-            };
-            model.host_ends.insert(*placement, end).expect("a host end");
+            let end = model.host_ends.get_mut(placement).expect("a host end");
+            let filter = end.filter.expect("the filter comes before the port is up");
+            assert_eq!(filter.mac, *mac);
+            end.port = *port;
+            end.pinned = BTreeSet::from([*mac]);
         }
         Step::Configure {
             placement,

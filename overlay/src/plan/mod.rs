@@ -1,7 +1,7 @@
 //! The difference between the wanted and the actual state, as ordered steps.
 //!
 //! The order is what matters. The packet filter comes before the VXLAN device, and the anti-spoofing
-//! filter before the VXLAN device is up; what is wrong is removed before anything new uses the same
+//! filter before the VXLAN device is up, a container's filter before its port is; what is wrong is removed before anything new uses the same
 //! address or MAC; containers come last, when everything that they may want to reach is reachable.
 //! A peer that changes between encrypted and clear gets its new path before it loses the old one:
 //! flooding first, then the MACs one by one, then the old path is removed. Only the packet filter
@@ -20,7 +20,7 @@ use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
 
-use containers::{attach, detach};
+use containers::{attach, detach, filter_ports};
 use step::{EntryStep, Step};
 
 use crate::model::devices::{BRIDGE, Link};
@@ -62,6 +62,7 @@ pub(crate) fn plan(intent: &OverlayIntent, observed: &Observed) -> Vec<Step> {
         steps.push(Step::DeleteLink(Link::Vxlan));
     }
     detach(intent, observed, &mut steps);
+    filter_ports(intent, observed, &mut steps);
     // While the containers are unknown, a neighbour may be one of them.
     let known = observed.bridge.as_ref();
     let known = known.filter(|_| intent.attachments.is_some());
@@ -119,6 +120,9 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
     steps.extend(wireguard::remove(&observed.inside));
     for (&place, &count) in observed.forwarding.iter().flat_map(|f| &f.present) {
         steps.extend(std::iter::repeat_n(Step::ForgetForwarding(place), count));
+    }
+    if observed.stale_port_filters.is_some() {
+        steps.push(Step::RemovePortFilters);
     }
     if observed.anti_spoofing != AntiSpoofingState::Missing {
         steps.push(Step::RemoveAntiSpoofing);

@@ -13,7 +13,7 @@ use crate::model::devices::{BRIDGE, CONTAINER_INTERFACE, Link, TAP, VXLAN, WIREG
 use crate::model::intent::Attachment;
 use crate::model::state::{
     Access, BridgeSettings, Chain, EgressPolicy, Filter, ForwardPlace, PathProbeIdentity, Port,
-    PortSettings, SleeveIdentity, TunnelRoute, Variant,
+    PortFilter, PortSettings, SleeveIdentity, TunnelRoute, Variant,
 };
 use crate::wireguard::WireGuardUpdate;
 
@@ -47,6 +47,11 @@ pub(crate) enum Step {
         new: BTreeSet<Mac>,
     },
     RemoveAntiSpoofing,
+    /// Let these ports take what their containers send as their own, and nothing else.
+    SetPortFilters(BTreeMap<PlacementId, PortFilter>),
+    /// Forget the filters of ports that are gone.
+    DiscardPortFilters(BTreeSet<PlacementId>),
+    RemovePortFilters,
     AllowForwarding(ForwardPlace),
     ForgetForwarding(ForwardPlace),
     CreateBridge {
@@ -186,6 +191,7 @@ impl Step {
             | Step::SetHostEnd { placement, .. }
             | Step::Configure { placement, .. }
             | Step::DeleteLink(Link::HostEnd(placement)) => Some(*placement),
+            Step::SetPortFilters(filters) if filters.len() == 1 => filters.keys().next().copied(),
             _ => None,
         }
     }
@@ -254,6 +260,12 @@ impl Chain {
     }
 }
 
+/// The names of containers' ports.
+fn names<'a>(ports: impl IntoIterator<Item = &'a PlacementId>) -> String {
+    let names = ports.into_iter().map(|&id| Link::HostEnd(id).name());
+    names.collect::<Vec<_>>().join(", ")
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -279,6 +291,13 @@ impl fmt::Display for Step {
                 )
             }
             Step::RemoveAntiSpoofing => write!(f, "remove the anti-spoofing filter of {VXLAN}"),
+            Step::SetPortFilters(filters) => {
+                write!(f, "set the filters of {}", names(filters.keys()))
+            }
+            Step::DiscardPortFilters(ports) => {
+                write!(f, "discard the filters of {}", names(ports))
+            }
+            Step::RemovePortFilters => write!(f, "remove the filters of containers' ports"),
             Step::AllowForwarding(place) => write!(f, "allow forwarding in {place}"),
             Step::ForgetForwarding(place) => write!(f, "remove the forwarding rule from {place}"),
             Step::CreateBridge { .. } => write!(f, "create {BRIDGE}"),

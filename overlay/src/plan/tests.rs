@@ -17,7 +17,7 @@ use crate::model::state::{EgressPolicy, HostServices, TunnelRoute};
 use crate::plan::failures::Failures;
 
 /// A host that was configured for one grid and then joined another, with some damage in between.
-fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Observed {
+fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u16) -> Observed {
     let mut model = bare(first);
     for step in plan(first, &model.clone()) {
         apply(&mut model, &step);
@@ -57,6 +57,12 @@ fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u8) -> Obse
     }
     if damage & 16 != 0 {
         model.anti_spoofing = AntiSpoofingState::Broken;
+    }
+    // The ports' filters were taken away, or are of other devices.
+    if damage & 256 != 0 {
+        let ends = model.host_ends.values_mut();
+        ends.for_each(|end| end.filter = None);
+        model.stale_port_filters = Some(BTreeSet::from([PlacementId(77)]));
     }
     // An older version created it.
     if damage & 128 != 0 {
@@ -128,7 +134,7 @@ fn remote_macs(intent: &OverlayIntent) -> BTreeMap<Mac, NodeId> {
 proptest! {
     #[test]
     fn overlay_plan_leaves_nothing_to_do(
-        first in any_intent(), second in any_intent(), damage in 0_u8..128,
+        first in any_intent(), second in any_intent(), damage in 0_u16..512,
     ) {
         let mut model = host_after(&first, &second, damage);
         for step in plan(&second, &model.clone()) {
@@ -153,6 +159,7 @@ proptest! {
         prop_assert!(matches!(steps.last(), Some(Step::RemoveFilter)));
         prop_assert_eq!(plan_removal(&model), vec![]);
         prop_assert_eq!(&model.anti_spoofing, &AntiSpoofingState::Missing);
+        prop_assert_eq!(&model.stale_port_filters, &None);
         prop_assert!(model.inside.link.is_none() && model.inside.routes.is_empty());
         let nothing = model.host_ends.is_empty() && model.bridge.is_none() && model.vxlan.is_none();
         prop_assert!(nothing && model.sleeve.is_none() && model.tap.is_none());
@@ -160,7 +167,7 @@ proptest! {
 
     #[test]
     fn overlay_plan_adds_entries_for_fast_peers_only_and_after_the_filter(
-        first in any_intent(), second in any_intent(), damage in 0_u8..128,
+        first in any_intent(), second in any_intent(), damage in 0_u16..512,
     ) {
         let mut model = host_after(&first, &second, damage);
         let (fast, accepted) = (clear(&second, Clear::Send), clear(&second, Clear::Accept));
@@ -206,7 +213,7 @@ proptest! {
 
     #[test]
     fn overlay_plan_accepts_the_directory_s_senders_and_no_former_holder_beside_a_new_one(
-        first in any_intent(), second in any_intent(), damage in 0_u8..128,
+        first in any_intent(), second in any_intent(), damage in 0_u16..512,
     ) {
         let mut model = host_after(&first, &second, damage);
         let senders = Entries::of(&second).senders;
@@ -284,7 +291,7 @@ proptest! {
 
     #[test]
     fn overlay_plan_opens_no_path_once_a_protecting_step_failed(
-        first in any_intent(), second in any_intent(), damage in 0_u8..128, failing in 0_usize..6,
+        first in any_intent(), second in any_intent(), damage in 0_u16..512, failing in 0_usize..6,
     ) {
         let mut model = host_after(&first, &second, damage);
         let before = model.vxlan.clone();
@@ -305,9 +312,39 @@ proptest! {
         prop_assert!(failing.is_none() || failures.forbidden == 0 || failures.protection);
     }
 
+    /// Whatever was there before: what a container can send from is filtered, but for what
+    /// somebody took away, and that is mended before anything new can be reached.
+    #[test]
+    fn overlay_plan_lets_no_frame_leave_a_container_without_its_filter(
+        first in any_intent(), second in any_intent(), damage in 0_u16..512, failing in 0_usize..4,
+    ) {
+        let mut model = host_after(&first, &second, damage);
+        let filters = |step: &Step| matches!(step, Step::SetPortFilters(_));
+        let steps = plan(&second, &model.clone());
+        let failing = steps.iter().enumerate().filter(|(_, step)| filters(step)).map(|(at, _)| at).nth(failing);
+        let before = model.host_ends.clone();
+        let mut failures = Failures::default();
+        for (at, step) in steps.iter().enumerate() {
+            if Some(at) == failing {
+                failures.note(step);
+            } else if !failures.forbid(step) {
+                // Where a port comes up, the model wants its filter.
+                apply(&mut model, step);
+            }
+        }
+        for (id, end) in &model.host_ends {
+            let to = &second.attachments[id];
+            let filter = end.filter.map(|filter| (filter.mac, filter.address));
+            let filtered = filter == Some((to.mac, to.address));
+            let was_up = before.get(id).is_some_and(|end| end.port.up);
+            prop_assert!(filtered || !end.port.up || failing.is_some() && was_up, "{id}");
+        }
+        prop_assert!(failing.is_some() || model.stale_port_filters.is_none_or(|stale| stale.is_empty()));
+    }
+
     #[test]
     fn overlay_plan_removes_before_it_adds_and_makes_before_it_breaks(
-        first in any_intent(), second in any_intent(), damage in 0_u8..128,
+        first in any_intent(), second in any_intent(), damage in 0_u16..512,
     ) {
         let steps = plan(&second, &host_after(&first, &second, damage));
         let last = |wanted: fn(&Step) -> bool| steps.iter().rposition(wanted);

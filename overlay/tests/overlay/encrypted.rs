@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use kontena_overlay::Clear;
 use kontena_schema::agent::GridSettings;
+use kontena_schema::mac::Mac;
 use kontena_schema::path::Path;
 use kontena_sleeve::PrivateKey;
 
+use crate::ports::datagram;
 use crate::reach::everyone_reaches_everyone;
 use kontena_overlay_lab::{
     BOUND, Host, Netns, Switch, converge, count, counted, dropped, eventually, grid, intent, pass,
@@ -76,16 +78,12 @@ fn overlay_has_encrypted_and_clear_peers_on_one_host() {
     assert_eq!(counted(&hosts[2].netns), 0);
     // A broadcast arrives once at each, whichever path it takes.
     for host in &hosts[1..] {
-        count(&host.containers[0].netns, "ethwe", "ether type 0x88b5");
+        count(&host.containers[0].netns, "ethwe", "udp dport 9");
     }
     let from = &hosts[0].containers[0];
-    let frame = [
-        &[0xff; 6][..],
-        &from.attachment().mac.0,
-        &[0x88, 0xb5],
-        &[0; 46],
-    ]
-    .concat();
+    let everybody = Mac([0xff; 6]);
+    let ethernet = [from.attachment().mac, everybody];
+    let frame = datagram(ethernet, [from.address, Ipv4Addr::BROADCAST], &[]);
     for _ in 0..10 {
         kontena_lab::send(&from.netns, "ethwe", &frame);
     }

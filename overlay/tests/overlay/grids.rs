@@ -17,6 +17,7 @@ use kontena_schema::mac::Mac;
 
 use crate::encrypted::encryption;
 use crate::every_packet::MARKER;
+use crate::ports::datagram;
 use crate::reach::everyone_reaches_everyone;
 use kontena_overlay_lab::{
     BOUND, Container, Host, Netns, Switch, converge, count, counted, eventually, in_clear, pass,
@@ -213,16 +214,16 @@ fn watch(containers: &[&Container], work: &mut dyn FnMut()) -> Vec<u64> {
 
 /// A broadcast frame, and an ARP request for an address; both with the marker.
 fn broadcasts(from: &Container, asked: Ipv4Addr) -> [Vec<u8>; 2] {
-    let mac = from.attachment().mac.0;
-    let head = |kind: [u8; 2]| [&BROADCAST[..], &mac, &kind].concat();
+    let mac = from.attachment().mac;
+    let addresses = [from.address, Ipv4Addr::BROADCAST];
+    let to_all = datagram([mac, Mac(BROADCAST)], addresses, MARKER);
+    let mac = mac.0;
+    let arp = [&BROADCAST[..], &mac, &[8, 6]].concat();
     // RFC 826: Ethernet, IPv4, a request.
     let request = [0, 1, 8, 0, 6, 4, 0, 1];
     let (own, asked) = (from.address.octets(), asked.octets());
     let who_has = [&request[..], &mac, &own, &[0; 6], &asked].concat();
-    [
-        [&head(EXPERIMENT)[..], MARKER, &[0; 30]].concat(),
-        [&head([8, 6])[..], &who_has, MARKER, &[0; 2]].concat(),
-    ]
+    [to_all, [&arp[..], &who_has, MARKER, &[0; 2]].concat()]
 }
 
 /// Broadcasts within a grid, with a request for a container that only the other grid has. Returns

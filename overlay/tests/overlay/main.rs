@@ -16,6 +16,7 @@ mod isolation;
 mod lease;
 mod life;
 mod ping;
+mod ports;
 mod reach;
 mod reachability;
 mod task;
