@@ -13,7 +13,8 @@ use crate::directory::Directory;
 use crate::docker::bridge::BridgeSlot;
 use crate::docker::image::{self, ImageError};
 use crate::docker::labels::{Origin, container_name};
-use crate::docker::spec::{NoCommand, Surroundings, create_body};
+use crate::docker::spec::{CreateContext, NoCommand, create_body};
+use crate::docker::volumes::{self, Owner};
 use crate::docker::{status, words};
 use crate::plan::Action;
 
@@ -23,6 +24,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(15 * 60);
 const START_WITHIN: Duration = Duration::from_secs(120);
 
 /// What steps work with.
+#[derive(Clone)]
 pub struct Tools {
     /// The engine.
     pub docker: Docker,
@@ -52,6 +54,23 @@ pub enum ApplyError {
     NotYet(&'static str),
 }
 
+impl ApplyError {
+    /// Whether what is wanted cannot be done as it is, so that to try it again soon is
+    /// useless. What is in somebody's way (409) or breaks the engine (5xx) may pass.
+    pub fn is_mistake(&self) -> bool {
+        match self {
+            Self::Image(ImageError::Pull { status, .. }) => is_refusal(*status),
+            Self::Engine(err) => is_refusal(status(err)),
+            Self::Command(_) => true,
+            Self::Image(ImageError::Engine(_)) | Self::NoEngine | Self::NotYet(_) => false,
+        }
+    }
+}
+
+fn is_refusal(status: Option<u16>) -> bool {
+    status.is_some_and(|status| matches!(status, 400..=404))
+}
+
 /// Carries out one step; `placement` is there for steps about one.
 pub async fn execute(
     tools: &Tools,
@@ -72,8 +91,10 @@ pub async fn execute(
         Action::Stop(id) => stop(tools, id).await,
         Action::Remove(id) => {
             stop(tools, id).await?;
+            volumes::keep(&tools.docker, id).await?;
             remove(tools, id).await
         }
+        Action::RemoveVolume(volume) => Ok(volumes::remove(&tools.docker, volume).await?),
     }
 }
 
@@ -88,10 +109,11 @@ async fn create(
     placement: &Placement,
     directory: &Directory,
 ) -> Result<(), ApplyError> {
-    let command = image::command(&tools.docker, &placement.spec.image).await?;
-    let command = command.ok_or_else(|| ImageError::Pull {
+    let image = image::config(&tools.docker, &placement.spec.image).await?;
+    let image = image.ok_or_else(|| ImageError::Pull {
         image: placement.spec.image.clone(),
         reason: "it is not there any more".to_owned(),
+        status: None,
     })?;
     let grid = directory
         .grid
@@ -104,7 +126,14 @@ async fn create(
     let overlay = |address| {
         Ipv4Network::new(address, grid.supernet.prefix()).expect("a prefix of a network is valid")
     };
-    let around = Surroundings {
+    let owner = Owner {
+        placement: placement.id,
+        node: me.node,
+        grid: grid.name.clone(),
+    };
+    // Before anything is created: without the list nobody knows what there is already.
+    let volumes = volumes::list(&tools.docker).await?;
+    let context = CreateContext {
         origin: Origin {
             placement: placement.id,
             node: me.node,
@@ -118,8 +147,9 @@ async fn create(
             .borrow()
             .ok_or(ApplyError::NotYet("the address of docker0"))?,
         bin: &tools.bin,
+        mounts: volumes::mounts(&owner, &volumes, &image.volumes),
     };
-    let body = create_body(placement, &command, &around)?;
+    let body = create_body(placement, &image, &context)?;
     let name = container_name(placement);
     let options = CreateContainerOptionsBuilder::default().name(&name).build();
     let docker = tools.docker.clone().with_timeout(START_WITHIN);
@@ -137,10 +167,10 @@ async fn stop(tools: &Tools, id: &str) -> Result<(), ApplyError> {
     done(docker.stop_container(id, None).await, &[304, 404])
 }
 
-/// Removes with the volumes that only this container has.
+/// Removes a container and none of its volumes.
 async fn remove(tools: &Tools, id: &str) -> Result<(), ApplyError> {
     let options = RemoveContainerOptionsBuilder::default()
-        .v(true)
+        .v(false)
         .force(true)
         .build();
     let docker = tools.docker.clone().with_timeout(START_WITHIN);

@@ -179,7 +179,7 @@ async fn a_key_that_another_node_has_is_replaced() {
     let (slot, mut published) = watch::channel(Arc::new(keys.host_keys()));
     let (_directory, seen) = watch::channel(Arc::default());
     let taken = Arc::new(Notify::new());
-    let mut tasks = crate::task::Tasks::new();
+    let mut tasks = kontena_task::Tasks::new();
     tasks.spawn(
         "keys",
         super::watch(keys, store.clone(), seen, taken.clone(), slot),

@@ -19,7 +19,6 @@ pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod run;
-pub mod task;
 
 #[cfg(test)]
 mod testing;

@@ -2,29 +2,41 @@
 //! while, whoever reads it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kontena_schema::agent::Measures;
+use kontena_schema::agent::HostMeasures;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use crate::overlay::{Overlay, waits_longer};
+use crate::docker::sizes::DataSlot;
+use kontena_overlay::{Overlay, extra_intervals};
 
 /// How often the overlay is measured in a small grid.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Where measurements are to be seen; none before the first.
-pub type MeasuresSlot = watch::Receiver<Option<Arc<Measures>>>;
+pub type MeasuresSlot = watch::Receiver<Option<Arc<HostMeasures>>>;
 
 /// Measures, for ever.
-pub async fn watch(overlay: Arc<Overlay>, slot: watch::Sender<Option<Arc<Measures>>>) {
+pub async fn watch(
+    overlay: Arc<Overlay>,
+    data: DataSlot,
+    slot: watch::Sender<Option<Arc<HostMeasures>>>,
+) {
     let mut peers = 0;
     loop {
-        sleep(EVERY + EVERY * waits_longer(peers)).await;
-        match overlay.measures().await {
+        sleep(EVERY + EVERY * extra_intervals(peers)).await;
+        match overlay.statistics().await {
             Ok(measures) => {
                 peers = measures.paths.len();
+                let measures = HostMeasures {
+                    overlay: measures,
+                    data: data
+                        .borrow()
+                        .as_ref()
+                        .map(|data| data.measures(Instant::now())),
+                };
                 slot.send_replace(Some(Arc::new(measures)));
             }
             Err(err) => debug!(%err, "nothing is measured"),

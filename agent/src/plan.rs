@@ -3,20 +3,23 @@
 //!
 //! At most one step per subject and pass; what follows is found by the next pass,
 //! which observes again. A subject with a step under way, or held back after a
-//! failure, gets none.
+//! failure, gets none, and neither does one with a container that Docker does not
+//! answer for: what is unknown is left alone.
 //!
 //! Invariants: a container is adopted if and only if placement, node, revision,
 //! lease and address all match; one that no own placement confirms goes; a
 //! container that lost its lease goes before anything else is done for its
-//! placement; otherwise the image is there before the old container goes.
+//! placement; otherwise the image is there before the old container goes; data goes
+//! last, with its placement.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kontena_schema::agent::{Desired, Placement};
 use kontena_schema::ids::{NodeId, PlacementId, ServiceRevision};
 
+use crate::docker::container::{Container, State};
 use crate::docker::labels::container_name;
-use crate::docker::observe::{Container, State};
+use crate::docker::volumes::Volume;
 
 /// What a step is about; no two steps about the same are under way at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +28,8 @@ pub enum Subject {
     Placement(PlacementId),
     /// A container that no placement confirms, by Docker's id.
     Container(String),
+    /// A volume of a placement, by Docker's name.
+    Volume(String),
 }
 
 /// One thing to do.
@@ -47,8 +52,10 @@ pub enum Action {
     Start(String),
     /// Stop a container.
     Stop(String),
-    /// Stop and remove a container.
+    /// Stop and remove a container. The data of its placement stays.
     Remove(String),
+    /// Remove data of a placement that has ended.
+    RemoveVolume(Volume),
 }
 
 /// What a step under way is, as it shows in reports.
@@ -58,7 +65,7 @@ pub enum Phase {
     Pulling,
     /// A container is being created or started.
     Starting,
-    /// A container is being stopped or removed.
+    /// A container is being stopped or removed, or its data.
     Stopping,
 }
 
@@ -66,7 +73,7 @@ impl Action {
     /// The container that it changes; none for one that it creates.
     pub fn container(&self) -> Option<&String> {
         match self {
-            Self::Pull | Self::Create => None,
+            Self::Pull | Self::Create | Self::RemoveVolume(_) => None,
             Self::Start(id) | Self::Stop(id) | Self::Remove(id) => Some(id),
         }
     }
@@ -76,13 +83,13 @@ impl Action {
         match self {
             Self::Pull => Phase::Pulling,
             Self::Create | Self::Start(_) => Phase::Starting,
-            Self::Stop(_) | Self::Remove(_) => Phase::Stopping,
+            Self::Stop(_) | Self::Remove(_) | Self::RemoveVolume(_) => Phase::Stopping,
         }
     }
 }
 
 /// Everything that the plan depends on.
-pub struct Situation<'a> {
+pub struct PlanInput<'a> {
     /// This node.
     pub node: NodeId,
     /// What the Master wants.
@@ -93,6 +100,10 @@ pub struct Situation<'a> {
     pub prepared: &'a BTreeMap<PlacementId, ServiceRevision>,
     /// Subjects that get no step now.
     pub held: &'a BTreeSet<Subject>,
+    /// The volumes of placements.
+    pub volumes: &'a [Volume],
+    /// Those whose placements have ended.
+    pub ended: &'a BTreeSet<String>,
 }
 
 /// Whether a container is the one that the placement describes.
@@ -125,7 +136,7 @@ pub fn by_placement<'a>(
     Vec<&'a Container>,
 ) {
     let mut of = BTreeMap::<_, Vec<_>>::new();
-    let mut strangers = Vec::new();
+    let mut unconfirmed = Vec::new();
     for container in containers {
         let Some(origin) = &container.origin else {
             continue;
@@ -135,22 +146,23 @@ pub fn by_placement<'a>(
                 of.entry(placement.id).or_default().push(container);
             }
             Some(_) => {}
-            None => strangers.push(container),
+            None => unconfirmed.push(container),
         }
     }
-    (of, strangers)
+    (of, unconfirmed)
 }
 
 /// The steps that bring what is there nearer to what is wanted.
-pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
-    let (of, strangers) = by_placement(situation.placements, situation.containers);
-    let removals = strangers.into_iter().map(|container| Step {
+pub fn plan(input: &PlanInput<'_>) -> Vec<Step> {
+    let (of, unconfirmed) = by_placement(input.placements, input.containers);
+    let known = |container: &&Container| !container.is_unknown();
+    let removals = unconfirmed.into_iter().filter(known).map(|container| Step {
         subject: Subject::Container(container.id.clone()),
         action: Action::Remove(container.id.clone()),
     });
-    let others = situation.placements.values().filter_map(|placement| {
+    let others = input.placements.values().filter_map(|placement| {
         let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
-        let action = step(placement, mine, situation)?;
+        let action = step(placement, mine, input)?;
         Some(Step {
             subject: Subject::Placement(placement.id),
             action,
@@ -158,13 +170,31 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
     });
     removals
         .chain(others)
-        .filter(|step| !situation.held.contains(&step.subject))
+        .chain(removals_of_data(input))
+        .filter(|step| !input.held.contains(&step.subject))
         .collect()
+}
+
+/// Data goes after its placement has ended and no container has it any more.
+fn removals_of_data(input: &PlanInput<'_>) -> Vec<Step> {
+    let origins = input.containers.iter().filter_map(|c| c.origin.as_ref());
+    let used: BTreeSet<PlacementId> = origins.map(|origin| origin.placement).collect();
+    let ended = |volume: &&Volume| {
+        let placement = volume.owner.placement;
+        input.ended.contains(&volume.name)
+            && !used.contains(&placement)
+            && !input.held.contains(&Subject::Placement(placement))
+    };
+    let steps = input.volumes.iter().filter(ended).map(|volume| Step {
+        subject: Subject::Volume(volume.name.clone()),
+        action: Action::RemoveVolume(volume.clone()),
+    });
+    steps.collect()
 }
 
 /// Why a step takes a container away whose lease its placement has no more, in
 /// the Master's words.
-pub fn lease_reason<'a>(step: &Step, on: &Situation<'a>) -> Option<&'a str> {
+pub fn lease_reason<'a>(step: &Step, on: &PlanInput<'a>) -> Option<&'a str> {
     let (Subject::Placement(id), Action::Remove(container)) = (&step.subject, &step.action) else {
         return None;
     };
@@ -174,7 +204,10 @@ pub fn lease_reason<'a>(step: &Step, on: &Situation<'a>) -> Option<&'a str> {
     placement.lease_reason.as_deref().filter(|_| other)
 }
 
-fn step(placement: &Placement, mine: &[&Container], on: &Situation<'_>) -> Option<Action> {
+fn step(placement: &Placement, mine: &[&Container], on: &PlanInput<'_>) -> Option<Action> {
+    if mine.iter().any(|container| container.is_unknown()) {
+        return None;
+    }
     let remove = |container: &&Container| Action::Remove(container.id.clone());
     if placement.desired == Desired::Removed {
         return mine.first().map(remove);
@@ -211,14 +244,14 @@ fn step(placement: &Placement, mine: &[&Container], on: &Situation<'_>) -> Optio
 
 fn keep_running(right: &Container) -> Option<Action> {
     match right.state {
-        State::Running { .. } | State::Restarting { .. } => None,
+        State::Running { .. } | State::Restarting { .. } | State::Unknown { .. } => None,
         State::Created | State::Exited { .. } => Some(Action::Start(right.id.clone())),
         State::Going => Some(Action::Remove(right.id.clone())),
     }
 }
 
 /// Creates, unless a container that is still to go has the name.
-fn create(placement: &Placement, on: &Situation<'_>) -> Option<Action> {
+fn create(placement: &Placement, on: &PlanInput<'_>) -> Option<Action> {
     let name = container_name(placement);
     on.containers
         .iter()

@@ -1,9 +1,10 @@
-use kontena_schema::agent::Health;
 use kontena_schema::ids::LeaseNumber;
 
 use super::*;
 use crate::directory::tests::placement;
+use crate::docker::container::HealthCheck;
 use crate::docker::labels::Origin;
+use crate::docker::volumes::tests::volume;
 
 const NODE: NodeId = NodeId(1);
 
@@ -21,7 +22,7 @@ pub(crate) fn container_of(placement: &Placement, state: State) -> Container {
                 .map(|ip| format!("{ip}/17").parse().unwrap()),
         }),
         state,
-        health: Health::Unknown,
+        health: HealthCheck::Absent,
     }
 }
 
@@ -42,6 +43,8 @@ struct Host {
     containers: Vec<Container>,
     prepared: BTreeMap<PlacementId, ServiceRevision>,
     held: BTreeSet<Subject>,
+    volumes: Vec<Volume>,
+    ended: BTreeSet<String>,
     done: Vec<&'static str>,
 }
 
@@ -52,22 +55,26 @@ impl Host {
             containers: Vec::new(),
             prepared: BTreeMap::new(),
             held: BTreeSet::new(),
+            volumes: Vec::new(),
+            ended: BTreeSet::new(),
             done: Vec::new(),
         }
     }
 
-    fn situation(&self) -> Situation<'_> {
-        Situation {
+    fn input(&self) -> PlanInput<'_> {
+        PlanInput {
             node: NODE,
             placements: &self.placements,
             containers: &self.containers,
             prepared: &self.prepared,
             held: &self.held,
+            volumes: &self.volumes,
+            ended: &self.ended,
         }
     }
 
     fn plan(&self) -> Vec<Step> {
-        plan(&self.situation())
+        plan(&self.input())
     }
 
     /// Carries plans out until there is nothing to do.
@@ -87,7 +94,7 @@ impl Host {
     fn apply(&mut self, step: &Step) {
         let placement = match &step.subject {
             Subject::Placement(id) => self.placements.get(id),
-            Subject::Container(_) => None,
+            Subject::Container(_) | Subject::Volume(_) => None,
         };
         let set = |containers: &mut Vec<Container>, id: &String, state| {
             containers.iter_mut().find(|c| c.id == *id).unwrap().state = state;
@@ -117,6 +124,10 @@ impl Host {
                 self.containers.retain(|c| c.id != *id);
                 "remove"
             }
+            Action::RemoveVolume(volume) => {
+                self.volumes.retain(|other| other != volume);
+                "remove data"
+            }
         });
     }
 }
@@ -138,6 +149,23 @@ fn a_container_that_matches_is_adopted() {
     assert_eq!(host.settle(), ["start"]);
     host.containers[0].state = State::Restarting { exit_code: 1 };
     assert_eq!(host.settle(), [""; 0]);
+}
+
+#[test]
+fn what_docker_does_not_answer_for_is_left_alone_and_all_else_goes_on() {
+    let wanted = placement(11, 1);
+    let mut removed = placement(12, 2);
+    removed.desired = Desired::Removed;
+    let mut moved = placement(13, 3);
+    let mut host = Host::new([wanted.clone(), removed.clone(), placement(14, 4)]);
+    for of in [&wanted, &removed, &moved, &placement(15, 5)] {
+        let unknown = State::Unknown { pid: Some(1) };
+        host.containers.push(container_of(of, unknown));
+    }
+    (moved.lease, moved.service_revision) = (Some(LeaseNumber(99)), ServiceRevision(2));
+    host.placements.insert(moved.id, moved);
+    assert_eq!(host.settle(), ["pull", "create"]);
+    assert_eq!(host.containers.len(), 5);
 }
 
 #[test]
@@ -185,11 +213,11 @@ fn why_the_lease_is_another_is_told_when_the_container_goes_for_it() {
                 ..
             }]
         ));
-        assert_eq!(lease_reason(&steps[0], &host.situation()), told);
+        assert_eq!(lease_reason(&steps[0], &host.input()), told);
     }
     host.containers.clear();
     let steps = host.plan();
-    assert_eq!(lease_reason(&steps[0], &host.situation()), None);
+    assert_eq!(lease_reason(&steps[0], &host.input()), None);
 }
 
 #[test]
@@ -240,6 +268,21 @@ fn stopped_is_stopped_and_removed_is_gone() {
     host.placements.insert(placement.id, placement);
     assert_eq!(host.settle(), ["remove"]);
     assert!(host.containers.is_empty());
+}
+
+#[test]
+fn data_goes_after_its_container_and_with_its_placement_only() {
+    let mut host = Host::new([placement(11, 1)]);
+    host.volumes = vec![volume(11, "/data", None), volume(11, "/log", None)];
+    host.settle();
+    let mut new = placement(11, 1);
+    (new.service_revision, new.lease) = (ServiceRevision(2), Some(LeaseNumber(99)));
+    host.placements.insert(new.id, new.clone());
+    assert_eq!(host.settle(), ["remove", "pull", "create"]);
+    new.desired = Desired::Removed;
+    host.placements.insert(new.id, new);
+    host.ended = host.volumes.iter().map(|v| v.name.clone()).collect();
+    assert_eq!(host.settle(), ["remove", "remove data", "remove data"]);
 }
 
 #[test]

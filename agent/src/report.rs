@@ -14,7 +14,7 @@ use kontena_schema::agent::{
 use kontena_schema::ids::{CommandId, NodeId, PlacementId, Revision};
 use tokio::sync::watch;
 
-use crate::docker::observe::{Container, State};
+use crate::docker::container::{Container, HealthCheck, State};
 use crate::plan::{Phase, matches};
 
 /// What is known of the host after a pass.
@@ -25,7 +25,7 @@ pub struct HostState {
     /// The service containers that exist.
     pub inventory: Vec<InventoryEntry>,
     /// What is reported.
-    pub told: Told,
+    pub reported: Reported,
 }
 
 /// Where the host's state is to be seen; none before the first pass.
@@ -33,7 +33,7 @@ pub type HostSlot = watch::Receiver<Option<Arc<HostState>>>;
 
 /// Everything that reports are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct Reported {
     /// The revision that the host was last made to agree with.
     pub applied: Revision,
     /// Every own placement.
@@ -44,7 +44,7 @@ pub struct Told {
     pub peers: BTreeMap<NodeId, PeerReport>,
 }
 
-impl Default for Told {
+impl Default for Reported {
     fn default() -> Self {
         Self {
             applied: Revision::ZERO,
@@ -57,11 +57,11 @@ impl Default for Told {
 
 /// What one connection was told.
 #[derive(Default)]
-pub struct Sent(Option<Told>);
+pub struct Sent(Option<Reported>);
 
 impl Sent {
     /// The report that makes the Master know `now`; none if it knows already.
-    pub fn next(&mut self, now: &Told) -> Option<Report> {
+    pub fn next(&mut self, now: &Reported) -> Option<Report> {
         let first = self.0.is_none();
         let old = self.0.take().unwrap_or_default();
         let report = Report {
@@ -101,8 +101,11 @@ pub fn inventory(containers: &[Container]) -> Vec<InventoryEntry> {
     containers.iter().filter_map(entry).collect()
 }
 
+/// What the user reads of a container that cannot be inspected.
+const SILENT: &str = "Docker does not answer for this container; it is left alone until it does";
+
 /// What bears on the report of one placement besides its container.
-pub struct Circumstances<'a> {
+pub struct Context<'a> {
     /// This node.
     pub node: NodeId,
     /// The step under way.
@@ -117,23 +120,23 @@ pub struct Circumstances<'a> {
 pub fn derive(
     placement: &Placement,
     containers: &[&Container],
-    around: &Circumstances<'_>,
+    context: &Context<'_>,
 ) -> PlacementReport {
     let matching = containers
         .iter()
-        .find(|c| matches(c, placement, around.node));
+        .find(|c| matches(c, placement, context.node));
     let container = matching.or(containers.first()).copied();
     let origin = container.and_then(|container| container.origin.as_ref());
     let (state, error) = match (placement.desired, container, matching) {
         // A container that is being created may come yet.
-        (Desired::Removed, None, _) if around.phase == Some(Phase::Starting) => {
+        (Desired::Removed, None, _) if context.phase == Some(Phase::Starting) => {
             (InstanceState::Starting, None)
         }
         (Desired::Removed, None, _) => (InstanceState::Removed, None),
         (Desired::Stopped, None, _) => (InstanceState::Stopped, None),
-        (Desired::Running, _, Some(container)) => running(container, placement, around),
-        (Desired::Running, _, None) => absent(placement, around),
-        (Desired::Stopped | Desired::Removed, Some(container), _) => leaving(container, around),
+        (Desired::Running, _, Some(container)) => running(container, placement, context),
+        (Desired::Running, _, None) => absent(placement, context),
+        (Desired::Stopped | Desired::Removed, Some(container), _) => leaving(container, context),
     };
     let service_revision = match (state, origin) {
         // What failed is the version that is wanted, whatever is left of another.
@@ -145,10 +148,20 @@ pub fn derive(
         service_revision,
         lease: origin.and_then(|origin| origin.lease),
         state,
-        health: container.map_or(Health::Unknown, |container| container.health),
+        health: container.map_or(Health::Unknown, |container| health(container.health)),
         container_id: container.map(|container| container.id.clone()),
         container_name: container.map(|container| container.name.clone()),
         error,
+    }
+}
+
+/// A health check without a result says nothing of the health; that the instance is not
+/// ready shows in its state, which Masters of the version before understand too.
+fn health(check: HealthCheck) -> Health {
+    match check {
+        HealthCheck::Absent | HealthCheck::Starting => Health::Unknown,
+        HealthCheck::Healthy => Health::Healthy,
+        HealthCheck::Unhealthy => Health::Unhealthy,
     }
 }
 
@@ -156,17 +169,18 @@ pub fn derive(
 fn running(
     container: &Container,
     placement: &Placement,
-    around: &Circumstances<'_>,
+    context: &Context<'_>,
 ) -> (InstanceState, Option<String>) {
     match &container.state {
-        State::Running { .. } => match around.attached {
-            Some(Err(why)) => (InstanceState::Starting, Some(why.clone())),
-            None if placement.address.is_some() => (InstanceState::Starting, None),
-            Some(Ok(())) | None => (InstanceState::Running, None),
-        },
-        State::Created => failed_or(around, InstanceState::Starting),
+        State::Running { .. } => ready(container, placement, context),
+        State::Unknown { pid: Some(_) } => {
+            let (state, error) = ready(container, placement, context);
+            (state, error.or_else(|| Some(SILENT.to_owned())))
+        }
+        State::Unknown { pid: None } => (InstanceState::Pending, Some(SILENT.to_owned())),
+        State::Created => failed_or(context, InstanceState::Starting),
         State::Restarting { exit_code } => (InstanceState::Failed, Some(ended(*exit_code))),
-        State::Exited { exit_code, error } => match (around.phase, around.failure) {
+        State::Exited { exit_code, error } => match (context.phase, context.failure) {
             (Some(_), _) => (InstanceState::Starting, None),
             (None, Some(failure)) => (InstanceState::Failed, Some(failure.to_owned())),
             (None, None) => {
@@ -174,37 +188,54 @@ fn running(
                 (InstanceState::Failed, Some(why))
             }
         },
-        State::Going => failed_or(around, InstanceState::Pending),
+        State::Going => failed_or(context, InstanceState::Pending),
+    }
+}
+
+/// Its command runs: it is ready once it is on the overlay and its health check has come
+/// to a result.
+fn ready(
+    container: &Container,
+    placement: &Placement,
+    context: &Context<'_>,
+) -> (InstanceState, Option<String>) {
+    match context.attached {
+        Some(Err(why)) => (InstanceState::Starting, Some(why.clone())),
+        None if placement.address.is_some() => (InstanceState::Starting, None),
+        _ if container.health == HealthCheck::Starting => (InstanceState::Starting, None),
+        Some(Ok(())) | None => (InstanceState::Running, None),
     }
 }
 
 /// The right container is not there yet.
-fn absent(placement: &Placement, around: &Circumstances<'_>) -> (InstanceState, Option<String>) {
-    match around.phase {
+fn absent(placement: &Placement, context: &Context<'_>) -> (InstanceState, Option<String>) {
+    match context.phase {
         Some(Phase::Pulling) => (InstanceState::Pulling, None),
         Some(Phase::Starting) => (InstanceState::Starting, None),
         Some(Phase::Stopping) | None if placement.address.is_none() => {
-            (InstanceState::Pending, around.failure.map(str::to_owned))
+            (InstanceState::Pending, context.failure.map(str::to_owned))
         }
-        Some(Phase::Stopping) | None => failed_or(around, InstanceState::Pending),
+        Some(Phase::Stopping) | None => failed_or(context, InstanceState::Pending),
     }
 }
 
 /// It is to be stopped, or to go.
-fn leaving(container: &Container, around: &Circumstances<'_>) -> (InstanceState, Option<String>) {
+fn leaving(container: &Container, context: &Context<'_>) -> (InstanceState, Option<String>) {
+    let failure = if container.is_unknown() {
+        Some(SILENT)
+    } else {
+        context.failure
+    };
     let state = if container.is_running() {
         InstanceState::Running
     } else {
         InstanceState::Stopped
     };
-    (state, around.failure.map(str::to_owned))
+    (state, failure.map(str::to_owned))
 }
 
-fn failed_or(
-    around: &Circumstances<'_>,
-    otherwise: InstanceState,
-) -> (InstanceState, Option<String>) {
-    match (around.failure, around.phase) {
+fn failed_or(context: &Context<'_>, otherwise: InstanceState) -> (InstanceState, Option<String>) {
+    match (context.failure, context.phase) {
         (Some(failure), None) => (InstanceState::Failed, Some(failure.to_owned())),
         _ => (otherwise, None),
     }
@@ -224,8 +255,8 @@ mod tests {
 
     const NODE: NodeId = NodeId(1);
 
-    fn around() -> Circumstances<'static> {
-        Circumstances {
+    fn context() -> Context<'static> {
+        Context {
             node: NODE,
             phase: None,
             failure: None,
@@ -247,14 +278,65 @@ mod tests {
             let report = derive(
                 &placement,
                 &[&container],
-                &Circumstances {
+                &Context {
                     attached,
-                    ..around()
+                    ..context()
                 },
             );
             assert_eq!(report.state, state);
             assert_eq!(report.lease, placement.lease);
             assert_eq!(report.error.is_some(), attached == Some(&lost));
+        }
+    }
+
+    #[test]
+    fn a_container_whose_health_check_has_no_result_is_not_ready() {
+        let placement = placement(11, 1);
+        let mut container = container_of(&placement, up(7));
+        for (check, state, health) in [
+            (
+                HealthCheck::Starting,
+                InstanceState::Starting,
+                Health::Unknown,
+            ),
+            (
+                HealthCheck::Healthy,
+                InstanceState::Running,
+                Health::Healthy,
+            ),
+            (
+                HealthCheck::Unhealthy,
+                InstanceState::Running,
+                Health::Unhealthy,
+            ),
+        ] {
+            container.health = check;
+            let context = Context {
+                attached: Some(&Ok(())),
+                ..context()
+            };
+            let report = derive(&placement, &[&container], &context);
+            assert_eq!((report.state, report.health), (state, health));
+        }
+    }
+
+    #[test]
+    fn a_container_that_docker_does_not_answer_for_is_as_it_was_and_says_so() {
+        let mut placement = placement(11, 1);
+        for (pid, desired, state) in [
+            (Some(7), Desired::Running, InstanceState::Running),
+            (None, Desired::Running, InstanceState::Pending),
+            (Some(7), Desired::Removed, InstanceState::Running),
+        ] {
+            placement.desired = desired;
+            let container = container_of(&placement, State::Unknown { pid });
+            let context = Context {
+                attached: Some(&Ok(())),
+                ..context()
+            };
+            let report = derive(&placement, &[&container], &context);
+            assert_eq!(report.state, state);
+            assert_eq!(report.error.as_deref(), Some(SILENT));
         }
     }
 
@@ -265,9 +347,9 @@ mod tests {
         let report = derive(
             &placement,
             &[],
-            &Circumstances {
+            &Context {
                 failure,
-                ..around()
+                ..context()
             },
         );
         assert_eq!(report.state, InstanceState::Failed);
@@ -276,16 +358,16 @@ mod tests {
         let report = derive(
             &placement,
             &[],
-            &Circumstances {
+            &Context {
                 failure,
                 phase,
-                ..around()
+                ..context()
             },
         );
         assert_eq!((report.state, report.error), (InstanceState::Pulling, None));
 
         let container = container_of(&placement, exited(137));
-        let report = derive(&placement, &[&container], &around());
+        let report = derive(&placement, &[&container], &context());
         assert_eq!(report.state, InstanceState::Failed);
         assert!(report.error.unwrap().contains("137"));
     }
@@ -299,15 +381,15 @@ mod tests {
         let report = derive(
             &placement,
             &[&old],
-            &Circumstances {
+            &Context {
                 failure,
-                ..around()
+                ..context()
             },
         );
         assert_eq!(report.state, InstanceState::Failed);
         assert_eq!(report.service_revision, ServiceRevision(2));
         let phase = Some(Phase::Pulling);
-        let report = derive(&placement, &[&old], &Circumstances { phase, ..around() });
+        let report = derive(&placement, &[&old], &Context { phase, ..context() });
         assert_eq!(report.service_revision, ServiceRevision(1));
     }
 
@@ -317,10 +399,10 @@ mod tests {
         placement.desired = Desired::Removed;
         let container = container_of(&placement, up(7));
         assert_eq!(
-            derive(&placement, &[&container], &around()).state,
+            derive(&placement, &[&container], &context()).state,
             InstanceState::Running
         );
-        let gone = derive(&placement, &[], &around());
+        let gone = derive(&placement, &[], &context());
         assert_eq!(
             (gone.state, gone.container_id),
             (InstanceState::Removed, None)
@@ -331,7 +413,7 @@ mod tests {
             (Phase::Stopping, InstanceState::Removed),
         ] {
             let phase = Some(phase);
-            let report = derive(&placement, &[], &Circumstances { phase, ..around() });
+            let report = derive(&placement, &[], &Context { phase, ..context() });
             assert_eq!(report.state, state);
         }
     }
@@ -341,7 +423,7 @@ mod tests {
         let mut placement = placement(11, 1);
         (placement.address, placement.lease) = (None, None);
         assert_eq!(
-            derive(&placement, &[], &around()).state,
+            derive(&placement, &[], &context()).state,
             InstanceState::Pending
         );
     }
@@ -349,18 +431,19 @@ mod tests {
     #[test]
     fn a_connection_is_told_everything_and_then_differences() {
         let placement = placement(11, 1);
-        let mut told = Told {
+        let mut reported = Reported {
             applied: Revision(7),
-            ..Told::default()
+            ..Reported::default()
         };
         let mut sent = Sent::default();
-        assert_eq!(sent.next(&told).unwrap().applied, Revision(7));
-        assert_eq!(sent.next(&told), None);
-        told.placements
-            .insert(placement.id, derive(&placement, &[], &around()));
-        assert_eq!(sent.next(&told).unwrap().placements.len(), 1);
-        told.applied = Revision(8);
-        assert_eq!(sent.next(&told).unwrap().placements.len(), 0);
-        assert_eq!(Sent::default().next(&told).unwrap().placements.len(), 1);
+        assert_eq!(sent.next(&reported).unwrap().applied, Revision(7));
+        assert_eq!(sent.next(&reported), None);
+        reported
+            .placements
+            .insert(placement.id, derive(&placement, &[], &context()));
+        assert_eq!(sent.next(&reported).unwrap().placements.len(), 1);
+        reported.applied = Revision(8);
+        assert_eq!(sent.next(&reported).unwrap().placements.len(), 0);
+        assert_eq!(Sent::default().next(&reported).unwrap().placements.len(), 1);
     }
 }

@@ -2,6 +2,7 @@
 //! each part that knows.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,18 +13,22 @@ use tracing::{error, info, warn};
 
 use crate::apply::Tools;
 use crate::config::{Config, EngineConfig};
-use crate::directory::{Directory, Store, StoreError};
+use crate::directory::{Directory, InstallError, Store, StoreError};
 use crate::dns::zone::Zone;
-use crate::docker::observe::Doubts;
-use crate::docker::{self, bridge, events, networks};
+use crate::docker::dirty::DirtySet;
+use crate::docker::volumes::VolumesSlot;
+use crate::docker::{self, bridge, events, networks, sizes, volumes};
 use crate::keys::HostKeys;
 use crate::link::{self, Link};
-use crate::overlay::Overlay;
+use crate::measures::MeasuresSlot;
+use crate::overlay::{self, Sources};
 use crate::pings::{Pings, PingsSlot};
 use crate::reconcile::{Reconciler, Slots};
 use crate::report::HostSlot;
-use crate::task::Tasks;
 use crate::{dns, facts, keys, measures};
+use kontena_overlay::Overlay;
+
+use kontena_task::Tasks;
 
 /// How soon an overlay that could not be opened is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
@@ -34,6 +39,9 @@ pub enum RunError {
     /// The state directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Containers would have nothing to wait in.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// Signals cannot be received.
     #[error("signals cannot be received: {0}")]
     Signals(#[from] std::io::Error),
@@ -70,33 +78,53 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
 }
 
+/// Starts every part. What needs the engine is started last: the overlay, names and the
+/// link to the Master do not wait for it.
 async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(), RunError> {
     let known = Arc::new(store.directory().unwrap_or_default());
     info!(revision = %known.revision(), "what was known of the grid");
     let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, [])));
-
-    let (received_in, received) = watch::channel(known.clone());
-    let (directory_in, directory) = watch::channel(known);
-    tasks.spawn("keep", keep(store.clone(), received, directory_in));
-
+    let (received_in, directory) = start_directory(tasks, &store, known);
     let key_taken = Arc::new(Notify::new());
     let keys = start_keys(tasks, &store, &directory, &key_taken);
 
-    let (public_in, public_ip) = watch::channel(None);
-    tasks.spawn(
-        "public-ip",
-        facts::watch_public_ip(config.clone(), public_in),
-    );
-
-    let (masters_in, masters) = watch::channel(None);
-    tasks.spawn("master", facts::master::watch(config.clone(), masters_in));
-
-    let doubts = Arc::new(Doubts::default());
+    let overlay = Arc::new(open_overlay().await);
     let (bridges_in, bridges) = watch::channel(None);
+    let (containers_in, containers) = watch::channel(Arc::default());
+    let sources = Sources {
+        directory: directory.clone(),
+        keys: keys.clone(),
+        masters: start_masters(tasks, &config),
+        bridges,
+        containers,
+    };
+    let overlay_state = overlay::start(tasks, &overlay, sources);
+
+    let (volumes_in, volumes) = watch::channel(None);
+    let (host_in, host) = watch::channel(None);
+    let (facts_in, facts) = watch::channel(None);
+    let slots = link::Slots {
+        pings: start_pings(tasks, &directory, &host, &overlay),
+        measures: start_statistics(tasks, overlay, &volumes),
+        host,
+        facts,
+    };
+    let (of_link, link_store) = (config.clone(), store.clone());
+    tasks.supervise("link", move || {
+        let (config, store) = (of_link.clone(), link_store.clone());
+        let (slots, taken) = (slots.clone(), key_taken.clone());
+        Link::new(config, store, received_in.clone(), slots, taken).run()
+    });
+
+    let dirty = Arc::new(DirtySet::default());
     let (source, tools) = match &config.engine {
         Some(engine) => {
             store.install_weavewait(&engine.weavewait)?;
-            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &doubts).await;
+            let tools = start_engine(tasks, engine, &store, bridges_in, zone, &dirty).await;
+            let docker = tools.docker.clone();
+            tasks.supervise("volumes", move || {
+                volumes::watch(docker.clone(), volumes_in.clone())
+            });
             (facts::Source::Engine(tools.docker.clone()), Some(tools))
         }
         None => {
@@ -105,37 +133,93 @@ async fn start(tasks: &mut Tasks, config: Arc<Config>, store: Store) -> Result<(
             (facts::Source::Kernel { id }, None)
         }
     };
-    let (facts_in, facts) = watch::channel(None);
-    tasks.spawn(
-        "facts",
-        facts::watch(source, config.clone(), public_ip, keys.clone(), facts_in),
-    );
-
-    let (host_in, host) = watch::channel(None);
+    start_facts(tasks, source, &config, keys, facts_in);
     let slots = Slots {
-        directory: directory.clone(),
-        keys,
-        masters,
-        bridges,
-        doubts,
+        directory,
+        overlay: overlay_state,
+        dirty,
+        volumes,
+        attached: containers_in,
         zone: zone_in,
         host: host_in,
     };
-    let overlay = Arc::new(overlay().await);
-    let (measures_in, measures) = watch::channel(None);
-    tasks.spawn("measures", measures::watch(overlay.clone(), measures_in));
-    let pings = start_pings(tasks, directory, &host, &overlay);
-    let reconciler = Reconciler::new(slots, store.clone(), overlay, tools);
-    tasks.spawn("reconcile", reconciler.run());
-    let slots = link::Slots {
-        host,
-        facts,
-        measures,
-        pings,
-    };
-    let link = Link::new(config, store, received_in, slots, key_taken);
-    tasks.spawn("link", link.run());
+    tasks.supervise("reconcile", move || {
+        Reconciler::new(slots.clone(), store.clone(), tools.clone()).run()
+    });
     Ok(())
+}
+
+/// What the Master says goes in at one end, and comes out of the other when it is on disk.
+fn start_directory(
+    tasks: &mut Tasks,
+    store: &Store,
+    known: Arc<Directory>,
+) -> (
+    watch::Sender<Arc<Directory>>,
+    watch::Receiver<Arc<Directory>>,
+) {
+    let (received_in, received) = watch::channel(known.clone());
+    let (directory_in, directory) = watch::channel(known);
+    let store = store.clone();
+    tasks.supervise("directory", move || {
+        keep(store.clone(), received.clone(), directory_in.clone())
+    });
+    (received_in, directory)
+}
+
+/// Where the Master is.
+fn start_masters(
+    tasks: &mut Tasks,
+    config: &Arc<Config>,
+) -> watch::Receiver<Option<BTreeSet<SocketAddrV4>>> {
+    let (masters_in, masters) = watch::channel(None);
+    let config = config.clone();
+    tasks.supervise("master", move || {
+        facts::master::watch(config.clone(), masters_in.clone())
+    });
+    masters
+}
+
+fn start_facts(
+    tasks: &mut Tasks,
+    source: facts::Source,
+    config: &Arc<Config>,
+    keys: watch::Receiver<Arc<HostKeys>>,
+    facts: watch::Sender<Option<Arc<facts::HostFacts>>>,
+) {
+    let (public_in, public_ip) = watch::channel(None);
+    let of_public = config.clone();
+    tasks.supervise("public-ip", move || {
+        facts::watch_public_ip(of_public.clone(), public_in.clone())
+    });
+    let config = config.clone();
+    tasks.supervise("facts", move || {
+        let (public_ip, keys) = (public_ip.clone(), keys.clone());
+        facts::watch(
+            source.clone(),
+            config.clone(),
+            public_ip,
+            keys,
+            facts.clone(),
+        )
+    });
+}
+
+fn start_statistics(
+    tasks: &mut Tasks,
+    overlay: Arc<Overlay>,
+    volumes: &VolumesSlot,
+) -> MeasuresSlot {
+    let (data_in, data) = watch::channel(None);
+    let volumes = volumes.clone();
+    tasks.supervise("sizes", move || {
+        sizes::watch(volumes.clone(), data_in.clone())
+    });
+    let (statistics_in, statistics) = watch::channel(None);
+    tasks.supervise("statistics", move || {
+        measures::watch(overlay.clone(), data.clone(), statistics_in.clone())
+    });
+    statistics
 }
 
 /// Starts what has to do with containers, and waits for the engine.
@@ -145,17 +229,26 @@ async fn start_engine(
     store: &Store,
     bridges: watch::Sender<Option<BTreeSet<String>>>,
     zone: watch::Receiver<Arc<Zone>>,
-    doubts: &Arc<Doubts>,
+    dirty: &Arc<DirtySet>,
 ) -> Tools {
     let (name_in, name) = watch::channel(bridge::DEFAULT_NAME.to_owned());
     // Names are served from what was known, before and without the engine.
     let (bridge_in, bridge) = watch::channel(None);
-    tasks.spawn("names", dns::server::run(bridge.clone(), zone));
-    tasks.spawn("bridge", bridge::watch(name, bridge_in));
+    let at = bridge.clone();
+    tasks.supervise("names", move || dns::server::run(at.clone(), zone.clone()));
+    tasks.supervise("bridge", move || {
+        bridge::watch(name.clone(), bridge_in.clone())
+    });
     let docker = docker::connect(&engine.socket).await;
     name_in.send_replace(bridge::name(&docker).await);
-    tasks.spawn("networks", networks::watch(docker.clone(), bridges));
-    tasks.spawn("events", events::watch(docker.clone(), doubts.clone()));
+    let of_networks = docker.clone();
+    tasks.supervise("networks", move || {
+        networks::watch(of_networks.clone(), bridges.clone())
+    });
+    let (of_events, dirty) = (docker.clone(), dirty.clone());
+    tasks.supervise("events", move || {
+        events::watch(of_events.clone(), dirty.clone())
+    });
     Tools {
         docker,
         bin: store.bin(),
@@ -171,28 +264,33 @@ fn start_keys(
 ) -> watch::Receiver<Arc<HostKeys>> {
     let keys = keys::load(store, &keys::generate);
     let (slot, host_keys) = watch::channel(Arc::new(keys.host_keys()));
-    let (directory, taken) = (directory.clone(), taken.clone());
-    tasks.spawn(
-        "keys",
-        keys::watch(keys, store.clone(), directory, taken, slot),
-    );
+    let (store, directory, taken) = (store.clone(), directory.clone(), taken.clone());
+    let mut first = Some(keys);
+    tasks.supervise("keys", move || {
+        let load = || keys::load(&store, &keys::generate);
+        let keys = first.take().unwrap_or_else(load);
+        let (directory, taken) = (directory.clone(), taken.clone());
+        keys::watch(keys, store.clone(), directory, taken, slot.clone())
+    });
     host_keys
 }
 
-/// Pings have a task of their own: a pass may have to wait for an engine that hangs.
 fn start_pings(
     tasks: &mut Tasks,
-    directory: watch::Receiver<Arc<Directory>>,
+    directory: &watch::Receiver<Arc<Directory>>,
     host: &HostSlot,
     overlay: &Arc<Overlay>,
 ) -> PingsSlot {
     let (slot, pings) = watch::channel(Arc::default());
-    let run = Pings::new(directory, host.clone(), overlay.clone(), slot).run();
-    tasks.spawn("pings", run);
+    let (directory, host, overlay) = (directory.clone(), host.clone(), overlay.clone());
+    tasks.supervise("pings", move || {
+        let (directory, host) = (directory.clone(), host.clone());
+        Pings::new(directory, host, overlay.clone(), slot.clone()).run()
+    });
     pings
 }
 
-async fn overlay() -> Overlay {
+async fn open_overlay() -> Overlay {
     loop {
         match Overlay::new().await {
             Ok(overlay) => return overlay,

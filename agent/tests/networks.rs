@@ -9,7 +9,7 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::models::NetworkCreateRequest;
 use kontena_agent::docker::networks;
-use kontena_agent::task::Tasks;
+use kontena_task::Tasks;
 use tokio::sync::watch;
 use tokio::time::timeout;
 

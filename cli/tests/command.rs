@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 mod fixtures;
 mod ways;
 
-use fixtures::{address, addresses, deploy, grid, nodes, refused, stack, trust};
+use fixtures::{address, addresses, deploy, grid, nodes, refused, service, stack, trust, warned};
 
 /// What the Master was asked to change, in order.
 type Changes = Arc<Mutex<Vec<(String, Value)>>>;
@@ -28,6 +28,8 @@ struct Master {
     /// How often a removed stack was looked at.
     looks: Arc<AtomicUsize>,
     fails: bool,
+    /// How many nodes a new grid would hit.
+    warns: u8,
 }
 
 impl Master {
@@ -36,6 +38,7 @@ impl Master {
             ("GET", "/v1/ping") => (200, json!({"message": "pong"})),
             ("GET", "/v1/grids") => (200, json!({"grids": [grid()]})),
             ("GET", "/v1/grids/demo") => (200, grid()),
+            ("POST", "/v1/grids") if self.warns > 0 => (201, warned(self.warns)),
             ("POST", "/v1/grids") if !self.fails => (201, grid()),
             ("POST", "/v1/grids") => refused(
                 422,
@@ -81,6 +84,7 @@ impl Master {
                 (200, deploy("webservice", "success", true, None))
             }
             ("DELETE", "/v1/stacks/demo/testapp") => (200, json!({})),
+            ("GET", "/v1/services/demo/testapp/db") => (200, service()),
             ("GET" | "POST", "/v1/grids/demo/trusted_subnets") => (200, trust()),
             _ if path.starts_with("/v1/nodes/demo/") => nodes(method, path, self.fails),
             _ if path.starts_with("/v1/grids/demo/addresses") => addresses(method, path),
@@ -222,6 +226,9 @@ async fn login_install_upgrade_and_remove() {
         (refused.code, refused.err.contains("--force")),
         (Some(1), true)
     );
+    let refused = place.run("service rm testapp/db").await;
+    let goes = "--force. 1 instance keeps 5.0 MiB (measured 12m ago) in volumes";
+    assert!(refused.err.contains(goes), "{refused:?}");
     let removed = place.run("stack rm testapp --force").await;
     assert_eq!(removed, well("* removing stack testapp .. done\n"));
 
@@ -310,6 +317,32 @@ async fn a_grid_is_made_with_the_networks_that_are_named() {
     let named = ["subnet", "supernet", "inner_subnet"].map(|name| body[name].as_str());
     let wanted = ["10.1.0.0/19", "10.1.0.0/17", "10.9.9.0/24"];
     assert_eq!(named, wanted.map(Some));
+}
+
+#[tokio::test]
+async fn a_grid_that_would_hit_nodes_is_made_with_a_warning() {
+    let place = Place::new("warned");
+    let warns = |warns| Master {
+        warns,
+        ..Master::default()
+    };
+    let url = warns(2).serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+    let want = " [warn] node other/host-1: its network 10.81.1.0/24 on eth0 overlaps\n \
+        [warn] node other/host-2: its network 10.81.2.0/24 on eth0 overlaps\n";
+    let create = place.run("grid create demo").await;
+    assert_eq!(create.out, "* creating grid demo .. done\n");
+    assert_eq!((create.err.as_str(), create.code), (want, Some(0)));
+    let json = place.run("grid create demo -o json").await;
+    assert_eq!(serde_json::from_str::<Value>(&json.out).unwrap(), warned(2));
+    assert!(json.err.ends_with(want), "{}", json.err);
+
+    let url = warns(12).serve().await;
+    let login = format!("master login {url} --token t --name many");
+    place.run(&login).await;
+    let many = place.run("grid create demo").await.err;
+    assert_eq!(many.lines().count(), 11, "{many}");
+    assert!(many.ends_with(" [warn] and 2 more nodes; `-o json` has them all\n"));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
 };
 
-use crate::Place;
+use crate::Netns;
 
 /// What waits to be looked at; more than a whole test sends in a burst.
 const BUFFER: usize = 1 << 30;
@@ -31,8 +31,8 @@ pub struct Seen {
 
 /// Looks at the packets of a device meanwhile, in both directions, up to the last that
 /// came before the end.
-pub fn capture(place: &Place, device: &str, marker: &[u8], work: impl FnOnce()) -> Seen {
-    let socket = place.inside(|| listen(device));
+pub fn capture(netns: &Netns, device: &str, marker: &[u8], work: impl FnOnce()) -> Seen {
+    let socket = netns.inside(|| listen(device));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let looking = scope.spawn(|| look(&socket, marker, &done));

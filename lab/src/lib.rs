@@ -1,5 +1,5 @@
 //! A world for tests and benchmarks of what happens on networks: a switch, hosts on it;
-//! few for a test ([`underlay`]), or as many as a grid takes ([`wide`]).
+//! few for a test ([`underlay`]), or as many as a grid takes ([`large_topology`]).
 //!
 //! A host is a thread in a network namespace of its own. Namespaces have no names
 //! and vanish with their threads and processes, also when a test panics. It needs
@@ -10,8 +10,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod capture;
+pub mod large_topology;
 pub mod ping;
-pub mod wide;
 
 use std::io::{ErrorKind, Write};
 use std::net::Ipv4Addr;
@@ -50,11 +50,11 @@ pub fn within<T>(bound: Duration, what: &str, mut look: impl FnMut() -> Result<T
 
 /// A network namespace that somebody keeps alive.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Netns {
     task: i32,
 }
 
-impl Place {
+impl Netns {
     /// The task that keeps it alive, as the kernel numbers it.
     pub fn task(&self) -> i32 {
         self.task
@@ -143,18 +143,18 @@ impl Place {
 /// The network between hosts.
 pub struct Switch {
     /// Where it is.
-    pub place: Place,
+    pub netns: Netns,
     _keeper: Keeper,
 }
 
 impl Switch {
     /// A switch without hosts.
     pub fn start() -> Self {
-        let (keeper, place) = Keeper::start();
-        place.run("ip link add sw type bridge mcast_snooping 0");
-        place.run("ip link set sw up");
+        let (keeper, netns) = Keeper::start();
+        netns.run("ip link add sw type bridge mcast_snooping 0");
+        netns.run("ip link set sw up");
         let switch = Self {
-            place,
+            netns,
             _keeper: keeper,
         };
         switch.filter_nothing();
@@ -164,7 +164,7 @@ impl Switch {
     /// Keeps the kernel's packet filter off frames that the switch passes on, as on any
     /// switch. Where the filter's module comes later, it begins with the filter on.
     pub fn filter_nothing(&self) {
-        self.place.inside(|| {
+        self.netns.inside(|| {
             for filter in ["arptables", "ip6tables", "iptables"] {
                 let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{filter}");
                 match std::fs::write(&setting, "0") {
@@ -179,16 +179,16 @@ impl Switch {
 
     /// Gives a namespace an `eth0` on the switch with [`underlay`]'s address; the
     /// switch's end is `port` and the number.
-    pub fn plug(&self, place: &Place, number: u8) {
+    pub fn plug(&self, netns: &Netns, number: u8) {
         let port = format!("port{number}");
-        let peer = place.task;
-        self.place.run(&format!(
+        let peer = netns.task;
+        self.netns.run(&format!(
             "ip link add {port} type veth peer name eth0 netns {peer}"
         ));
-        self.place.run(&format!("ip link set {port} master sw up"));
+        self.netns.run(&format!("ip link set {port} master sw up"));
         let ip = underlay(number);
-        place.run(&format!("ip addr add {ip}/24 dev eth0"));
-        place.run("ip link set eth0 up");
+        netns.run(&format!("ip addr add {ip}/24 dev eth0"));
+        netns.run("ip link set eth0 up");
     }
 }
 
@@ -202,7 +202,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 impl Keeper {
     /// Makes a namespace, with `lo` up.
-    pub fn start() -> (Self, Place) {
+    pub fn start() -> (Self, Netns) {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (give, take) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -212,16 +212,16 @@ impl Keeper {
                 job();
             }
         });
-        let place = Place {
+        let netns = Netns {
             task: take.recv().unwrap(),
         };
-        place.run("ip link set lo up");
+        netns.run("ip link set lo up");
         (
             Self {
                 jobs: Some(jobs),
                 thread: Some(thread),
             },
-            place,
+            netns,
         )
     }
 
@@ -251,23 +251,23 @@ pub fn underlay(number: u8) -> Ipv4Addr {
 }
 
 /// Counts what arrives at a device, before any filter.
-pub fn count(place: &Place, device: &str, what: &str) {
-    place.run("nft add table netdev probe");
-    place.run(&format!(
+pub fn count(netns: &Netns, device: &str, what: &str) {
+    netns.run("nft add table netdev probe");
+    netns.run(&format!(
         "nft add chain netdev probe in {{ type filter hook ingress device {device} priority -500 ; }}"
     ));
-    place.run(&format!("nft add rule netdev probe in {what} counter"));
+    netns.run(&format!("nft add rule netdev probe in {what} counter"));
 }
 
 /// How much of it arrived.
-pub fn counted(place: &Place) -> u64 {
-    packets(&place.run("nft -j list chain netdev probe in"))
+pub fn counted(netns: &Netns) -> u64 {
+    packets(&netns.run("nft -j list chain netdev probe in"))
 }
 
 /// Sends a frame as it is from a device.
-pub fn send(place: &Place, device: &str, frame: &[u8]) {
+pub fn send(netns: &Netns, device: &str, frame: &[u8]) {
     let device = std::ffi::CString::new(device).unwrap();
-    let sent = place.inside(|| {
+    let sent = netns.inside(|| {
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto, socket,
 };
 
-use crate::Place;
+use crate::Netns;
 
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
@@ -18,17 +18,17 @@ const ICMP_FILTER: libc::c_int = 1;
 /// An IPv4 header without options, and the eight bytes of an echo.
 const ANSWER_BYTES: usize = 20 + 8;
 
-/// A place's own ICMP socket; it never waits.
+/// A netns's own ICMP socket; it never waits.
 pub struct Pinger {
     socket: OwnedFd,
-    /// Tells its pings from those of others in the place.
+    /// Tells its pings from those of others in the netns.
     id: u16,
 }
 
 impl Pinger {
     /// Opens the socket.
-    pub fn open(place: &Place) -> Self {
-        let socket = place.inside(|| {
+    pub fn open(netns: &Netns) -> Self {
+        let socket = netns.inside(|| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let kind = (AddressFamily::Inet, SockType::Raw, SockProtocol::Icmp);
             socket(kind.0, kind.1, flags, kind.2).unwrap()
@@ -104,8 +104,8 @@ mod tests {
 
     #[test]
     fn a_host_answers_itself() {
-        let (_keeper, place) = Keeper::start();
-        let pinger = Pinger::open(&place);
+        let (_keeper, netns) = Keeper::start();
+        let pinger = Pinger::open(&netns);
         pinger.send(Ipv4Addr::LOCALHOST).unwrap();
         let from = eventually("an answer", || pinger.receive().ok_or(String::new()));
         assert_eq!(from, Ipv4Addr::LOCALHOST);

@@ -151,6 +151,7 @@ fn hello(name: &str) -> Hello {
             cpus: 1,
             mem_total_bytes: 1 << 30,
             keys: None,
+            networks: None,
         },
         inventory: Vec::new(),
     }

@@ -1,5 +1,5 @@
 -- deploy_finish
--- Ends the deploys of a service whose instances all run, or of which one failed
+-- Ends the deploys of a service whose instances all run and are not unhealthy, or of which one failed
 -- since: what was reported before a deploy, or of an earlier revision, says
 -- nothing about it.
 update deploys d
@@ -19,7 +19,7 @@ from (
         select
             p.state = 'failed' and p.running_revision = open.service_revision
                 and p.updated_at > open.created_at as failed,
-            p.state = 'running' and p.running_revision = open.service_revision as running
+            p.state = 'running' and p.health <> 'unhealthy' and p.running_revision = open.service_revision as running
     ) seen on p.id is not null
     where open.service_id = $1 and open.state = 'ongoing'
     group by open.id, s.id

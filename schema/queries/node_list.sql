@@ -15,7 +15,8 @@ select jsonb_build_object(
     'next_key_waits_for', coalesce(waits.names, '[]'),
     -- Of one node: in a full grid all of them are 64,000 paths and 10 MB.
     'peers', case when $2::text is not null then n.peers else '[]' end,
-    'drops', coalesce(n.measures -> 'drops', '{}'), 'measured_at', iso(n.measured_at)
+    'drops', coalesce(n.measures -> 'drops', '{}'), 'measured_at', iso(n.measured_at),
+    'networks', case when $2::text is not null then coalesce(n.facts -> 'networks', '[]') else '[]' end
 )
 from nodes n
 join grids g on g.id = n.grid_id

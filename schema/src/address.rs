@@ -136,7 +136,7 @@ pub struct InnerSubnet {
 impl InnerSubnet {
     /// The prefix of all of them.
     pub const PREFIX: u8 = 24;
-    const FIELD: &str = "inner_subnet";
+    pub(crate) const FIELD: &str = "inner_subnet";
 
     /// The network.
     pub fn network(self) -> Ipv4Network {
@@ -219,6 +219,19 @@ pub fn host_bits(network: Ipv4Network) -> Option<String> {
     let (base, prefix) = (network.network(), network.prefix());
     let reason = || format!("has host bits set, did you mean {base}/{prefix}?");
     (network.ip() != base).then(reason)
+}
+
+/// Whether a network holds addresses that a grid may have. No other can overlap a grid's.
+pub fn is_of_grids(network: Ipv4Network) -> bool {
+    let mut spaces = RFC1918.into_iter().chain([RFC6598]);
+    spaces.any(|(base, prefix)| {
+        Ipv4Network::new(base, prefix).is_ok_and(|space| space.overlaps(network))
+    })
+}
+
+/// Whether a network is one of the blocks of private address space as a whole.
+pub fn is_private_block(network: Ipv4Network) -> bool {
+    RFC1918.contains(&(network.network(), network.prefix()))
 }
 
 fn is_private(network: Ipv4Network) -> bool {

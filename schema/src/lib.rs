@@ -13,6 +13,7 @@ pub mod key;
 pub mod limits;
 pub mod mac;
 pub mod name;
+pub mod overlap;
 pub mod path;
 #[cfg(feature = "sql")]
 pub mod query;

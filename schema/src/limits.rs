@@ -21,6 +21,10 @@ pub const SPEC_BYTES_MAX: usize = 64 << 10;
 /// Most trusted subnets of a grid: each is looked at for each pair of nodes.
 pub const TRUSTED_SUBNETS_MAX: usize = 256;
 
+/// Most networks that a host tells of itself, the widest first. It tells only those that a grid
+/// could overlap, and a host that has more of them that do not contain each other is a router.
+pub const HOST_NETWORKS_MAX: usize = 256;
+
 /// Most addresses that one request takes: the default subnet has no more.
 pub const ADDRESSES_MAX: u32 = 8190;
 

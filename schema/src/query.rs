@@ -89,6 +89,7 @@ queries! {
     NODE_NEXT_KEYS_KNOWN = "node_next_keys_known",
     NODE_NUMBER_ADDRESS = "node_number_address",
     NODE_NUMBER_FIND = "node_number_find",
+    NODE_OVERLAPS = "node_overlaps",
     NODE_PEER_LIST = "node_peer_list",
     NODE_PING_EXPIRE = "node_ping_expire",
     NODE_PING_INSERT = "node_ping_insert",

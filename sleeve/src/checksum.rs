@@ -51,7 +51,7 @@ pub(crate) fn transport_checksum(total: u64) -> [u8; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzzing::cutting;
+    use crate::fuzzing::segmenting;
     use proptest::prelude::*;
 
     #[test]
@@ -63,7 +63,7 @@ mod tests {
     proptest! {
         #[test]
         fn words_added_one_by_one_give_the_same(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-            (cutting::CHECKSUM.check)(&bytes);
+            (segmenting::CHECKSUM.check)(&bytes);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Glues packets of one TCP stream together, so that the kernel takes up to 64 KiB
 //! of it as one frame.
 //!
-//! What is glued is exactly what cutting would have made of one frame: the same
+//! What is coalesced is exactly what segmenting would have made of one frame: the same
 //! headers but for sequence number, length, identification and checksums, and all
 //! payloads of one length but the last. Everything else passes as it is, in order.
 
@@ -41,7 +41,7 @@ struct Stream {
     closed: bool,
 }
 
-/// A frame whose TCP segment can be glued.
+/// A frame whose TCP segment can be coalesced.
 struct Segment {
     header_bytes: usize,
     sequence: u32,
@@ -87,7 +87,7 @@ fn sound(ip: &[u8], tcp: &[u8]) -> bool {
 }
 
 impl Coalescer {
-    /// Takes the frame at `at..end` of the buffer; hands over what had to wait if
+    /// Takes the frame at `at..end` of the buffer; executor over what had to wait if
     /// the frame does not belong to it.
     pub(crate) fn push(
         &mut self,
@@ -153,13 +153,13 @@ impl Coalescer {
             && same(tcp(18)..stream.header_bytes)
     }
 
-    /// Hands over what waits, as the pieces of one write.
+    /// Executor over what waits, as the pieces of one write.
     pub(crate) fn flush(&mut self, buffer: &mut [u8], mut write: impl FnMut(&[&[u8]])) {
         let Some(&(at, end)) = self.pieces.first() else {
             return;
         };
         let header = match self.stream {
-            Some(stream) if self.pieces.len() > 1 => glue(&mut buffer[at..end], &stream),
+            Some(stream) if self.pieces.len() > 1 => coalesce(&mut buffer[at..end], &stream),
             _ => Header::default().format(0),
         };
         let mut pieces: Vec<&[u8]> = Vec::with_capacity(1 + self.pieces.len());
@@ -172,7 +172,7 @@ impl Coalescer {
 }
 
 /// Makes the first frame's headers those of the whole.
-fn glue(frame: &mut [u8], stream: &Stream) -> [u8; crate::virtio::BYTES] {
+fn coalesce(frame: &mut [u8], stream: &Stream) -> [u8; crate::virtio::BYTES] {
     let ip = &mut frame[ETHERNET..];
     ip[2..4].copy_from_slice(&(stream.total as u16).to_be_bytes());
     seal_ipv4(&mut ip[..IPV4]);

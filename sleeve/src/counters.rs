@@ -38,10 +38,10 @@ drops! {
     /// The underlay did not take it.
     not_sent,
     /// From the underlay: no message of WireGuard, or not from a peer.
-    not_sealed,
-    /// From the underlay: sealed by a peer, but not what it may send: no VXLAN of
-    /// this grid, or an envelope with addresses of others.
-    wrong_envelope,
+    not_authenticated,
+    /// From the underlay: encrypted by a peer, but not what it may send: no VXLAN of
+    /// this grid, or an encapsulation with addresses of others.
+    wrong_encapsulation,
     /// From the underlay: the table does not name that peer for the source MAC.
     wrong_sender,
     /// From the underlay: ARP, or what has a VLAN tag. No host sends it to another.

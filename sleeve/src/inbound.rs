@@ -15,8 +15,8 @@ use crate::message::{self, Message};
 use crate::outbound;
 use crate::peer::Tunnel;
 use crate::sleeve::{Shared, retry_later};
-use crate::view::{Keys, View};
-use crate::vxlan::Envelope;
+use crate::snapshot::{Keys, Snapshot};
+use crate::vxlan::Encapsulation;
 
 /// The most that one call receives.
 const BURST: usize = 65_536;
@@ -42,7 +42,7 @@ const COOKIE_REPLY: usize = 64;
 pub(crate) fn run(shared: &Shared) {
     let mut work = Work::new(shared);
     while shared.wait_readable(&shared.socket) {
-        work.turn(&shared.view());
+        work.turn(&shared.snapshot());
     }
 }
 
@@ -72,17 +72,17 @@ impl<'a> Work<'a> {
 
     /// Gives the bridge what arrived. A frame that came alone may be a question whose answer
     /// is there at once.
-    pub(crate) fn turn(&mut self, view: &View) {
-        let packets = self.receive(view);
+    pub(crate) fn turn(&mut self, snapshot: &Snapshot) {
+        let packets = self.receive(snapshot);
         let alone = packets == 1 && !self.coalescer.is_empty();
         self.flush();
         if alone {
-            outbound::carry_answer(self.shared, view);
+            outbound::carry_answer(self.shared, snapshot);
         }
     }
 
     /// Receives what there is, up to a bound; how many packets there were.
-    pub(crate) fn receive(&mut self, view: &View) -> usize {
+    pub(crate) fn receive(&mut self, snapshot: &Snapshot) -> usize {
         let mut received = std::mem::take(&mut self.received);
         let mut count = 0;
         for _ in 0..BURSTS {
@@ -93,7 +93,7 @@ impl<'a> Work<'a> {
                 Ok((length, size, from)) => {
                     let packets = received[..length].chunks(size);
                     count += packets.len();
-                    self.open(view, packets, from);
+                    self.open(snapshot, packets, from);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // What an earlier packet met is told here; it was counted there.
@@ -112,20 +112,20 @@ impl Work<'_> {
     /// Opens a burst.
     pub(crate) fn open<'p>(
         &mut self,
-        view: &View,
+        snapshot: &Snapshot,
         packets: impl Iterator<Item = &'p [u8]>,
         from: SocketAddr,
     ) {
         // Opening makes a packet shorter, so all of a burst fit behind `OPENED`.
         for packet in packets {
-            let Some(tunnel) = self.tunnel(view, packet, from) else {
-                count(&self.shared.counters.not_sealed);
+            let Some(tunnel) = self.tunnel(snapshot, packet, from) else {
+                count(&self.shared.counters.not_authenticated);
                 continue;
             };
             let at = self.end;
             if let Some(end) = self.open_one(&tunnel, packet, from, at) {
                 self.end = end;
-                self.take(view, &tunnel, at, end);
+                self.take(snapshot, &tunnel, at, end);
             }
         }
     }
@@ -143,21 +143,26 @@ impl Work<'_> {
     }
 
     /// Whose packet it is.
-    fn tunnel(&self, view: &View, packet: &[u8], from: SocketAddr) -> Option<Arc<Tunnel>> {
+    fn tunnel(&self, snapshot: &Snapshot, packet: &[u8], from: SocketAddr) -> Option<Arc<Tunnel>> {
         let receiver = match Tunn::parse_incoming_packet(packet).ok()? {
             Packet::PacketData(_) if outlived(packet) => return None,
             Packet::PacketData(data) => data.receiver_idx,
             Packet::HandshakeResponse(response) => response.receiver_idx,
             Packet::PacketCookieReply(reply) => reply.receiver_idx,
-            Packet::HandshakeInit(_) => return self.initiator(view, packet, from),
+            Packet::HandshakeInit(_) => return self.initiator(snapshot, packet, from),
         };
-        view.by_index(receiver >> 8).cloned()
+        snapshot.by_index(receiver >> 8).cloned()
     }
 
-    /// Who begins a handshake. It says so under a seal that costs a little to open,
+    /// Who begins a handshake. It says so under a encrypt that costs a little to open,
     /// so under load it first has to prove its address.
-    fn initiator(&self, view: &View, packet: &[u8], from: SocketAddr) -> Option<Arc<Tunnel>> {
-        for identity in &view.identities {
+    fn initiator(
+        &self,
+        snapshot: &Snapshot,
+        packet: &[u8],
+        from: SocketAddr,
+    ) -> Option<Arc<Tunnel>> {
+        for identity in &snapshot.identities {
             let mut cookie = [0; COOKIE_REPLY];
             let limiter = &identity.limiter;
             match limiter.verify_packet(Some(from.ip()), packet, &mut cookie) {
@@ -169,7 +174,7 @@ impl Work<'_> {
                     let half = parse_handshake_anon(private, public, &init).ok()?;
                     let own = PublicKey(public.to_bytes());
                     let peer = PublicKey(half.peer_static_public);
-                    return view.by_keys(Keys { own, peer }).cloned();
+                    return snapshot.by_keys(Keys { own, peer }).cloned();
                 }
                 Err(TunnResult::WriteToNetwork(reply)) => {
                     self.shared.send(reply, from);
@@ -209,24 +214,24 @@ impl Work<'_> {
                 if answer.first() == Some(&COOKIE) {
                     return None;
                 }
-                // Who answered a greeting has no session to send in yet.
+                // Who answered a initiation has no session to send in yet.
                 (None, kind == Some(RESPONSE))
             }
             // A sign of life without contents.
             TunnResult::Done if kind == Some(DATA) => (None, true),
-            // A cookie, which whoever saw our greeting can make.
+            // A cookie, which whoever saw our initiation can make.
             TunnResult::Done => return None,
             TunnResult::WriteToTunnelV6(..) => {
-                count(&self.shared.counters.wrong_envelope);
+                count(&self.shared.counters.wrong_encapsulation);
                 return None;
             }
             TunnResult::Err(_) => {
-                count(&self.shared.counters.not_sealed);
+                count(&self.shared.counters.not_authenticated);
                 return None;
             }
         };
-        // It was sealed by the peer: there it is. Who begins a handshake may only
-        // repeat what the peer said once.
+        // It was encrypted by the peer: there it is. Who begins a handshake may only
+        // repeat what the peer advertised once.
         state.endpoint = Some(from);
         if matches!(kind, Some(RESPONSE | DATA)) {
             tunnel.hear();
@@ -242,7 +247,7 @@ impl Work<'_> {
     }
 
     /// Lets a frame in if the table says that it comes from there.
-    fn take(&mut self, view: &View, tunnel: &Tunnel, at: usize, end: usize) {
+    fn take(&mut self, snapshot: &Snapshot, tunnel: &Tunnel, at: usize, end: usize) {
         let Self {
             shared,
             opened,
@@ -250,28 +255,30 @@ impl Work<'_> {
             ..
         } = self;
         let settings = &shared.settings;
-        let wanted = Envelope {
-            from: tunnel.inner,
-            to: settings.inner,
+        let wanted = Encapsulation {
+            from: tunnel.tunnel_address,
+            to: settings.tunnel_address,
             vni: settings.vni,
         };
         let packet = &opened[at..end];
-        let frame = match Envelope::parse(packet) {
-            Some((envelope, head)) if envelope == wanted => at + head,
-            Some(_) => return count(&shared.counters.wrong_envelope),
+        let frame = match Encapsulation::parse(packet) {
+            Some((encapsulation, head)) if encapsulation == wanted => at + head,
+            Some(_) => return count(&shared.counters.wrong_encapsulation),
             None => {
-                let Some(contents) = message::contents(packet, tunnel.inner, settings.inner) else {
-                    return count(&shared.counters.wrong_envelope);
+                let Some(contents) =
+                    message::contents(packet, tunnel.tunnel_address, settings.tunnel_address)
+                else {
+                    return count(&shared.counters.wrong_encapsulation);
                 };
-                let (from, contents) = (tunnel.inner, contents.to_vec());
+                let (from, contents) = (tunnel.tunnel_address, contents.to_vec());
                 return (shared.inbox)(Message { from, contents });
             }
         };
         let contents = &opened[frame..end];
         let (Some(sender), Some(kind)) = (source(contents), ethertype(contents)) else {
-            return count(&shared.counters.wrong_envelope);
+            return count(&shared.counters.wrong_encapsulation);
         };
-        if view.behind(sender) != Some(tunnel.inner) {
+        if snapshot.owner(sender) != Some(tunnel.tunnel_address) {
             return count(&shared.counters.wrong_sender);
         }
         if is_arp(kind) {
@@ -295,34 +302,34 @@ fn outlived(packet: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzzing::ends::{ENVELOPE, End, Ends, short, short_answer, with_ends};
+    use crate::fuzzing::ends::{ENCAPSULATION, End, Ends, short, short_answer, with_ends};
 
     /// What the bridge of one gets of what the other sent it.
     fn carried(to: &End) -> Vec<Vec<u8>> {
         assert!(to.receives(1000), "nothing arrived");
-        Work::new(&to.shared).turn(&to.view);
+        Work::new(&to.shared).turn(&to.snapshot);
         to.delivered()
     }
 
     /// The answer that waits at the second arrives at the first.
     fn answer_is_carried(ends: &Ends) {
         let (asking, asked) = (ends.first(), ends.second());
-        outbound::carry_answer(&asked.shared, &asked.view);
+        outbound::carry_answer(&asked.shared, &asked.snapshot);
         assert_eq!(carried(asking), [short_answer()]);
     }
 
     #[test]
     fn an_answer_that_is_there_leaves_with_the_question_unless_more_arrived() {
         let frame = short();
-        let head = ENVELOPE.head(&frame, frame.len()).unwrap();
+        let head = ENCAPSULATION.head(&frame, frame.len()).unwrap();
         let question = [&head[..], &frame].concat();
         for questions in [1, 2] {
             with_ends(|ends| {
                 let (asking, asked) = (ends.first(), ends.second());
                 (0..2).for_each(|_| asked.offer(&short_answer()));
                 for _ in 0..questions {
-                    let sealed = ends.sealed(&question);
-                    asking.shared.send(&sealed, asked.address());
+                    let encrypted = ends.encrypted(&question);
+                    asking.shared.send(&encrypted, asked.address());
                 }
                 assert_eq!(carried(asked), vec![frame.clone(); questions]);
                 // It looks for one, not for all that waits.
@@ -343,7 +350,7 @@ mod tests {
         with_ends(|ends| {
             let (asking, asked) = (ends.first(), ends.second());
             asked.offer(&short_answer());
-            asking.shared.send(&ends.sealed(&[]), asked.address());
+            asking.shared.send(&ends.encrypted(&[]), asked.address());
             assert!(carried(asked).is_empty());
             assert!(!asking.receives(0));
             answer_is_carried(ends);
@@ -356,7 +363,7 @@ mod tests {
             let (asking, asked) = (ends.first(), ends.second());
             let turn = asked.shared.outgoing.lock();
             asked.offer(&short_answer());
-            outbound::carry_answer(&asked.shared, &asked.view);
+            outbound::carry_answer(&asked.shared, &asked.snapshot);
             assert!(!asking.receives(0));
             drop(turn);
             answer_is_carried(ends);

@@ -1,4 +1,4 @@
-//! Keys, as the rest of the project hands them over.
+//! Keys, as the rest of the project executor them over.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
-//! The sealed path of hosts whose kernel has no WireGuard.
+//! The encrypted path of hosts whose kernel has no WireGuard.
 //!
 //! A TAP device stands on the overlay's bridge. What the bridge sends to it is cut
-//! into packets, put into VXLAN and sealed by WireGuard, and the reverse; on the
+//! into packets, put into VXLAN and encrypted by WireGuard, and the reverse; on the
 //! wire it is what kernel WireGuard with a kernel VXLAN device inside would send,
 //! so that both kinds of host talk to each other.
 //!
@@ -10,8 +10,8 @@
 //! inbound   udp (a burst a call) --> Tunn --> vxlan --> coalesce --frame--> TAP
 //! ```
 //!
-//! System calls are what is dear, so the kernel hands over up to 64 KiB of a TCP
-//! stream as one frame (virtio headers), and a burst of sealed packets of one size
+//! System calls are what is dear, so the kernel executor over up to 64 KiB of a TCP
+//! stream as one frame (virtio headers), and a burst of encrypted packets of one size
 //! is one call too (UDP segmentation and receive offload).
 //!
 //! Two threads carry frames, one each way, and a third keeps the tunnels' time. Who
@@ -20,8 +20,8 @@
 //! before it drop what they cannot hold. While a handshake is under way, a tunnel
 //! holds up to 256 packets.
 //!
-//! Invariants: nothing leaves but sealed; a frame comes in only from the peer that
-//! the table names for its source MAC, whoever sealed it; no ARP comes in or leaves.
+//! Invariants: nothing leaves but encrypted; a frame comes in only from the peer that
+//! the table names for its source MAC, whoever encrypted it; no ARP comes in or leaves.
 
 mod checksum;
 mod coalesce;
@@ -30,19 +30,19 @@ mod counters;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod greeting;
 mod headers;
 mod inbound;
+mod initiation;
 mod key;
 mod message;
 mod outbound;
 mod peer;
 mod segment;
 mod sleeve;
+mod snapshot;
 mod table;
 mod tap;
 mod udp;
-mod view;
 mod virtio;
 mod vxlan;
 

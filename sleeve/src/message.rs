@@ -1,7 +1,7 @@
 //! Messages between the agents of two hosts, inside the tunnel.
 //!
 //! They are datagrams of UDP between the tunnel addresses, so that an agent whose
-//! kernel does the sealing sends and receives the same with a socket.
+//! kernel does the encryption sends and receives the same with a socket.
 
 use std::net::Ipv4Addr;
 
@@ -17,12 +17,12 @@ const TTL: u8 = 64;
 /// Longer ones would not pass every underlay in one piece.
 const CONTENTS_MAX: usize = 1024;
 
-/// What a peer's agent said.
+/// What a peer's agent advertised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// The peer's tunnel address; it is proven.
     pub from: Ipv4Addr,
-    /// What it said.
+    /// What it advertised.
     pub contents: Vec<u8>,
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn contents(packet: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Option<&[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzzing::envelopes;
+    use crate::fuzzing::encapsulations;
     use proptest::prelude::*;
 
     const A: Ipv4Addr = Ipv4Addr::new(100, 127, 81, 1);
@@ -75,8 +75,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_message_is_read_as_it_was_written(said in prop::collection::vec(any::<u8>(), 0..80)) {
-            (envelopes::MESSAGE.check)(&said);
+        fn a_message_is_read_as_it_was_written(advertised in prop::collection::vec(any::<u8>(), 0..80)) {
+            (encapsulations::MESSAGE.check)(&advertised);
         }
     }
 

@@ -13,18 +13,18 @@ use crate::message::SEAL;
 use crate::peer::Tunnel;
 use crate::segment::segments;
 use crate::sleeve::{Shared, retry_later};
+use crate::snapshot::{Route, Snapshot};
 use crate::udp::Burst;
-use crate::view::{Route, View};
 use crate::virtio::{self, Header};
-use crate::vxlan::{self, Envelope};
+use crate::vxlan::{self, Encapsulation};
 
 /// The longest frame of the device, with its header.
 const FRAME: usize = virtio::BYTES + 65_536 + ETHERNET;
 /// The longest frame that leaves. A container can have the device cut what it sends into longer
 /// ones, which the underlay would have to cut again.
 const LONGEST: usize = ETHERNET + OVERLAY_MTU as usize;
-/// Room for the longest packet, and its seal.
-const SEALED: usize = vxlan::BYTES + LONGEST + SEAL;
+/// Room for the longest packet, and its encrypt.
+const ENCRYPTED: usize = vxlan::BYTES + LONGEST + SEAL;
 /// How long is waited for an underlay that takes nothing.
 const PATIENCE_MS: u16 = 500;
 /// How many frames are read before what they became is sent.
@@ -33,7 +33,7 @@ const FRAMES: usize = 64;
 /// Carries frames until the sleeve stops.
 pub(crate) fn run(shared: &Shared) {
     while shared.wait_readable(&shared.tap) {
-        let carried = Work::begin(shared).carry_waiting(&shared.view(), FRAMES);
+        let carried = Work::begin(shared).carry_waiting(&shared.snapshot(), FRAMES);
         match carried {
             Ok(()) => {}
             Err(error) if gone(&error) => {
@@ -49,11 +49,11 @@ pub(crate) fn run(shared: &Shared) {
 /// a moment ago. The thread above is told of it, too, but sleeps: to wake it on another
 /// processor takes longer than to carry a frame. An underlay that takes nothing is not
 /// waited for, since who calls has packets to receive.
-pub(crate) fn carry_answer(shared: &Shared, view: &View) {
+pub(crate) fn carry_answer(shared: &Shared, snapshot: &Snapshot) {
     if let Ok(mut kept) = shared.outgoing.try_lock() {
         kept.burst.patience_ms = 0;
         // An error is met again by the thread above, and told there.
-        let _ = Work { shared, kept }.carry_waiting(view, 1);
+        let _ = Work { shared, kept }.carry_waiting(snapshot, 1);
     }
 }
 
@@ -67,9 +67,9 @@ fn gone(error: &io::Error) -> bool {
 pub(crate) struct Kept {
     /// What was read from the device.
     frame: Vec<u8>,
-    /// The packet that is to be sealed.
+    /// The packet that is to be encrypted.
     packet: Vec<u8>,
-    sealed: Vec<u8>,
+    encrypted: Vec<u8>,
     burst: Burst,
 }
 
@@ -77,8 +77,8 @@ impl Kept {
     pub(crate) fn new() -> Self {
         Self {
             frame: vec![0; FRAME],
-            packet: Vec::with_capacity(SEALED),
-            sealed: vec![0; SEALED],
+            packet: Vec::with_capacity(ENCRYPTED),
+            encrypted: vec![0; ENCRYPTED],
             burst: Burst::new(),
         }
     }
@@ -107,12 +107,12 @@ impl<'a> Work<'a> {
 
 impl Work<'_> {
     /// Carries what waits in the device, up to so many frames.
-    fn carry_waiting(&mut self, view: &View, most: usize) -> io::Result<()> {
+    fn carry_waiting(&mut self, snapshot: &Snapshot, most: usize) -> io::Result<()> {
         let mut frame = std::mem::take(&mut self.kept.frame);
         let mut carried = Ok(());
         for _ in 0..most {
             match self.shared.tap.read(&mut frame) {
-                Ok(length) => self.carry(view, &mut frame[..length]),
+                Ok(length) => self.carry(snapshot, &mut frame[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     carried = Err(error);
@@ -126,7 +126,7 @@ impl Work<'_> {
     }
 
     /// Takes what was read from the device.
-    pub(crate) fn carry(&mut self, view: &View, read: &mut [u8]) {
+    pub(crate) fn carry(&mut self, snapshot: &Snapshot, read: &mut [u8]) {
         let drops = &self.shared.counters;
         let Some((header, _)) = Header::parse(read) else {
             return count(&drops.malformed_out);
@@ -138,13 +138,13 @@ impl Work<'_> {
         if stays_on_its_host(frame) {
             return count(&drops.arp_out);
         }
-        let routes = view.targets(target);
+        let routes = snapshot.targets(target);
         if routes.is_empty() {
             return count(&drops.unknown_target);
         }
         let cut = segments(header, frame, |head, payload| {
             for tunnel in routes.iter().filter_map(Route::tunnel) {
-                self.seal(tunnel, head, payload);
+                self.encrypt(tunnel, head, payload);
             }
         });
         if cut.is_err() {
@@ -152,21 +152,21 @@ impl Work<'_> {
         }
     }
 
-    fn seal(&mut self, tunnel: &Tunnel, head: &[u8], payload: &[u8]) {
+    fn encrypt(&mut self, tunnel: &Tunnel, head: &[u8], payload: &[u8]) {
         let shared = self.shared;
         let bytes = head.len() + payload.len();
-        let envelope = Envelope {
-            from: shared.settings.inner,
-            to: tunnel.inner,
+        let encapsulation = Encapsulation {
+            from: shared.settings.tunnel_address,
+            to: tunnel.tunnel_address,
             vni: shared.settings.vni,
         };
-        let outer = envelope.head(head, bytes);
+        let outer = encapsulation.head(head, bytes);
         let Some(outer) = outer.filter(|_| bytes <= LONGEST) else {
             return count(&shared.counters.malformed_out);
         };
         let Kept {
             packet,
-            sealed,
+            encrypted,
             burst,
             ..
         } = &mut *self.kept;
@@ -179,14 +179,14 @@ impl Work<'_> {
             return shared.not_sent(1);
         }
         // Without a session it keeps the packet and begins a handshake.
-        let sealed = state.tunn.encapsulate(packet, sealed);
-        let TunnResult::WriteToNetwork(sealed) = sealed else {
+        let encrypted = state.tunn.encapsulate(packet, encrypted);
+        let TunnResult::WriteToNetwork(encrypted) = encrypted else {
             return;
         };
         let endpoint = state.endpoint;
         drop(state);
         let lost = match endpoint {
-            Some(endpoint) => burst.add(&shared.socket, endpoint, sealed),
+            Some(endpoint) => burst.add(&shared.socket, endpoint, encrypted),
             None => 1,
         };
         shared.not_sent(lost);

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use boringtun::noise::Tunn;
 use kontena_schema::key::PublicKey;
 
-use crate::greeting::Greeting;
-use crate::view::Keys;
+use crate::initiation::Initiation;
+use crate::snapshot::Keys;
 
-/// A peer for whom no contents were sealed for so long gets an empty packet. That keeps the way
+/// A peer for whom no contents were encrypted for so long gets an empty packet. That keeps the way
 /// through NAT open, and tells each side that the other lives; half of the shortest time
 /// after which common routers forget (RFC 4787 asks for 2 min, many have 30 s).
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -22,7 +22,7 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(35);
 /// A tunnel between one key of this host and one of a peer.
 pub(crate) struct Tunnel {
     pub(crate) keys: Keys,
-    pub(crate) inner: Ipv4Addr,
+    pub(crate) tunnel_address: Ipv4Addr,
     /// Its number in the messages of its peer.
     pub(crate) index: u32,
     born: Instant,
@@ -39,22 +39,22 @@ pub(crate) struct State {
     /// Where it was last heard from, or is to be found.
     pub(crate) endpoint: Option<SocketAddr>,
     /// Where it was heard in a session, since the table last named another place: who
-    /// begins a handshake may only repeat what the peer said once.
+    /// begins a handshake may only repeat what the peer advertised once.
     pub(crate) proven: Option<SocketAddr>,
-    /// Where the table said last that it is to be found.
+    /// Where the table advertised last that it is to be found.
     named: Option<SocketAddr>,
-    pub(crate) greeting: Greeting,
+    pub(crate) initiation: Initiation,
     /// How many bytes had been sent at the last look, and since when it is so many.
     sent: (usize, Instant),
 }
 
 impl State {
-    /// The peer was heard from there, in a session or with the answer to a greeting. What
+    /// The peer was heard from there, in a session or with the answer to a initiation. What
     /// comes from elsewhere says nothing of a place that is still to be tried.
     pub(crate) fn hear(&mut self, from: SocketAddr, answered: bool) {
         self.proven = Some(from);
         if answered || self.named.is_none_or(|named| named == from) {
-            self.greeting.answered();
+            self.initiation.answered();
         }
     }
 
@@ -79,7 +79,7 @@ impl State {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerStatus {
     /// The peer's address inside the tunnel.
-    pub inner: Ipv4Addr,
+    pub tunnel_address: Ipv4Addr,
     /// The key of the peer that is in use.
     pub key: PublicKey,
     /// This host's key that is in use.
@@ -90,9 +90,9 @@ pub struct PeerStatus {
     pub proven: Option<SocketAddr>,
     /// How long ago the last handshake was completed.
     pub last_handshake: Option<Duration>,
-    /// How long ago anything sealed came from it.
+    /// How long ago anything encrypted came from it.
     pub heard: Option<Duration>,
-    /// The share of sealed packets that did not arrive here, from 0 to 1.
+    /// The share of encrypted packets that did not arrive here, from 0 to 1.
     pub loss: f32,
     /// Bytes of packets that were sent.
     pub sent_bytes: u64,
@@ -110,7 +110,7 @@ impl PeerStatus {
 impl Tunnel {
     pub(crate) fn new(
         keys: Keys,
-        (inner, endpoint): (Ipv4Addr, Option<SocketAddr>),
+        (tunnel_address, endpoint): (Ipv4Addr, Option<SocketAddr>),
         (index, tunn): (u32, Tunn),
     ) -> Self {
         let state = Mutex::new(State {
@@ -118,12 +118,12 @@ impl Tunnel {
             endpoint,
             proven: None,
             named: endpoint,
-            greeting: Greeting::default(),
+            initiation: Initiation::default(),
             sent: (0, Instant::now()),
         });
         Self {
             keys,
-            inner,
+            tunnel_address,
             index,
             born: Instant::now(),
             heard: AtomicU64::new(0),
@@ -156,7 +156,7 @@ impl Tunnel {
         self.begins.load(Ordering::Relaxed)
     }
 
-    /// Something that the peer sealed has come.
+    /// Something that the peer encrypted has come.
     pub(crate) fn hear(&self) {
         let now = self.born.elapsed().as_millis() as u64;
         self.heard.store(now + 1, Ordering::Relaxed);
@@ -180,7 +180,7 @@ impl Tunnel {
         let state = self.lock();
         let (last_handshake, sent, received, loss, _) = state.tunn.stats();
         PeerStatus {
-            inner: self.inner,
+            tunnel_address: self.tunnel_address,
             key: self.keys.peer,
             own: self.keys.own,
             endpoint: state.endpoint,

@@ -17,11 +17,11 @@ const UDP_CHECKSUM: usize = 6;
 /// bytes). A container may write what it likes to a socket.
 const PIECES: usize = 2048;
 
-/// A frame whose headers do not say what the device said of it.
+/// A frame whose headers do not say what the device advertised of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Hands over each frame, in order, as its headers and its payload. A frame that
+/// Executor over each frame, in order, as its headers and its payload. A frame that
 /// is not cut is all headers.
 pub(crate) fn segments(
     header: Header,

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::checksum::fold;
-use crate::fuzzing::cutting::{are_cut_again, is_cut};
 use crate::fuzzing::frames::{
     cut_all, glue_all, gso, ip_sum, tcp_v4, tcp_v6, transport_sum, udp_v4,
 };
+use crate::fuzzing::segmenting::{are_cut_again, is_cut};
 use crate::virtio;
 
 fn number(frame: &[u8], at: usize) -> u32 {
@@ -104,7 +104,7 @@ fn headers_that_contradict_the_device_are_refused() {
     for (at, octet, why) in [
         (12, 0x81, "another ethertype"),
         (14, 0x44, "an IP header that is too short"),
-        (14, 0x4f, "an IP header that is longer than said"),
+        (14, 0x4f, "an IP header that is longer than advertised"),
         (20, 0x20, "a fragment"),
         (23, PROTOCOL_UDP, "another protocol"),
         (46, 0x40, "a TCP header that is too short"),

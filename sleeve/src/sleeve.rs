@@ -17,11 +17,11 @@ use crate::counters::{Counters, Drops};
 use crate::inbound::is_initiation;
 use crate::message::{self, Message};
 use crate::peer::{PeerStatus, State, Tunnel};
+use crate::snapshot::{Route, Snapshot};
 use crate::table::Table;
 use crate::tap::Tap;
 use crate::udp::Socket;
-use crate::view::{Route, View};
-use crate::{greeting, inbound, outbound};
+use crate::{inbound, initiation, outbound};
 
 /// Handshakes a second from one address; a whole region may be behind one NAT.
 const GREETINGS_PER_S: u32 = 64;
@@ -45,7 +45,7 @@ pub struct Settings {
     /// The UDP port on the underlay.
     pub port: u16,
     /// This host's address inside the tunnel.
-    pub inner: Ipv4Addr,
+    pub tunnel_address: Ipv4Addr,
     /// The grid's VXLAN network identifier.
     pub vni: u32,
 }
@@ -58,7 +58,7 @@ pub enum SleeveError {
     Device {
         /// Its name.
         name: String,
-        /// What the kernel said.
+        /// What the kernel advertised.
         error: io::Error,
     },
     /// There is no socket.
@@ -66,7 +66,7 @@ pub enum SleeveError {
     Port {
         /// The port.
         port: u16,
-        /// What the kernel said.
+        /// What the kernel advertised.
         error: io::Error,
     },
     /// There are no threads.
@@ -74,7 +74,7 @@ pub enum SleeveError {
     Thread(io::Error),
 }
 
-/// A sealed path to many peers. It ends when this is dropped.
+/// An encrypted path to many peers. It ends when this is dropped.
 pub struct Sleeve {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -95,9 +95,9 @@ pub(crate) struct Shared {
     /// Who has it carries frames to the underlay. It is taken before a tunnel's lock, never
     /// after.
     pub(crate) outgoing: Mutex<outbound::Kept>,
-    view: RwLock<Arc<View>>,
+    snapshot: RwLock<Arc<Snapshot>>,
     /// Handshakes that began in this second, by who began them.
-    greetings: Mutex<HashMap<IpAddr, u32>>,
+    initiations: Mutex<HashMap<IpAddr, u32>>,
     /// How many handshakes that began here were not answered yet, about.
     unanswered: AtomicUsize,
     stop: EventFd,
@@ -148,21 +148,26 @@ impl Sleeve {
             .next_index
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (view, greeted) = View::next(&self.shared.view(), table, &mut next_index);
+        let (snapshot, initiating) =
+            Snapshot::next(&self.shared.snapshot(), table, &mut next_index);
         *self
             .shared
-            .view
+            .snapshot
             .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
         // Only now an answer would find its tunnel.
         let now = Instant::now();
-        let own = self.shared.settings.inner.to_bits();
-        for tunnel in greeted {
-            let patience = match tunnel.heard() {
+        let own = self.shared.settings.tunnel_address.to_bits();
+        for tunnel in initiating {
+            let initiation_delay = match tunnel.heard() {
                 Some(_) => Duration::ZERO,
-                None => greeting::patience(own, tunnel.inner.to_bits(), table.peers.len()),
+                None => initiation::initiation_delay(
+                    own,
+                    tunnel.tunnel_address.to_bits(),
+                    table.peers.len(),
+                ),
             };
-            tunnel.lock().greeting.begin(now + patience);
+            tunnel.lock().initiation.begin(now + initiation_delay);
         }
         self.shared.greet_due(now);
     }
@@ -170,42 +175,42 @@ impl Sleeve {
     /// Sends a message to the agent of a peer, if there is a session with it; whether
     /// it was sent.
     pub fn send(&self, to: Ipv4Addr, message: &[u8]) -> bool {
-        let view = self.shared.view();
-        let route = view.route(to).and_then(Route::tunnel);
+        let snapshot = self.shared.snapshot();
+        let route = snapshot.route(to).and_then(Route::tunnel);
         let Some(tunnel) = route.filter(|tunnel| tunnel.is_alive()) else {
             return false;
         };
-        let from = self.shared.settings.inner;
+        let from = self.shared.settings.tunnel_address;
         let Some(packet) = message::packet(from, to, message) else {
             return false;
         };
-        // Where the session is over, what is sent is a greeting.
-        let mut sealed = vec![0; TIMED.max(packet.len() + message::SEAL)];
+        // Where the session is over, what is sent is a initiation.
+        let mut encrypted = vec![0; TIMED.max(packet.len() + message::SEAL)];
         let mut state = tunnel.lock();
         let endpoint = state.endpoint;
-        match (state.tunn.encapsulate(&packet, &mut sealed), endpoint) {
-            (TunnResult::WriteToNetwork(sealed), Some(endpoint)) => {
-                self.shared.socket.send_now(sealed, endpoint).is_ok()
+        match (state.tunn.encapsulate(&packet, &mut encrypted), endpoint) {
+            (TunnResult::WriteToNetwork(encrypted), Some(endpoint)) => {
+                self.shared.socket.send_now(encrypted, endpoint).is_ok()
             }
             _ => false,
         }
     }
 
-    /// How the way to each peer is, in the order of the inner addresses.
+    /// How the way to each peer is, in the order of the tunnel addresses.
     pub fn status(&self) -> Vec<PeerStatus> {
-        let view = self.shared.view();
-        let mut all: Vec<_> = view
+        let snapshot = self.shared.snapshot();
+        let mut all: Vec<_> = snapshot
             .routes()
             .filter_map(|route| Some(route.tunnel()?.status()))
             .collect();
-        all.sort_by_key(|status| status.inner);
+        all.sort_by_key(|status| status.tunnel_address);
         all
     }
 
     /// How the way to one peer is.
-    pub fn status_of(&self, inner: Ipv4Addr) -> Option<PeerStatus> {
-        let view = self.shared.view();
-        Some(view.route(inner)?.tunnel()?.status())
+    pub fn status_of(&self, tunnel_address: Ipv4Addr) -> Option<PeerStatus> {
+        let snapshot = self.shared.snapshot();
+        Some(snapshot.route(tunnel_address)?.tunnel()?.status())
     }
 
     /// Whether frames are carried. If not, only a new sleeve helps: the device was
@@ -246,15 +251,15 @@ impl Shared {
             counters: Counters::default(),
             inbox: Box::new(inbox),
             outgoing: Mutex::new(outbound::Kept::new()),
-            view: RwLock::default(),
-            greetings: Mutex::default(),
+            snapshot: RwLock::default(),
+            initiations: Mutex::default(),
             unanswered: AtomicUsize::new(0),
             stop: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?,
         })
     }
 
-    pub(crate) fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until there is something to read; false once the sleeve stops.
@@ -279,16 +284,16 @@ impl Shared {
     /// Whether one more handshake may begin from there. Only a sender that proved
     /// its address under load gets here often.
     pub(crate) fn greets(&self, from: IpAddr) -> bool {
-        let mut greetings = self
-            .greetings
+        let mut initiations = self
+            .initiations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if greetings.len() >= SOURCES && !greetings.contains_key(&from) {
+        if initiations.len() >= SOURCES && !initiations.contains_key(&from) {
             return false;
         }
-        let greetings = greetings.entry(from).or_insert(0);
-        *greetings += 1;
-        *greetings <= GREETINGS_PER_S
+        let initiations = initiations.entry(from).or_insert(0);
+        *initiations += 1;
+        *initiations <= GREETINGS_PER_S
     }
 
     /// Sends a message that may be lost: all but data is repeated.
@@ -299,10 +304,10 @@ impl Shared {
 
     /// Begins handshakes with those whose turn it is.
     fn greet_due(&self, now: Instant) {
-        let view = self.view();
+        let snapshot = self.snapshot();
         let mut waiting = 0;
         let mut due = Vec::new();
-        for tunnel in view.tunnels_all() {
+        for tunnel in snapshot.tunnels_all() {
             if !tunnel.begins() {
                 continue;
             }
@@ -310,47 +315,47 @@ impl Shared {
             if state.endpoint.is_none() {
                 continue;
             }
-            let greeting = &mut state.greeting;
-            waiting += usize::from(greeting.waits(now));
-            let turn = greeting.turn(tunnel.is_alive(), now);
+            let initiation = &mut state.initiation;
+            waiting += usize::from(initiation.waits(now));
+            let turn = initiation.turn(tunnel.is_alive(), now);
             due.extend(turn.map(|turn| (turn, tunnel)));
         }
-        let chosen = greeting::chosen(due, waiting);
+        let chosen = initiation::chosen(due, waiting);
         let unanswered = waiting + chosen.len();
         self.unanswered.store(unanswered, Ordering::Relaxed);
         for tunnel in chosen {
-            self.greet(tunnel, now);
+            self.initiate(tunnel, now);
         }
     }
 
-    /// Whether a frame for this peer may be sealed, or wait until it can be. Nobody's
+    /// Whether a frame for this peer may be encrypted, or wait until it can be. Nobody's
     /// traffic begins more handshakes than may be unanswered.
     pub(crate) fn admits(&self, tunnel: &Tunnel, state: &mut State) -> bool {
-        if tunnel.is_alive() || state.greeting.tried() {
+        if tunnel.is_alive() || state.initiation.tried() {
             return true;
         }
         let unanswered = self.unanswered.load(Ordering::Relaxed);
-        let admits = state.greeting.admits(unanswered, Instant::now());
+        let admits = state.initiation.admits(unanswered, Instant::now());
         self.unanswered
             .fetch_add(usize::from(admits), Ordering::Relaxed);
         admits
     }
 
-    pub(crate) fn greet(&self, tunnel: &Tunnel, now: Instant) {
+    pub(crate) fn initiate(&self, tunnel: &Tunnel, now: Instant) {
         let mut buffer = [0; TIMED];
         let mut state = tunnel.lock();
-        if state.greeting.sent(now) {
+        if state.initiation.sent(now) {
             state.forget_endpoint();
         }
         let Some(endpoint) = state.endpoint else {
             return;
         };
         // It may be time for one by the tunnel's own clock, too.
-        let mut said = state.tunn.update_timers(&mut buffer);
-        if !matches!(&said, TunnResult::WriteToNetwork(packet) if is_initiation(packet)) {
-            said = state.tunn.format_handshake_initiation(&mut buffer, true);
+        let mut advertised = state.tunn.update_timers(&mut buffer);
+        if !matches!(&advertised, TunnResult::WriteToNetwork(packet) if is_initiation(packet)) {
+            advertised = state.tunn.format_handshake_initiation(&mut buffer, true);
         }
-        if let TunnResult::WriteToNetwork(packet) = said {
+        if let TunnResult::WriteToNetwork(packet) = advertised {
             self.send(packet, endpoint);
         }
     }
@@ -379,26 +384,26 @@ fn keep_time(shared: &Shared) {
     let mut limited = Instant::now();
     let mut round = 0;
     while shared.wait(TIMERS_EVERY) {
-        let view = shared.view();
+        let snapshot = shared.snapshot();
         if limited.elapsed() >= LIMIT_EVERY {
             limited = Instant::now();
-            for identity in &view.identities {
+            for identity in &snapshot.identities {
                 identity.limiter.reset_count();
             }
-            let greetings = shared.greetings.lock();
-            greetings.unwrap_or_else(PoisonError::into_inner).clear();
+            let initiations = shared.initiations.lock();
+            initiations.unwrap_or_else(PoisonError::into_inner).clear();
         }
         shared.greet_due(Instant::now());
-        let rounds = view.tunnels_all().count().div_ceil(TIMED_MAX).max(1);
+        let rounds = snapshot.tunnels_all().count().div_ceil(TIMED_MAX).max(1);
         round = (round + 1) % rounds;
-        for tunnel in view.tunnels_all() {
+        for tunnel in snapshot.tunnels_all() {
             if tunnel.index as usize % rounds != round || !tunnel.is_alive() {
                 continue;
             }
             let mut state = tunnel.lock();
-            let mut said = state.tunn.update_timers(&mut buffer);
+            let mut advertised = state.tunn.update_timers(&mut buffer);
             // A mesh never gives a peer up; where it went to may have been wrong.
-            let lost = matches!(said, TunnResult::Err(_));
+            let lost = matches!(advertised, TunnResult::Err(_));
             if lost {
                 state.forget_endpoint();
             }
@@ -406,12 +411,12 @@ fn keep_time(shared: &Shared) {
                 continue;
             };
             if lost && tunnel.begins() {
-                said = state.tunn.format_handshake_initiation(&mut buffer, true);
+                advertised = state.tunn.format_handshake_initiation(&mut buffer, true);
             }
-            if matches!(said, TunnResult::Done) && state.keeps_alive(Instant::now()) {
-                said = state.tunn.encapsulate(&[], &mut buffer);
+            if matches!(advertised, TunnResult::Done) && state.keeps_alive(Instant::now()) {
+                advertised = state.tunn.encapsulate(&[], &mut buffer);
             }
-            if let TunnResult::WriteToNetwork(packet) = said {
+            if let TunnResult::WriteToNetwork(packet) = advertised {
                 shared.send(packet, endpoint);
             }
         }

@@ -8,12 +8,12 @@ use kontena_schema::mac::Mac;
 
 use crate::key::PrivateKey;
 
-/// A host at the other end of a sealed path.
+/// A host at the other end of an encrypted path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// The key that it uses.
     pub current: PublicKey,
-    /// The key that it will use next, if it said so.
+    /// The key that it will use next, if it advertised so.
     pub next: Option<PublicKey>,
     /// Where it is to be found; without, only it can begin. It may move, as WireGuard
     /// has it.
@@ -30,7 +30,7 @@ pub struct Table {
     pub peers: BTreeMap<Ipv4Addr, Peer>,
     /// The tunnel address of the peer that each MAC is behind. It decides where a frame
     /// goes, and from whom it may come.
-    pub behind: BTreeMap<Mac, Ipv4Addr>,
+    pub owners: BTreeMap<Mac, Ipv4Addr>,
     /// The tunnel addresses of the peers that get a copy of what is for all. Those
     /// with a fast path get it there.
     pub floods: BTreeSet<Ipv4Addr>,

@@ -1,4 +1,4 @@
-//! What is around a frame inside the sealed tunnel: IPv4, UDP and VXLAN (RFC 7348),
+//! What is around a frame inside the encrypted tunnel: IPv4, UDP and VXLAN (RFC 7348),
 //! as the kernel's VXLAN device writes it.
 
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ const FIRST_SOURCE_PORT: u16 = 49152;
 
 /// The packet around a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Envelope {
+pub(crate) struct Encapsulation {
     /// The tunnel address of who sent it.
     pub(crate) from: Ipv4Addr,
     /// The tunnel address of who gets it.
@@ -38,7 +38,7 @@ pub fn vxlan_header(vni: u32) -> [u8; VXLAN_HEADER] {
     [FLAGS, 0, 0, 0, high, middle, low, 0]
 }
 
-impl Envelope {
+impl Encapsulation {
     /// What stands before a frame of so many bytes that begins with these. None if
     /// it is too long.
     pub(crate) fn head(&self, frame: &[u8], bytes: usize) -> Option<[u8; BYTES]> {
@@ -55,17 +55,17 @@ impl Envelope {
         ip[16..20].copy_from_slice(&self.to.octets());
         seal_ipv4(ip);
         let (udp, vxlan) = rest.split_at_mut(UDP);
-        // Both MACs say enough of the stream; the packet is sealed anyway.
+        // Both MACs say enough of the stream; the packet is encrypted anyway.
         let stream = fold(sum(frame.get(..12).unwrap_or_default()));
         udp[0..2].copy_from_slice(&(FIRST_SOURCE_PORT | stream >> 2).to_be_bytes());
         udp[2..4].copy_from_slice(&VXLAN_PORT.to_be_bytes());
         udp[4..6].copy_from_slice(&udp_length.to_be_bytes());
-        // No UDP checksum: what seals the packet proves more.
+        // No UDP checksum: what encrypts the packet proves more.
         vxlan.copy_from_slice(&vxlan_header(self.vni));
         Some(head)
     }
 
-    /// Reads a packet: its envelope, and where the frame in it begins. Whatever a
+    /// Reads a packet: its encapsulation, and where the frame in it begins. Whatever a
     /// VXLAN device would not take is refused.
     pub(crate) fn parse(packet: &[u8]) -> Option<(Self, usize)> {
         let first = *packet.first()?;
@@ -88,37 +88,37 @@ impl Envelope {
         if !for_us || !whole || vxlan[0] & FLAGS == 0 {
             return None;
         }
-        let envelope = Self {
+        let encapsulation = Self {
             from: address(12)?,
             to: address(16)?,
             vni: u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]),
         };
-        Some((envelope, header + UDP + VXLAN_HEADER))
+        Some((encapsulation, header + UDP + VXLAN_HEADER))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzzing::envelopes;
+    use crate::fuzzing::encapsulations;
     use proptest::prelude::*;
 
-    fn envelope(vni: u32) -> Envelope {
+    fn encapsulation(vni: u32) -> Encapsulation {
         let address = |host| Ipv4Addr::new(100, 127, 81, host);
-        Envelope {
+        Encapsulation {
             from: address(1),
             to: address(2),
             vni,
         }
     }
 
-    fn packet(envelope: &Envelope, frame: &[u8]) -> Vec<u8> {
-        [&envelope.head(frame, frame.len()).unwrap()[..], frame].concat()
+    fn packet(encapsulation: &Encapsulation, frame: &[u8]) -> Vec<u8> {
+        [&encapsulation.head(frame, frame.len()).unwrap()[..], frame].concat()
     }
 
     #[test]
     fn the_head_is_what_the_kernel_takes() {
-        let head = envelope(0x0a_0b_0c).head(&[0; 60], 60).unwrap();
+        let head = encapsulation(0x0a_0b_0c).head(&[0; 60], 60).unwrap();
         assert_eq!(
             fold(sum(&head[..IPV4])),
             0xffff,
@@ -131,12 +131,12 @@ mod tests {
 
     #[test]
     fn what_a_vxlan_device_would_not_take_is_refused() {
-        let good = packet(&envelope(7), &[1; 60]);
-        assert!(Envelope::parse(&good).is_some());
+        let good = packet(&encapsulation(7), &[1; 60]);
+        assert!(Encapsulation::parse(&good).is_some());
         let with = |at: usize, octet: u8| {
             let mut bad = good.clone();
             bad[at] = octet;
-            Envelope::parse(&bad)
+            Encapsulation::parse(&bad)
         };
         for (at, octet, why) in [
             (0, 0x65, "IPv6"),
@@ -152,14 +152,18 @@ mod tests {
             assert_eq!(with(at, octet), None, "{why}");
         }
         for length in 0..good.len() {
-            assert_eq!(Envelope::parse(&good[..length]), None, "{length} bytes");
+            assert_eq!(
+                Encapsulation::parse(&good[..length]),
+                None,
+                "{length} bytes"
+            );
         }
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read_back(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
-            (envelopes::VXLAN.check)(&bytes);
+            (encapsulations::VXLAN.check)(&bytes);
         }
     }
 }

@@ -25,7 +25,7 @@ use kontena_schema::ids::{
 use kontena_schema::limits::PINGS_MAX;
 use serde::{Deserialize, Serialize};
 
-pub use store::{Store, StoreError, write_atomically};
+pub use store::{InstallError, Store, StoreError, write_atomically};
 
 /// Who this host is in which grid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,9 @@ pub struct Directory {
     /// The node was removed from its grid: nothing of it may stay on the host.
     #[serde(default)]
     pub removed: bool,
+    /// The Master has spoken to this run of the agent; what is only on disk may be old.
+    #[serde(skip)]
+    pub confirmed: bool,
 }
 
 /// Changes that do not fit what the agent knows.
@@ -202,6 +205,7 @@ impl Directory {
             own,
             ..
         } = changes;
+        self.confirmed = true;
         self.reached = Some(Reached {
             timeline,
             revision: to,

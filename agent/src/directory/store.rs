@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
@@ -33,6 +34,21 @@ pub struct Store {
 pub struct StoreError {
     path: PathBuf,
     source: io::Error,
+}
+
+/// The program that containers wait in could not be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// It cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It could be written and not executed.
+    #[error(
+        "no program can be run from {}: its filesystem is mounted with the option noexec, and \
+         containers start with a program from there; mount it with exec, or set \
+         KONTENA_STATE_DIR to a directory elsewhere", .0.display()
+    )]
+    NoExec(PathBuf),
 }
 
 /// A file of the state directory is there and cannot be read.
@@ -142,8 +158,16 @@ impl Store {
 
     /// Puts the program into [`Store::bin`] that waits for a container's
     /// interface. Containers that run keep the file that they have open.
-    pub fn install_weavewait(&self, from: &Path) -> Result<(), StoreError> {
-        let path = self.bin().join("w");
+    ///
+    /// Whether a container can execute it in spite of `noexec` depends on the
+    /// engine's runtime: runc 1.1 loses the option when it makes a mount read-only.
+    /// So it is refused at once, and not by each container on some hosts.
+    pub fn install_weavewait(&self, from: &Path) -> Result<(), InstallError> {
+        let bin = self.bin();
+        if is_noexec(&bin)? {
+            return Err(InstallError::NoExec(bin));
+        }
+        let path = bin.join("w");
         let program = fs::read(from).map_err(|source| StoreError {
             path: from.to_owned(),
             source,
@@ -151,7 +175,8 @@ impl Store {
         if fs::read(&path).is_ok_and(|present| present == program) {
             return Ok(());
         }
-        write_atomically(&path, &program, 0o755).map_err(|source| StoreError { path, source })
+        write_atomically(&path, &program, 0o755).map_err(|source| StoreError { path, source })?;
+        Ok(())
     }
 
     fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Unreadable> {
@@ -184,6 +209,15 @@ impl Store {
         let path = self.dir.join(name);
         write_atomically(&path, bytes, mode).map_err(|source| StoreError { path, source })
     }
+}
+
+/// Whether no file of this directory may be executed.
+fn is_noexec(dir: &Path) -> Result<bool, StoreError> {
+    let found = statvfs(dir).map_err(|errno| StoreError {
+        path: dir.to_owned(),
+        source: errno.into(),
+    })?;
+    Ok(found.flags().contains(FsFlags::ST_NOEXEC))
 }
 
 /// Replaces a file so that after a crash it is the old one or the new one.

@@ -16,8 +16,8 @@ use super::server::Server;
 use super::stream::{read_message, write_message};
 use super::zone::{Local, Zone};
 use crate::directory::tests::{directory, placement};
-use crate::task::Tasks;
 use crate::testing::TempDir;
+use kontena_task::Tasks;
 
 const BOUND: Duration = Duration::from_secs(20);
 

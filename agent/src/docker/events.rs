@@ -1,7 +1,7 @@
-//! The engine's events, as doubts about what they are about: containers, or networks.
+//! The engine's events, as marks on what they are about: containers, or networks.
 //!
 //! An event says only that a look is due. The stream ends with the engine; when
-//! it is there again everything is doubted, because what happened in between was
+//! it is there again everything is marked, because what happened in between was
 //! not told.
 
 use std::collections::HashMap;
@@ -14,23 +14,18 @@ use futures_util::StreamExt;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::dirty::DirtySet;
 use super::labels::{TYPE, TYPE_CONTAINER};
-use super::observe::Doubts;
 
 /// How soon a broken stream is opened again; the engine's restart takes longer.
 pub(super) const RETRY_EVERY: Duration = Duration::from_millis(250);
+/// A health check has another result, which the action names: `health_status: healthy`.
+const HEALTH: &str = "health_status";
 /// The events after which a container has another state.
-const ACTIONS: [&str; 6] = [
-    "start",
-    "die",
-    "destroy",
-    "health_status",
-    "pause",
-    "unpause",
-];
+const ACTIONS: [&str; 6] = ["start", "die", "destroy", HEALTH, "pause", "unpause"];
 
-/// Turns events into doubts, for ever.
-pub async fn watch(docker: Docker, doubts: Arc<Doubts>) {
+/// Turns events into marks, for ever.
+pub async fn watch(docker: Docker, dirty: Arc<DirtySet>) {
     let filters = HashMap::from([
         ("type", vec!["container".to_owned()]),
         ("label", vec![format!("{TYPE}={TYPE_CONTAINER}")]),
@@ -44,15 +39,23 @@ pub async fn watch(docker: Docker, doubts: Arc<Doubts>) {
                 renegotiate(&docker).await;
                 away = false;
             }
-            follow(&docker, &filters, |container| {
-                container.map_or_else(|| doubts.add_all(), |id| doubts.add(id));
-            })
-            .await;
+            follow(&docker, &filters, |event| mark(&dirty, event)).await;
         } else if !away {
             warn!("the Docker engine is away");
             away = true;
         }
         sleep(RETRY_EVERY).await;
+    }
+}
+
+fn mark(dirty: &DirtySet, event: Option<Event>) {
+    match event {
+        // A health check may flap for as long as its container lives.
+        Some(event) if event.action.starts_with(HEALTH) => dirty.add_soon(event.id),
+        Some(event) => {
+            dirty.add(event.id);
+        }
+        None => dirty.add_all(),
     }
 }
 
@@ -63,12 +66,20 @@ async fn renegotiate(docker: &Docker) {
     }
 }
 
-/// Follows one stream to its end, and calls `doubt` with the id of what each event is
-/// about; with none where it may be anything, as it is at both ends of the stream.
+/// Something that happened.
+pub(super) struct Event {
+    /// What, in Docker's words.
+    action: String,
+    /// The id of what it happened to.
+    id: String,
+}
+
+/// Follows one stream to its end, and calls `tell` with each event; with none where
+/// anything may have happened, as at both ends of the stream.
 pub(super) async fn follow(
     docker: &Docker,
     filters: &HashMap<&str, Vec<String>>,
-    doubt: impl Fn(Option<String>),
+    tell: impl Fn(Option<Event>),
 ) {
     // The engine sends no sign of having opened the stream, so it is asked for
     // what happened from before this moment on.
@@ -77,13 +88,14 @@ pub(super) async fn follow(
         .since(&since())
         .build();
     let mut events = std::pin::pin!(docker.events(Some(options)));
-    doubt(None);
+    tell(None);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
                 let id = event.actor.and_then(|actor| actor.id);
-                debug!(action = event.action, id, "event");
-                doubt(id);
+                let action = event.action.unwrap_or_default();
+                debug!(action, id, "event");
+                tell(id.map(|id| Event { action, id }));
             }
             Err(err) => {
                 debug!(%err, "the stream of events broke");
@@ -91,7 +103,7 @@ pub(super) async fn follow(
             }
         }
     }
-    doubt(None);
+    tell(None);
 }
 
 fn since() -> String {

@@ -13,7 +13,7 @@ use futures_util::TryStreamExt;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::spec::{ImageCommand, image_name};
+use super::spec::{ImageConfig, image_name};
 use super::{status, words};
 
 /// A pull may be long, yet one that hangs must not hold its place for ever.
@@ -29,6 +29,8 @@ pub enum ImageError {
         image: String,
         /// What the engine said.
         reason: String,
+        /// The HTTP status with which it did.
+        status: Option<u16>,
     },
     /// The engine could not be asked.
     #[error("{0}")]
@@ -44,27 +46,32 @@ pub async fn prepare(docker: &Docker, image: &str) -> Result<(), ImageError> {
     }
     info!(%image, "pulling");
     let pulled = match timeout(PULL_WITHIN, pull(docker, &image)).await {
-        Ok(result) => result.map_err(|err| words(&err)),
-        Err(_) => Err("it takes too long".to_owned()),
+        Ok(result) => result.map_err(|err| (words(&err), status(&err))),
+        Err(_) => Err(("it takes too long".to_owned(), None)),
     };
     match pulled {
         Ok(()) => Ok(()),
-        Err(reason) if present => {
+        Err((reason, _)) if present => {
             warn!(%image, reason, "not pulled; using the one that is there");
             Ok(())
         }
-        Err(reason) => Err(ImageError::Pull { image, reason }),
+        Err((reason, status)) => Err(ImageError::Pull {
+            image,
+            reason,
+            status,
+        }),
     }
 }
 
-/// What the image executes; none if it is not there.
-pub async fn command(docker: &Docker, image: &str) -> Result<Option<ImageCommand>, ImageError> {
+/// What the image says; none if it is not there.
+pub async fn config(docker: &Docker, image: &str) -> Result<Option<ImageConfig>, ImageError> {
     let inspected = inspect(docker, &image_name(image)).await?;
     Ok(inspected.map(|image| {
         let config = image.config.unwrap_or_default();
-        ImageCommand {
+        ImageConfig {
             entrypoint: config.entrypoint.unwrap_or_default(),
             cmd: config.cmd.unwrap_or_default(),
+            volumes: config.volumes.unwrap_or_default(),
         }
     }))
 }

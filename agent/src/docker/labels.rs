@@ -23,10 +23,10 @@ const SERVICE_REVISION: &str = "io.kontena.container.service_revision";
 const SERVICE_NAME: &str = "io.kontena.service.name";
 const INSTANCE: &str = "io.kontena.service.instance_number";
 const STACK: &str = "io.kontena.stack.name";
-const GRID: &str = "io.kontena.grid.name";
+pub(super) const GRID: &str = "io.kontena.grid.name";
 /// The label with the placement; the original's containers have none.
 pub const PLACEMENT: &str = "io.kontena.placement.id";
-const NODE: &str = "io.kontena.node.id";
+pub(super) const NODE: &str = "io.kontena.node.id";
 const LEASE: &str = "io.kontena.lease";
 
 /// On whose behalf a container exists.

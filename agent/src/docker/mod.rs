@@ -1,20 +1,28 @@
 //! The Docker engine of this host, as far as the agent needs it.
 //!
-//! [`labels`] and [`spec`] are pure: what a container of ours looks like, and
-//! what is read back from it. [`observe`] looks at the host, [`image`] brings
-//! images, [`events`] tells when to look again, [`bridge`] knows the address of
-//! Docker's default bridge, [`networks`] what all bridges are called.
+//! [`labels`], [`spec`] and [`container`] are pure: what a container of ours looks
+//! like, and what is read back from it. [`observe`] looks at the host, [`image`]
+//! brings images, [`events`] tells when to look again and [`dirty`] at what,
+//! [`bridge`] knows the address of Docker's default bridge, [`networks`] what all
+//! bridges are called, [`volumes`] whose data is where, and
+//! [`sizes`] how much it is.
 //!
 //! Invariant: a container is ours if and only if it carries our labels; nothing
 //! else on the engine is ever touched.
 
 pub mod bridge;
+pub mod container;
+pub mod dirty;
 pub mod events;
 pub mod image;
+mod inspections;
 pub mod labels;
 pub mod networks;
 pub mod observe;
+mod process;
+pub mod sizes;
 pub mod spec;
+pub mod volumes;
 
 use std::time::Duration;
 

@@ -1,125 +1,57 @@
 //! What service containers the host has.
 //!
 //! One list per look, and an inspection of every container that is new or that
-//! an event or a full look made doubtful: a host with a thousand containers is
-//! looked at cheaply whenever one of them moves.
+//! an event or a full look marked: a host with a thousand containers is looked at
+//! cheaply whenever one of them moves. The observer looks by itself; who acts on
+//! what it sees never waits for Docker.
 //!
-//! A container that the engine refuses to tell about keeps what was seen of it
-//! and its doubt; only an engine that does not answer fails the look.
+//! Invariants: a container whose inspection Docker does not answer, or refuses, is
+//! unknown until one succeeds, and delays no other; only a list that fails means that
+//! the engine is away, and then what was seen last stands. Looks are bounded in
+//! number by [`LOOK_EVERY`], however many events come.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::future::pending;
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary,
-    ContainerSummaryStateEnum, HealthStatusEnum,
-};
+use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use kontena_schema::agent::Health;
-use tokio::sync::Notify;
-use tracing::warn;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
 
-use super::labels::{self, Origin, PLACEMENT, TYPE, TYPE_CONTAINER};
-use super::{status, words};
+use super::container::{self, Container};
+use super::dirty::{DirtySet, Look, Marks};
+use super::inspections::Inspections;
+use super::labels::{PLACEMENT, TYPE, TYPE_CONTAINER};
+use super::{process, status, words};
 
-/// Inspections under way at once: enough to hide their latency, too few to
-/// crowd out others who use the engine.
-const INSPECTIONS_MAX: usize = 8;
+/// An inspection is answered within this time, or its container counts as unknown; the
+/// engine answers in milliseconds unless it is busy with the very container.
+const INSPECT_WITHIN: Duration = Duration::from_secs(3);
+/// Looks begin this long after each other, so that a storm of events costs ten a second.
+/// Names are promised within 250 ms.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same for what can wait, such as a health check that flaps.
+const LOOK_SOON_EVERY: Duration = Duration::from_secs(1);
+/// What is new is acted on after this long, though not all inspections are over.
+const NEWS_WITHIN: Duration = Duration::from_millis(200);
+/// How soon an engine that did not answer is asked again, unless it says that it is back.
+const AWAY_RETRY: Duration = Duration::from_secs(1);
 
-/// A container with our labels.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Container {
-    /// Docker's id.
-    pub id: String,
-    /// Docker's name.
-    pub name: String,
-    /// On whose behalf it exists; none if it is not ours.
-    pub origin: Option<Origin>,
-    /// What it does.
-    pub state: State,
-    /// Whether it does its work.
-    pub health: Health,
-}
+type Listed = BTreeMap<String, ContainerSummary>;
 
-/// What a container does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It was never started.
-    Created,
-    /// It runs.
-    Running {
-        /// Its first process, as the host numbers it.
-        pid: i32,
-    },
-    /// It ended, and Docker will start it again.
-    Restarting {
-        /// How it ended.
-        exit_code: i64,
-    },
-    /// It ended, or could not be started.
-    Exited {
-        /// How it ended.
-        exit_code: i64,
-        /// What Docker says about it.
-        error: Option<String>,
-    },
-    /// Docker is removing it.
-    Going,
-}
-
-impl Container {
-    /// Whether it runs.
-    pub fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
-    }
-}
-
-/// Which containers are to be inspected again, and a bell for whoever looks.
-#[derive(Default)]
-pub struct Doubts {
-    doubts: Mutex<Doubt>,
-    bell: Notify,
-}
-
-#[derive(Default)]
-struct Doubt {
-    all: bool,
-    some: BTreeSet<String>,
-}
-
-impl Doubts {
-    /// Doubts one container.
-    pub fn add(&self, id: String) {
-        self.with(|doubt| doubt.some.insert(id));
-        self.bell.notify_one();
-    }
-
-    /// Doubts one container, for a look that is about to come anyway.
-    pub fn note(&self, id: String) {
-        self.with(|doubt| doubt.some.insert(id));
-    }
-
-    /// Doubts everything.
-    pub fn add_all(&self) {
-        self.with(|doubt| doubt.all = true);
-        self.bell.notify_one();
-    }
-
-    /// Waits for a doubt.
-    pub async fn changed(&self) {
-        self.bell.notified().await;
-    }
-
-    fn take(&self) -> Doubt {
-        self.with(std::mem::take)
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Doubt) -> T) -> T {
-        work(&mut self.doubts.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+/// What came of one inspection.
+enum Answer {
+    There(Box<Container>),
+    Gone,
+    /// There was none, or no container in it; why, and the container's first process.
+    Silent(String, Option<i32>),
 }
 
 /// Looks at the host's containers.
@@ -127,6 +59,19 @@ pub struct Observer {
     /// Without an engine there are no containers, and it is never away.
     docker: Option<Docker>,
     known: BTreeMap<String, Container>,
+    listing: Option<BoxFuture<'static, (Marks, Result<Listed, Error>)>>,
+    inspecting: FuturesUnordered<BoxFuture<'static, (String, Answer)>>,
+    inspections: Inspections,
+    /// The last list, and the look that it was made for.
+    listed: Listed,
+    listed_by: Look,
+    /// The last look that was acted on.
+    seen: Look,
+    last_look: Option<Instant>,
+    next_look: Option<Instant>,
+    /// Since when something is new that nobody has acted on.
+    news: Option<Instant>,
+    away: bool,
 }
 
 impl Observer {
@@ -135,68 +80,204 @@ impl Observer {
         Self {
             docker,
             known: BTreeMap::new(),
+            listing: None,
+            inspecting: FuturesUnordered::new(),
+            inspections: Inspections::default(),
+            listed: Listed::new(),
+            listed_by: Look::default(),
+            seen: Look::default(),
+            last_look: None,
+            next_look: None,
+            news: None,
+            away: false,
         }
     }
 
-    /// Our containers of the last look that succeeded.
+    /// Our containers, as they were seen last.
     pub fn last(&self) -> Vec<Container> {
         let ours = |container: &&Container| container.origin.is_some();
         self.known.values().filter(ours).cloned().collect()
     }
 
-    /// Looks. After an error the doubts remain.
-    pub async fn look(&mut self, doubts: &Doubts) -> Result<(), Error> {
-        let doubt = doubts.take();
-        let looked = self.look_again(&doubt, doubts).await;
-        if looked.is_err() {
-            doubts.with(|kept| {
-                kept.all |= doubt.all;
-                kept.some.extend(doubt.some);
-            });
-        }
-        looked
+    /// The last look that is over; [`Look::default`] before the first.
+    pub fn seen(&self) -> Look {
+        self.seen
     }
 
-    async fn look_again(&mut self, doubt: &Doubt, doubts: &Doubts) -> Result<(), Error> {
-        let Some(docker) = &self.docker else {
-            return Ok(());
-        };
-        let listed = list(docker).await?;
-        self.known.retain(|id, _| listed.contains_key(id));
-        let doubtful =
-            |id: &&String| doubt.all || doubt.some.contains(*id) || !self.known.contains_key(*id);
-        let ids: Vec<String> = listed.keys().filter(doubtful).cloned().collect();
-        let inspected: Vec<(String, Seen)> = stream::iter(ids)
-            .map(|id| async move {
-                let seen = inspect(docker, &id).await?;
-                Ok::<_, Error>((id, seen))
-            })
-            .buffer_unordered(INSPECTIONS_MAX)
-            .try_collect()
-            .await?;
-        for (id, seen) in inspected {
-            match seen {
-                Seen::There(container) => {
-                    self.known.insert(id, *container);
+    /// Whether the engine does not answer.
+    pub fn is_away(&self) -> bool {
+        self.away
+    }
+
+    /// Looks, until there is something to act on: a look is over, containers changed
+    /// a while ago, or the engine went away. May be dropped and called again at any time.
+    pub async fn progress(&mut self, dirty: &DirtySet) {
+        let away = self.away;
+        loop {
+            self.begin_inspections();
+            tokio::select! {
+                () = dirty.changed() => self.look_within(LOOK_EVERY),
+                () = dirty.changed_soon() => self.look_within(LOOK_SOON_EVERY),
+                () = at(self.next_look), if self.listing.is_none() => self.begin_look(dirty),
+                (marks, result) = listed(&mut self.listing) => {
+                    self.listing = None;
+                    self.take_list(marks, result, dirty);
                 }
-                Seen::Gone => {
-                    self.known.remove(&id);
-                }
-                Seen::Refused(reason) => {
-                    warn!(container = id, reason, "it cannot be seen");
-                    doubts.note(id.clone());
-                    let summary = &listed[&id];
-                    self.known
-                        .entry(id)
-                        .or_insert_with_key(|id| from_list(id, summary));
-                }
+                Some((id, answer)) = self.inspecting.next() => self.take_answer(&id, answer),
+                () = at(self.inspections.next().map(Instant::from_std)) => {}
+                () = at(self.news.map(|since| since + NEWS_WITHIN)), if self.has_looked() => {}
+            }
+            if self.is_due() || self.away != away {
+                self.news = None;
+                return;
             }
         }
-        Ok(())
+    }
+
+    fn has_looked(&self) -> bool {
+        self.seen >= Look::FIRST
+    }
+
+    fn is_due(&mut self) -> bool {
+        let seen = self.inspections.seen(self.listed_by);
+        let over = seen > self.seen;
+        self.seen = self.seen.max(seen);
+        let waited = |since: Instant| since.elapsed() >= NEWS_WITHIN;
+        over || self.has_looked() && self.news.is_some_and(waited)
+    }
+
+    /// A look is asked for, and is to begin so long after the last one at the earliest.
+    fn look_within(&mut self, pause: Duration) {
+        let now = Instant::now();
+        let at = self.last_look.map_or(now, |last| now.max(last + pause));
+        self.next_look = Some(self.next_look.map_or(at, |next| next.min(at)));
+    }
+
+    fn begin_look(&mut self, dirty: &DirtySet) {
+        self.next_look = None;
+        self.last_look = Some(Instant::now());
+        let marks = dirty.take();
+        let docker = self.docker.clone();
+        self.listing = Some(Box::pin(async move {
+            let result = match docker {
+                Some(docker) => list(&docker).await,
+                None => Ok(Listed::new()),
+            };
+            (marks, result)
+        }));
+    }
+
+    fn take_list(&mut self, marks: Marks, result: Result<Listed, Error>, dirty: &DirtySet) {
+        let listed = match result {
+            Ok(listed) => listed,
+            Err(err) => {
+                if !self.away {
+                    warn!(reason = words(&err), "the containers cannot be listed");
+                }
+                self.away = true;
+                dirty.put_back(marks);
+                let retry = Instant::now() + AWAY_RETRY;
+                self.next_look = Some(self.next_look.map_or(retry, |next| next.min(retry)));
+                return;
+            }
+        };
+        self.away = false;
+        let count = self.known.len();
+        self.known.retain(|id, _| listed.contains_key(id));
+        if self.known.len() < count {
+            self.is_news();
+        }
+        self.inspections.retain(|id| listed.contains_key(id));
+        for id in listed.keys() {
+            if marks.all || marks.some.contains(id) || !self.known.contains_key(id) {
+                self.inspections.ask(id, marks.look);
+            }
+        }
+        (self.listed, self.listed_by) = (listed, marks.look);
+        for id in self.inspections.all_failed() {
+            self.is_unknown(&id, None);
+        }
+    }
+
+    fn begin_inspections(&mut self) {
+        let Some(docker) = &self.docker else {
+            return;
+        };
+        while let Some(id) = self.inspections.begin(Instant::now().into_std()) {
+            let docker = docker.clone();
+            self.inspecting.push(Box::pin(async move {
+                let answer = inspect(&docker, &id).await;
+                (id, answer)
+            }));
+        }
+    }
+
+    fn take_answer(&mut self, id: &str, answer: Answer) {
+        match answer {
+            Answer::There(container) => {
+                if self.inspections.has_failed(id) {
+                    info!(container = id, "it can be inspected again");
+                }
+                self.inspections.answered(id);
+                // The list may say meanwhile that it is gone.
+                if self.listed.contains_key(id) {
+                    self.know(*container);
+                }
+            }
+            Answer::Gone => {
+                self.inspections.answered(id);
+                if self.known.remove(id).is_some() {
+                    self.is_news();
+                }
+            }
+            Answer::Silent(reason, pid) => {
+                if !self.inspections.has_failed(id) {
+                    warn!(
+                        container = id,
+                        reason, "it cannot be inspected, and is left alone"
+                    );
+                }
+                self.inspections.failed(id, Instant::now().into_std());
+                self.is_unknown(id, pid);
+            }
+        }
+    }
+
+    fn is_unknown(&mut self, id: &str, pid: Option<i32>) {
+        if let Some(summary) = self.listed.get(id) {
+            let last = self.known.get(id);
+            self.know(container::unknown(id, summary, last, || pid));
+        }
+    }
+
+    fn know(&mut self, container: Container) {
+        if self.known.get(&container.id) != Some(&container) {
+            self.known.insert(container.id.clone(), container);
+            self.is_news();
+        }
+    }
+
+    fn is_news(&mut self) {
+        self.news.get_or_insert_with(Instant::now);
     }
 }
 
-async fn list(docker: &Docker) -> Result<BTreeMap<String, ContainerSummary>, Error> {
+/// Waits until then; without a time for ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+async fn listed<T>(listing: &mut Option<BoxFuture<'static, T>>) -> T {
+    match listing {
+        Some(listing) => listing.await,
+        None => pending().await,
+    }
+}
+
+async fn list(docker: &Docker) -> Result<Listed, Error> {
     let label = format!("{TYPE}={TYPE_CONTAINER}");
     let filters = HashMap::from([("label", vec![label, PLACEMENT.to_owned()])]);
     let options = ListContainersOptionsBuilder::default()
@@ -210,232 +291,18 @@ async fn list(docker: &Docker) -> Result<BTreeMap<String, ContainerSummary>, Err
         .collect())
 }
 
-/// What came of one inspection.
-enum Seen {
-    There(Box<Container>),
-    Gone,
-    /// The engine answered, but not with the container; why.
-    Refused(String),
-}
-
-async fn inspect(docker: &Docker, id: &str) -> Result<Seen, Error> {
-    match docker.inspect_container(id, None).await {
-        Ok(inspected) => Ok(Seen::There(Box::new(container(id, inspected)))),
-        Err(err) if status(&err) == Some(404) => Ok(Seen::Gone),
-        Err(err) if status(&err).is_some() => Ok(Seen::Refused(words(&err))),
-        Err(err) => Err(err),
-    }
-}
-
-/// On whose behalf a container exists; none if it only has our labels from the
-/// image that somebody made of one of ours.
-fn origin(labels: &HashMap<String, String>, name: &str) -> Option<Origin> {
-    (labels::own_name(labels)? == name).then(|| labels::read(labels))?
-}
-
-/// What the list tells of a container that cannot be inspected: one that runs is
-/// left alone, and one that does not is of no use.
-fn from_list(id: &str, summary: &ContainerSummary) -> Container {
-    use ContainerSummaryStateEnum as Listed;
-    let names = summary.names.as_deref().unwrap_or_default();
-    let name = names
-        .first()
-        .map_or("", |name| name.trim_start_matches('/'));
-    let labels = summary.labels.as_ref();
-    Container {
-        id: id.to_owned(),
-        name: name.to_owned(),
-        origin: labels.and_then(|labels| origin(labels, name)),
-        health: Health::Unknown,
-        state: match summary.state {
-            Some(Listed::CREATED | Listed::EXITED | Listed::REMOVING | Listed::DEAD) => {
-                State::Going
-            }
-            _ => State::Restarting { exit_code: 0 },
-        },
-    }
-}
-
-fn container(id: &str, inspected: ContainerInspectResponse) -> Container {
-    let labels = inspected
-        .config
-        .and_then(|config| config.labels)
-        .unwrap_or_default();
-    let state = inspected.state.unwrap_or_default();
-    let health = state.health.as_ref().and_then(|health| health.status);
-    let name = inspected.name.unwrap_or_default();
-    let name = name.trim_start_matches('/');
-    Container {
-        id: id.to_owned(),
-        name: name.to_owned(),
-        origin: origin(&labels, name),
-        health: match health {
-            Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
-            Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
-            _ => Health::Unknown,
-        },
-        state: run_state(state),
-    }
-}
-
-fn run_state(state: bollard::models::ContainerState) -> State {
-    use ContainerStateStatusEnum as Status;
-    let exit_code = state.exit_code.unwrap_or_default();
-    let pid = state
-        .pid
-        .and_then(|pid| i32::try_from(pid).ok())
-        .filter(|pid| *pid > 0);
-    match (state.status, pid) {
-        (Some(Status::RUNNING | Status::PAUSED), Some(pid)) => State::Running { pid },
-        (Some(Status::RESTARTING), _) => State::Restarting { exit_code },
-        (Some(Status::REMOVING | Status::DEAD), _) => State::Going,
-        // A failed start leaves it as created, with an error.
-        (Some(Status::CREATED), _) if state.error.as_deref().unwrap_or_default().is_empty() => {
-            State::Created
-        }
-        _ => State::Exited {
-            exit_code,
-            error: state.error.filter(|text| !text.is_empty()),
-        },
-    }
+async fn inspect(docker: &Docker, id: &str) -> Answer {
+    let reason = match timeout(INSPECT_WITHIN, docker.inspect_container(id, None)).await {
+        Ok(Ok(response)) => return Answer::There(Box::new(container::inspected(id, response))),
+        Ok(Err(err)) if status(&err) == Some(404) => return Answer::Gone,
+        Ok(Err(err)) => words(&err),
+        Err(_) => words(&Error::RequestTimeoutError),
+    };
+    let id = id.to_owned();
+    let pid = spawn_blocking(move || process::find(&id)).await;
+    Answer::Silent(reason, pid.ok().flatten())
 }
 
 #[cfg(test)]
-mod tests {
-    use bollard::models::ContainerState;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    fn state(status: ContainerStateStatusEnum, pid: i64, error: &str) -> State {
-        run_state(ContainerState {
-            status: Some(status),
-            pid: Some(pid),
-            exit_code: Some(3),
-            error: Some(error.to_owned()),
-            ..ContainerState::default()
-        })
-    }
-
-    #[test]
-    fn states_are_told_apart() {
-        use ContainerStateStatusEnum as Status;
-        assert_eq!(state(Status::RUNNING, 7, ""), State::Running { pid: 7 });
-        assert_eq!(
-            state(Status::RESTARTING, 0, ""),
-            State::Restarting { exit_code: 3 }
-        );
-        assert_eq!(state(Status::CREATED, 0, ""), State::Created);
-        let failed = State::Exited {
-            exit_code: 3,
-            error: Some("port in use".to_owned()),
-        };
-        assert_eq!(state(Status::CREATED, 0, "port in use"), failed);
-        assert_eq!(
-            state(Status::EXITED, 0, ""),
-            State::Exited {
-                exit_code: 3,
-                error: None
-            }
-        );
-        assert_eq!(state(Status::DEAD, 0, ""), State::Going);
-    }
-
-    const LABELS: &str = r#"{"io.kontena.container.type": "container",
-        "io.kontena.placement.id": "11", "io.kontena.node.id": "1",
-        "io.kontena.container.service_revision": "1", "io.kontena.stack.name": "null",
-        "io.kontena.service.name": "web", "io.kontena.service.instance_number": "1"}"#;
-
-    #[test]
-    fn a_copy_of_ours_is_not_ours() {
-        let labels = serde_json::from_str(LABELS).unwrap();
-        assert!(origin(&labels, "web-1").is_some());
-        assert!(origin(&labels, "copy").is_none());
-    }
-
-    /// An engine that lists two containers and breaks when asked about one.
-    async fn engine(listener: tokio::net::UnixListener) {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = vec![0; 8192];
-            let length = stream.read(&mut request).await.unwrap();
-            let line = String::from_utf8_lossy(&request[..length]).into_owned();
-            let line = line.lines().next().unwrap_or_default().to_owned();
-            let (status, body) = if line.contains("/containers/json") {
-                let of = |id, name| {
-                    format!(
-                        r#"{{"Id": "{id}", "Names": ["/{name}"], "State": "running", "Labels": {LABELS}}}"#
-                    )
-                };
-                (
-                    "200 OK",
-                    format!("[{}, {}]", of("good", "web-1"), of("bad", "web-1")),
-                )
-            } else if line.contains("/containers/good/json") {
-                let config = format!(r#"{{"Labels": {LABELS}}}"#);
-                let state = r#"{"Status": "running", "Pid": 7}"#;
-                (
-                    "200 OK",
-                    format!(r#"{{"Name": "/web-1", "Config": {config}, "State": {state}}}"#),
-                )
-            } else {
-                (
-                    "500 Internal Server Error",
-                    r#"{"message": "its layer is lost"}"#.to_owned(),
-                )
-            };
-            let head = format!(
-                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\
-                 content-length: {}\r\nconnection: close\r\n\r\n",
-                body.len()
-            );
-            stream.write_all((head + &body).as_bytes()).await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn one_that_cannot_be_inspected_hides_no_other() {
-        let dir = crate::testing::TempDir::new();
-        let socket = dir.path().join("engine");
-        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let mut tasks = crate::task::Tasks::new();
-        tasks.spawn("engine", engine(listener));
-        let version = bollard::API_DEFAULT_VERSION;
-        let docker = Docker::connect_with_unix(socket.to_str().unwrap(), 10, version).unwrap();
-        let mut observer = Observer::new(Some(docker));
-        let doubts = Doubts::default();
-        observer.look(&doubts).await.unwrap();
-        let states: Vec<_> = observer
-            .last()
-            .into_iter()
-            .map(|c| (c.id, c.state))
-            .collect();
-        let left_alone = State::Restarting { exit_code: 0 };
-        let up = State::Running { pid: 7 };
-        assert_eq!(
-            states,
-            [("bad".to_owned(), left_alone), ("good".to_owned(), up)]
-        );
-        assert_eq!(doubts.take().some, BTreeSet::from(["bad".to_owned()]));
-        drop(tasks);
-    }
-
-    #[tokio::test]
-    async fn without_an_engine_there_are_no_containers_and_nothing_is_away() {
-        let mut observer = Observer::new(None);
-        let doubts = Doubts::default();
-        doubts.add_all();
-        observer.look(&doubts).await.unwrap();
-        assert!(observer.last().is_empty());
-        assert!(!doubts.take().all);
-    }
-
-    #[tokio::test]
-    async fn a_doubt_rings_the_bell_even_before_anybody_waits() {
-        let doubts = Doubts::default();
-        doubts.add("a".to_owned());
-        doubts.changed().await;
-        assert!(doubts.take().some.contains("a"));
-        assert!(doubts.take().some.is_empty());
-    }
-}
+#[path = "observe_tests.rs"]
+mod tests;

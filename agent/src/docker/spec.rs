@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, PortBinding, PortMap, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, PortBinding, PortMap,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use kontena_schema::agent::Placement;
 use kontena_schema::http::services::{Port, Protocol, ServiceSpec};
@@ -19,8 +19,13 @@ use kontena_schema::name;
 
 use super::labels::{self, Origin};
 
-/// Where the waiting program is in a container.
+/// Where the directory of the waiting program is in a container, and the program.
+pub(super) const WAIT_DIR: &str = "/w";
 const WAIT: &str = "/w/w";
+/// How its directory is mounted. Where SELinux is enforcing, no container may
+/// execute a file of the host's that has not the label for all containers, which
+/// `z` sets. Elsewhere it changes nothing.
+const WAIT_MOUNT: &str = "/w:ro,z";
 /// Seconds between SIGTERM and SIGKILL where the service says nothing; Docker's
 /// own default.
 pub const STOP_GRACE_S: u32 = 10;
@@ -28,7 +33,7 @@ pub const STOP_GRACE_S: u32 = 10;
 const LOG_OPTIONS: [(&str, &str); 2] = [("max-size", "10m"), ("max-file", "3")];
 
 /// What the host adds to a placement.
-pub struct Surroundings<'a> {
+pub struct CreateContext<'a> {
     /// Whose container it is.
     pub origin: Origin,
     /// The grid's name.
@@ -37,15 +42,19 @@ pub struct Surroundings<'a> {
     pub resolver: Ipv4Addr,
     /// The directory with the waiting program.
     pub bin: &'a Path,
+    /// The placement's data.
+    pub mounts: Vec<Mount>,
 }
 
-/// What the image says about the command.
+/// What the image says about its containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageCommand {
+pub struct ImageConfig {
     /// Its entrypoint.
     pub entrypoint: Vec<String>,
     /// Its command.
     pub cmd: Vec<String>,
+    /// The paths that it declares as volumes.
+    pub volumes: Vec<String>,
 }
 
 /// There is nothing to execute.
@@ -68,12 +77,12 @@ pub fn image_name(image: &str) -> String {
 /// The body of the request that creates the placement's container.
 pub fn create_body(
     placement: &Placement,
-    image: &ImageCommand,
-    around: &Surroundings<'_>,
+    image: &ImageConfig,
+    context: &CreateContext<'_>,
 ) -> Result<ContainerCreateBody, NoCommand> {
     let spec = &placement.spec;
     let command = command(spec, image)?;
-    let waits = around.origin.overlay.is_some();
+    let waits = context.origin.overlay.is_some();
     let (entrypoint, cmd) = if waits {
         (vec![WAIT.to_owned()], command)
     } else {
@@ -88,10 +97,10 @@ pub fn create_body(
         env: Some(env(placement)),
         entrypoint: Some(entrypoint),
         cmd: Some(cmd),
-        labels: Some(labels::write(placement, &around.origin, around.grid)),
+        labels: Some(labels::write(placement, &context.origin, context.grid)),
         exposed_ports: Some(spec.ports.iter().map(port_key).collect()),
         stop_timeout: Some(i64::from(stop_grace_s(spec))),
-        host_config: Some(host_config(placement, around, waits)),
+        host_config: Some(host_config(placement, context, waits)),
         ..ContainerCreateBody::default()
     })
 }
@@ -101,15 +110,16 @@ pub fn stop_grace_s(spec: &ServiceSpec) -> u32 {
     spec.stop_grace_period_s.unwrap_or(STOP_GRACE_S)
 }
 
-fn host_config(placement: &Placement, around: &Surroundings<'_>, waits: bool) -> HostConfig {
+fn host_config(placement: &Placement, context: &CreateContext<'_>, waits: bool) -> HostConfig {
     let spec = &placement.spec;
     let log = LOG_OPTIONS.map(|(key, value)| (key.to_owned(), value.to_owned()));
     HostConfig {
-        binds: waits.then(|| vec![format!("{}:/w:ro", around.bin.display())]),
+        binds: waits.then(|| vec![format!("{}:{WAIT_MOUNT}", context.bin.display())]),
+        mounts: Some(context.mounts.clone()),
         network_mode: Some("bridge".to_owned()),
-        dns: Some(vec![around.resolver.to_string()]),
+        dns: Some(vec![context.resolver.to_string()]),
         dns_search: Some(name::search_domains(
-            around.grid,
+            context.grid,
             placement.stack.as_deref(),
         )),
         port_bindings: Some(port_bindings(&spec.ports)),
@@ -129,7 +139,7 @@ fn host_config(placement: &Placement, around: &Surroundings<'_>, waits: bool) ->
 }
 
 /// As Docker combines them: a given entrypoint takes the image's command away.
-fn command(spec: &ServiceSpec, image: &ImageCommand) -> Result<Vec<String>, NoCommand> {
+fn command(spec: &ServiceSpec, image: &ImageConfig) -> Result<Vec<String>, NoCommand> {
     let (entrypoint, default_cmd) = match &spec.entrypoint {
         Some(given) => (given, &[][..]),
         None => (&image.entrypoint, &image.cmd[..]),
@@ -205,7 +215,7 @@ mod tests {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
-    fn around(placement: &Placement) -> Surroundings<'static> {
+    fn context(placement: &Placement) -> CreateContext<'static> {
         let origin = Origin {
             placement: placement.id,
             node: NodeId(1),
@@ -213,31 +223,33 @@ mod tests {
             lease: placement.lease,
             overlay: placement.address.map(|_| "10.81.1.1/17".parse().unwrap()),
         };
-        Surroundings {
+        CreateContext {
             origin,
             grid: "demo",
             resolver: [172, 17, 0, 1].into(),
             bin: Path::new("/var/lib/kontena/bin"),
+            mounts: Vec::new(),
         }
     }
 
-    fn image() -> ImageCommand {
-        ImageCommand {
+    fn image() -> ImageConfig {
+        ImageConfig {
             entrypoint: words("/entry"),
             cmd: words("serve all"),
+            volumes: Vec::new(),
         }
     }
 
     #[test]
     fn a_container_waits_for_its_interface_before_its_command() {
         let placement = placement(11, 1);
-        let body = create_body(&placement, &image(), &around(&placement)).unwrap();
+        let body = create_body(&placement, &image(), &context(&placement)).unwrap();
         assert_eq!(body.entrypoint.unwrap(), ["/w/w"]);
         assert_eq!(body.cmd.unwrap(), ["/entry", "serve", "all"]);
         assert_eq!(body.hostname.unwrap(), "web-1");
         assert_eq!(body.image.unwrap(), "kontena/toolbox:latest");
         let host = body.host_config.unwrap();
-        assert_eq!(host.binds.unwrap(), ["/var/lib/kontena/bin:/w:ro"]);
+        assert_eq!(host.binds.unwrap(), ["/var/lib/kontena/bin:/w:ro,z"]);
         assert_eq!(host.dns.unwrap(), ["172.17.0.1"]);
         assert_eq!(
             host.dns_search.unwrap(),
@@ -253,7 +265,7 @@ mod tests {
     fn without_an_address_there_is_nothing_to_wait_for() {
         let mut placement = placement(11, 1);
         placement.address = None;
-        let body = create_body(&placement, &image(), &around(&placement)).unwrap();
+        let body = create_body(&placement, &image(), &context(&placement)).unwrap();
         assert_eq!(body.entrypoint.unwrap(), ["/entry"]);
         assert_eq!(body.cmd.unwrap(), ["serve", "all"]);
         assert_eq!(body.host_config.unwrap().binds, None);
@@ -277,7 +289,7 @@ mod tests {
                 words(expected)
             );
         }
-        assert!(command(&spec(None, None), &ImageCommand::default()).is_err());
+        assert!(command(&spec(None, None), &ImageConfig::default()).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the host is: the engine, the kernel, the region, the addresses
+//! What the host is: the engine, the kernel, the region, the addresses, the networks
 //! (DESIGN section 7).
 //!
 //! Facts are looked up again every minute and published when they differ. The
@@ -8,6 +8,8 @@
 pub mod kernel;
 pub mod master;
 pub mod net;
+pub mod networks;
+pub mod overlap;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -50,6 +52,7 @@ pub struct HostFacts {
 }
 
 /// Who is asked for what the engine knows of its host.
+#[derive(Clone)]
 pub enum Source {
     /// The engine.
     Engine(Docker),
@@ -134,10 +137,17 @@ async fn look(
 ) -> Result<HostFacts, String> {
     let engine = source.info().await?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let networks = networks::look().await;
+    if let Err(reason) = &networks {
+        debug!(reason, "the host's networks are not known");
+    }
     Ok(HostFacts {
         engine_id: engine.id.clone().ok_or("the Docker engine has no id")?,
         boot_id: boot_id.trim().to_owned(),
-        facts: facts(engine, public_ip, private_ip(config)),
+        facts: Facts {
+            networks: networks.ok(),
+            ..facts(engine, public_ip, private_ip(config))
+        },
     })
 }
 
@@ -163,6 +173,7 @@ fn facts(engine: SystemInfo, public_ip: Option<Ipv4Addr>, private_ip: Option<Ipv
             .and_then(|n| u64::try_from(n).ok())
             .unwrap_or_default(),
         keys: None,
+        networks: None,
     }
 }
 
@@ -249,7 +260,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::task::Tasks;
+    use kontena_task::Tasks;
 
     #[test]
     fn the_first_region_label_is_the_region() {

@@ -193,9 +193,13 @@ impl Machine {
                 self.phase = Phase::Stopped;
                 return;
             }
-            End::Closed(close::NODE_DUPLICATE | close::GRID_FULL_NODES | close::VERSION, _) => {
-                between(REFUSED_RETRY_MAX / 2, REFUSED_RETRY_MAX, roll)
-            }
+            End::Closed(
+                close::NODE_DUPLICATE
+                | close::GRID_FULL_NODES
+                | close::NETWORK_OVERLAP
+                | close::VERSION,
+                _,
+            ) => between(REFUSED_RETRY_MAX / 2, REFUSED_RETRY_MAX, roll),
             End::Closed(close::BAD_TOKEN, _) | End::Status(401 | 403) => self.bad_token(roll),
             End::Closed(..) | End::Failed(_) | End::Status(_) | End::Silent | End::Protocol(_) => {
                 retry_delay(self.failures, roll)
@@ -356,6 +360,8 @@ mod tests {
         assert!(pause(&mut machine, now, &closed(close::NODE_DUPLICATE), 0.0) > RETRY_MAX);
         let until = now + REFUSED_RETRY_MAX;
         assert_eq!(machine.next(until), Next::Connect(Credential::Node));
+        assert!(pause(&mut machine, until, &closed(close::NETWORK_OVERLAP), 0.0) > RETRY_MAX);
+        let until = until + REFUSED_RETRY_MAX;
         // It may have been the end of a dead connection; the Master tells if it was a copy.
         machine.welcomed(until, false);
         let good = until + GOOD_AFTER;

@@ -34,6 +34,7 @@ use crate::report::HostSlot;
 use machine::{Credential, End, Machine, Next};
 
 /// What the link tells.
+#[derive(Clone)]
 pub struct Slots {
     /// The state of the host.
     pub host: HostSlot,
@@ -127,6 +128,11 @@ impl Link {
                 %end,
                 "another host with the same Docker engine id is connected; everything here stays \
                  as it is, but this host learns nothing new until one of the two gets another id"
+            ),
+            End::Closed(close::NETWORK_OVERLAP, _) => error!(
+                %end,
+                "this host cannot join the grid, which would take its network from it; `kontena grid \
+                 create` chooses other networks with --subnet, and with --inner-subnet for the tunnel"
             ),
             End::Closed(close::KEY_TAKEN, _) => {
                 warn!(%end, "this host makes another key");

@@ -212,7 +212,7 @@ impl Link {
         if host.node != session.node {
             return Ok(());
         }
-        match session.sent.next(&host.told) {
+        match session.sent.next(&host.reported) {
             Some(report) => session.send(&FromAgent::Report(Box::new(report))).await,
             None => Ok(()),
         }

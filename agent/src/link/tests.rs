@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use futures_util::{SinkExt, StreamExt};
 use kontena_schema::agent::{
-    Changes, FromAgent, Hello, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport, PingState, Report,
-    Shared, ToAgent, Welcome, close,
+    Changes, FromAgent, Hello, HostMeasures, Measures, Own, PINGS_SINCE, PROTOCOL, PingReport,
+    PingState, Report, Shared, ToAgent, Welcome, close,
 };
 use kontena_schema::ids::{NodeId, PingId, Revision};
 use kontena_schema::limits::HELLO_WITHIN;
@@ -26,8 +26,8 @@ use crate::directory::tests::{directory, snapshot, welcome};
 use crate::facts::HostFacts;
 use crate::pings::Told;
 use crate::report::{self, HostState};
-use crate::task::Tasks;
 use crate::testing::TempDir;
+use kontena_task::Tasks;
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -38,7 +38,7 @@ struct Bed {
     directory: watch::Receiver<Arc<Directory>>,
     host: watch::Sender<Option<Arc<HostState>>>,
     facts: watch::Sender<Option<Arc<HostFacts>>>,
-    measures: watch::Sender<Option<Arc<Measures>>>,
+    measures: watch::Sender<Option<Arc<HostMeasures>>>,
     pings: watch::Sender<Arc<Told>>,
     _tasks: Tasks,
     _dir: TempDir,
@@ -62,19 +62,20 @@ fn facts() -> HostFacts {
             cpus: 1,
             mem_total_bytes: 1,
             keys: None,
+            networks: None,
         },
     }
 }
 
 fn host(node: i64, applied: i64) -> Option<Arc<HostState>> {
-    let told = report::Told {
+    let reported = report::Reported {
         applied: Revision(applied),
-        ..report::Told::default()
+        ..report::Reported::default()
     };
     Some(Arc::new(HostState {
         node: Some(NodeId(node)),
         inventory: Vec::new(),
-        told,
+        reported,
     }))
 }
 
@@ -328,9 +329,13 @@ async fn facts_are_told_when_they_change() {
 #[tokio::test]
 async fn measures_are_told_when_there_are_new_ones() {
     let bed = bed(directory(), Some("node")).await;
-    let measures = Measures {
+    let overlay = Measures {
         drops: [("dropped_in".to_owned(), 3)].into(),
         ..Measures::default()
+    };
+    let measures = HostMeasures {
+        overlay,
+        data: Some(Vec::new()),
     };
     let (mut peer, _) = bed.welcomed().await;
     peer.report().await;
@@ -350,7 +355,7 @@ async fn measures_are_told_when_there_are_new_ones() {
         .await;
     before.report().await;
     bed.measures
-        .send_replace(Some(Arc::new(Measures::default())));
+        .send_replace(Some(Arc::new(HostMeasures::default())));
     assert!(matches!(before.next().await, FromAgent::Measures(_)));
     before.close(close::GOING_AWAY).await;
     let mut old = bed.accept().await;

@@ -24,8 +24,8 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tracing::{error, info};
 
 use crate::directory::Directory;
-use crate::overlay::{Echoes, Overlay};
 use crate::report::HostSlot;
+use kontena_overlay::{Echoes, Overlay};
 
 /// What is told of pings, and of which node they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -135,7 +135,9 @@ impl Pings {
     /// On which path frames to a peer leave, as the last pass has it.
     fn path(&self, peer: NodeId) -> Path {
         let host = self.host.borrow();
-        let report = host.as_ref().and_then(|host| host.told.peers.get(&peer));
+        let report = host
+            .as_ref()
+            .and_then(|host| host.reported.peers.get(&peer));
         report.map_or(Path::Unknown, |report| report.path)
     }
 

@@ -6,14 +6,47 @@ use std::time::{Duration, Instant};
 use kontena_schema::agent::{Desired, Placement};
 use kontena_schema::ids::{LeaseNumber, ServiceRevision};
 
+use crate::apply::ApplyError;
 use crate::plan::Subject;
 
 /// The first retry; most failures that pass at all (a name or a port that is
 /// just being given free) pass within it.
 const RETRY_MIN: Duration = Duration::from_secs(1);
-/// A failure that lasts is tried once a minute, and an image that appears runs
-/// within it.
+/// A failure that others may end, such as a registry that is down, is tried once a
+/// minute.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// One that the engine says is a mistake in what is wanted (no such image, a setting that
+/// it refuses) passes when that is changed, which resets the pause, or when somebody
+/// pushes the image.
+const MISTAKE_RETRY_MAX: Duration = Duration::from_secs(300);
+
+/// How a job failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Why, in words for the user.
+    pub reason: String,
+    /// What is wanted cannot be done as it is.
+    pub mistake: bool,
+}
+
+impl Failed {
+    /// The job itself died.
+    pub fn died() -> Self {
+        Self {
+            reason: "the agent failed; see its log".to_owned(),
+            mistake: false,
+        }
+    }
+}
+
+impl From<ApplyError> for Failed {
+    fn from(error: ApplyError) -> Self {
+        Self {
+            mistake: error.is_mistake(),
+            reason: error.to_string(),
+        }
+    }
+}
 
 /// What was wanted of a placement; something else is tried at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,15 +71,20 @@ impl Backoff {
         now: Instant,
         subject: Subject,
         placement: Option<&Placement>,
-        reason: String,
+        failed: Failed,
     ) {
         let times = self.0.get(&subject).map_or(0, |failure| failure.times);
-        let pause = (RETRY_MIN * 2_u32.pow(times.min(10))).min(RETRY_MAX);
+        let longest = if failed.mistake {
+            MISTAKE_RETRY_MAX
+        } else {
+            RETRY_MAX
+        };
+        let pause = (RETRY_MIN * 2_u32.pow(times.min(10))).min(longest);
         let failure = Failure {
             wanted: placement.map(wanted),
-            times: times + 1,
+            times: times.saturating_add(1),
             until: now + pause,
-            reason,
+            reason: failed.reason,
         };
         self.0.insert(subject, failure);
     }
@@ -107,22 +145,26 @@ mod tests {
         let now = Instant::now();
         let mut wanted = placement(11, 1);
         let subject = Subject::Placement(wanted.id);
-        let mut backoff = Backoff::default();
-        let mut pauses = Vec::new();
-        for _ in 0..10 {
-            backoff.failed(now, subject.clone(), Some(&wanted), "no image".to_owned());
-            pauses.push(backoff.next(now).unwrap() - now);
-        }
-        assert!(pauses.is_sorted());
-        assert_eq!((pauses[0], pauses[9]), (RETRY_MIN, RETRY_MAX));
-        assert!(backoff.held(now).contains(&subject));
-        assert!(!backoff.held(now + RETRY_MAX).contains(&subject));
-        assert_eq!(backoff.reason(&subject), Some("no image"));
+        for (mistake, longest) in [(false, RETRY_MAX), (true, MISTAKE_RETRY_MAX)] {
+            let mut backoff = Backoff::default();
+            let mut pauses = Vec::new();
+            for _ in 0..12 {
+                let reason = "no image".to_owned();
+                let failed = Failed { reason, mistake };
+                backoff.failed(now, subject.clone(), Some(&wanted), failed);
+                pauses.push(backoff.next(now).unwrap() - now);
+            }
+            assert!(pauses.is_sorted());
+            assert_eq!((pauses[0], pauses[11]), (RETRY_MIN, longest));
+            assert!(backoff.held(now).contains(&subject));
+            assert!(!backoff.held(now + longest).contains(&subject));
+            assert_eq!(backoff.reason(&subject), Some("no image"));
 
-        backoff.forget(|_| Some(&wanted), |_| true);
-        assert!(backoff.held(now).contains(&subject));
-        wanted.service_revision = ServiceRevision(2);
-        backoff.forget(|_| Some(&wanted), |_| true);
-        assert!(backoff.held(now).is_empty());
+            backoff.forget(|_| Some(&wanted), |_| true);
+            assert!(backoff.held(now).contains(&subject));
+            wanted.service_revision.0 += 1;
+            backoff.forget(|_| Some(&wanted), |_| true);
+            assert!(backoff.held(now).is_empty());
+        }
     }
 }

@@ -1,8 +1,14 @@
-//! Commands, each started at most once.
+//! Commands, each started at most once, in the order of their numbers.
 //!
-//! The journal is on disk before a command is begun. A command whose begin is in
-//! it and whose end is not was interrupted by the end of an agent; whether it
-//! took effect is not known, and it is not begun again.
+//! Starting a command is one act: it takes its turn, and the journal on disk says so.
+//! Turns come in rising order and wait for nothing, so the journal needs one number:
+//! none up to it is started any more. A command that was started runs as soon as its
+//! own placement is free (`jobs`); commands of one placement run one after the other,
+//! in order, and those of another wait neither for them nor for its pull.
+//!
+//! A command whose start is in the journal and whose end is not was interrupted by
+//! the end of an agent; whether it took effect is not known, and it is not started
+//! again.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +37,7 @@ impl Journal {
         for outcome in self.outcomes.values_mut() {
             if outcome.state == CommandState::Started {
                 outcome.state = CommandState::Interrupted;
-                outcome.error = Some("the agent ended while the command ran".to_owned());
+                outcome.error = Some("the agent ended before the command did".to_owned());
             }
         }
         self

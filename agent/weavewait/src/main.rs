@@ -2,176 +2,67 @@
 //! the container's command.
 //!
 //! The agent puts this program before an image's entrypoint, because a command
-//! that starts before `ethwe` is there would fail to connect. It subscribes to
-//! the kernel's changes before its first look, so none is missed, and then
-//! looks again whenever something changed: no polling, and no timeout, since a
-//! command without its network is of no use.
+//! that starts before `ethwe` is there would fail to connect. It becomes the
+//! command and is not its parent: as the first process of the container the
+//! command gets every signal itself, and its end is the container's.
 //!
 //! It runs inside any image, so it is static, has no settings and reads no
 //! file. Exit codes are a shell's: 127 for a program that is not there, 126 for
-//! one that cannot be run.
+//! one that cannot be run, 128 and the number of a signal that ended the wait.
+//!
+//! Absent on purpose: Rust's own start, which would ignore SIGPIPE and forget
+//! whether it was ignored before. Until the command is executed, nothing of
+//! what it inherits may get lost.
 
-use std::ffi::{CStr, CString, OsString};
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::process::ExitCode;
-use std::ptr;
+#![no_main]
 
-const INTERFACE: &CStr = c"ethwe";
-/// A link that is up and has a carrier, that is, whose other end is up too.
-const READY: libc::c_int = libc::IFF_UP | libc::IFF_RUNNING;
+mod interface;
+mod signals;
+
+use std::ffi::CStr;
+use std::io::{self, Write};
 
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// What `docker run` answers when it itself fails.
 const OWN_FAILURE: u8 = 125;
 
-fn main() -> ExitCode {
-    let command: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if command.is_empty() {
-        eprintln!("usage: weavewait PROGRAM [ARGUMENT]...");
-        return ExitCode::from(OWN_FAILURE);
+/// What the C library calls at the start.
+///
+/// # Safety
+/// `argv` holds `argc` strings and after them a null pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
+    if argc < 2 {
+        return complain(OWN_FAILURE, "usage: weavewait PROGRAM [ARGUMENT]...");
     }
-    end_when_told();
-    if let Err(error) = wait() {
-        eprintln!("weavewait: cannot wait for ethwe: {error}");
-        return ExitCode::from(OWN_FAILURE);
+    let inherited = signals::end_by_any();
+    if let Err(error) = interface::wait() {
+        return complain(
+            OWN_FAILURE,
+            &format!("weavewait: cannot wait for ethwe: {error}"),
+        );
     }
-    let program = command[0].clone();
-    let error = exec(command);
-    eprintln!("weavewait: {}: {error}", program.display());
-    match error.kind() {
-        io::ErrorKind::NotFound => ExitCode::from(NOT_FOUND),
-        _ => ExitCode::from(NOT_EXECUTABLE),
-    }
-}
-
-/// Signals that ask a container to stop; which one is the image's choice.
-const STOP_SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
-
-/// The first process of a container ignores every signal that it has no handler
-/// for, so without one `docker stop` would have to wait and kill.
-fn end_when_told() {
-    extern "C" fn end(signal: libc::c_int) {
-        // SAFETY: `_exit` may be called from a signal handler.
-        unsafe { libc::_exit(128 + signal) }
-    }
-    let end: extern "C" fn(libc::c_int) = end;
-    for signal in STOP_SIGNALS {
-        // SAFETY: the handler calls nothing but `_exit`; `exec` resets it.
-        unsafe { libc::signal(signal, end as libc::sighandler_t) };
-    }
-}
-
-/// Returns when the interface is ready.
-fn wait() -> io::Result<()> {
-    let changes = subscribe()?;
-    while !is_ready()? {
-        next_change(&changes)?;
-    }
-    Ok(())
-}
-
-/// A socket that becomes readable when a link or an IPv4 address changes.
-fn subscribe() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers are passed.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::NETLINK_ROUTE,
-        )
+    inherited.restore();
+    // SAFETY: after the program's own name there is at least one string more, and
+    // a null pointer after the last.
+    let (program, error) = unsafe {
+        let command = argv.add(1);
+        libc::execvp(*command, command);
+        (CStr::from_ptr(*command), io::Error::last_os_error())
     };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just opened and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: all zeroes is a valid `sockaddr_nl`: port and groups are unset.
-    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    address.nl_groups = (libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR) as u32;
-    // SAFETY: pointer and length describe `address`, which outlives the call.
-    let bound = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            ptr::from_ref(&address).cast(),
-            size_of_val(&address) as libc::socklen_t,
-        )
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => NOT_FOUND,
+        _ => NOT_EXECUTABLE,
     };
-    if bound < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(socket)
-    }
+    complain(
+        code,
+        &format!("weavewait: {}: {error}", program.to_string_lossy()),
+    )
 }
 
-/// Blocks until something changed. What changed is not read: another look
-/// tells, also when the kernel had to drop messages (`ENOBUFS`).
-fn next_change(socket: &OwnedFd) -> io::Result<()> {
-    let mut buffer = [0_u8; 4096];
-    // SAFETY: pointer and length describe `buffer`, which outlives the call.
-    let read = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            0,
-        )
-    };
-    if read >= 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EINTR | libc::ENOBUFS) => Ok(()),
-        _ => Err(error),
-    }
-}
-
-/// Whether the interface is up and has an IPv4 address.
-fn is_ready() -> io::Result<bool> {
-    let mut first: *mut libc::ifaddrs = ptr::null_mut();
-    // SAFETY: `first` is a valid place for the list's head.
-    if unsafe { libc::getifaddrs(&raw mut first) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut ready = false;
-    let mut entry = first;
-    // SAFETY: `getifaddrs` made a list that ends with a null pointer; its names
-    // are strings, its addresses null or valid. It is freed after the last use.
-    unsafe {
-        while let Some(this) = entry.as_ref() {
-            ready |= CStr::from_ptr(this.ifa_name) == INTERFACE
-                && this.ifa_flags as libc::c_int & READY == READY
-                && this
-                    .ifa_addr
-                    .as_ref()
-                    .is_some_and(|a| i32::from(a.sa_family) == libc::AF_INET);
-            entry = this.ifa_next;
-        }
-        libc::freeifaddrs(first);
-    }
-    Ok(ready)
-}
-
-/// Becomes the command; returns only if that fails.
-fn exec(command: Vec<OsString>) -> io::Error {
-    let strings: Result<Vec<CString>, _> = command
-        .into_iter()
-        .map(|argument| CString::new(argument.into_vec()))
-        .collect();
-    let Ok(strings) = strings else {
-        return io::ErrorKind::InvalidInput.into();
-    };
-    let mut arguments: Vec<*const libc::c_char> = strings.iter().map(|s| s.as_ptr()).collect();
-    arguments.push(ptr::null());
-    // SAFETY: no handler is involved. Rust's runtime ignores SIGPIPE, and what is
-    // ignored stays so across `exec`, which the command does not expect.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    // SAFETY: `arguments` is an array of valid strings that ends with a null
-    // pointer; both outlive the call.
-    unsafe { libc::execvp(arguments[0], arguments.as_ptr()) };
-    io::Error::last_os_error()
+fn complain(code: u8, text: &str) -> libc::c_int {
+    // The code tells it too, where nobody reads this.
+    let _ = writeln!(io::stderr(), "{text}");
+    code.into()
 }

@@ -44,7 +44,7 @@ pub async fn serve(connection: Connection, mut socket: WebSocket) {
     };
     tracing::info!(request_id = %connection.request_id, code, reason, "agent session ended");
     // RFC 6455 section 5.5: a control frame holds 125 bytes, two of them the code.
-    let reason: String = reason.chars().take(100).filter(char::is_ascii).collect();
+    let reason: String = reason.chars().filter(char::is_ascii).take(123).collect();
     let frame = CloseFrame {
         code,
         reason: reason.into(),
@@ -100,6 +100,7 @@ fn refuse(error: ControlError) -> End {
         ControlError::GridFullNodes { .. } => close::GRID_FULL_NODES,
         ControlError::NodeDuplicate { .. } => close::NODE_DUPLICATE,
         ControlError::AgentTooOld { .. } => close::VERSION,
+        ControlError::NetworkOverlap(_) => close::NETWORK_OVERLAP,
         ControlError::KeyTaken => close::KEY_TAKEN,
         ControlError::NotFound { .. } => close::NODE_REMOVED,
         ControlError::Invalid(_)

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use kontena_schema::overlap::Overlap;
+
 use crate::db::{DbError, Retryable};
 
 /// A refusal or a failure. HTTP statuses are chosen at the rim.
@@ -60,6 +62,9 @@ pub enum ControlError {
         /// The grid.
         grid: String,
     },
+    /// A network of the host that would join overlaps one of the grid.
+    #[error("this host's {0}")]
+    NetworkOverlap(Overlap),
     /// Another node of the grid has the key.
     #[error("another node of the grid has this public key")]
     KeyTaken,

@@ -9,7 +9,7 @@ use kontena_schema::ids::{GridId, NodeId};
 use kontena_schema::{name, query};
 
 use super::subnets::{Own, each_once, judge, network, networks};
-use super::{Call, Changed, ControlError, LockedGrid, change, show};
+use super::{Call, Changed, ControlError, LockedGrid, change, overlap, show};
 use crate::app::App;
 use crate::token::TokenRow;
 
@@ -122,6 +122,7 @@ pub async fn grid_create(
             let mut grid: Grid = tx.one(&query::GRID_LIST, &[&request.name]).await?;
             let token: TokenRow = tx.one(&query::TOKEN_OF, &[&id, &None::<NodeId>]).await?;
             grid.token = Some(app.signer.sign(&token));
+            grid.warnings = overlap::warnings(tx, checked.plan).await?;
             Ok(Changed {
                 value: grid,
                 ring: None,

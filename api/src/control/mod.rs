@@ -17,6 +17,7 @@ pub mod lease;
 mod links;
 pub mod loss;
 pub mod node;
+mod overlap;
 pub mod ping;
 pub mod placement;
 pub mod report;
@@ -90,6 +91,8 @@ pub struct GridRow {
     pub name: String,
     /// What may be allocated.
     pub subnet: Ipv4Network,
+    /// The on-link prefix of overlay interfaces.
+    pub supernet: Ipv4Network,
     /// The addresses of nodes inside sealed paths.
     pub inner_subnet: InnerSubnet,
     /// Its revision before this transaction.

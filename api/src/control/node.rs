@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use kontena_schema::agent::Hello;
 use kontena_schema::http::addresses::HolderKind;
+use kontena_schema::http::grids::Grid;
 use kontena_schema::http::nodes::{Node, NodePeers};
 use kontena_schema::ids::{NodeId, NodeNumber, PlacementId};
 use kontena_schema::query;
@@ -13,7 +14,7 @@ use serde::Deserialize;
 use super::grid::Empty;
 use super::lease::{self, Holder, Lease, Step, Tenant};
 use super::placement::Ending;
-use super::{Call, ControlError, LockedGrid, change, placement, returning, show};
+use super::{Call, ControlError, LockedGrid, change, overlap, placement, returning, show};
 use crate::app::App;
 use crate::db::{DbError, Param};
 
@@ -62,7 +63,10 @@ pub async fn node_list(app: &App, grid: &str) -> Result<Vec<Node>, ControlError>
 
 /// One node.
 pub async fn node_show(app: &App, grid: &str, name: &str) -> Result<Node, ControlError> {
-    show(&app.db, &query::NODE_LIST, &[&grid, &name], "node", name).await
+    let mut node: Node = show(&app.db, &query::NODE_LIST, &[&grid, &name], "node", name).await?;
+    let grid: Grid = show(&app.db, &query::GRID_LIST, &[&grid], "grid", grid).await?;
+    node.network_overlap = overlap::of_node(&grid, &node);
+    Ok(node)
 }
 
 /// How one node reaches the others.

@@ -1,7 +1,7 @@
 //! Reports of agents: what became of the decisions.
 
 use kontena_schema::agent::{
-    CommandReport, InstanceState, Measures, PeerReport, PlacementReport, Report,
+    CommandReport, DataMeasure, HostMeasures, InstanceState, PeerReport, PlacementReport, Report,
 };
 use kontena_schema::ids::{LeaseNumber, NodeId, NodeNumber};
 use kontena_schema::query;
@@ -61,7 +61,7 @@ async fn instances(app: &App, key: SessionKey, report: &Report) -> Result<(), Co
 pub async fn agent_measures(
     app: &App,
     key: SessionKey,
-    measures: &Measures,
+    measures: &HostMeasures,
 ) -> Result<(), ControlError> {
     check(measures)?;
     let measures = serde_json::to_value(measures).expect("measures are plain JSON");
@@ -71,13 +71,35 @@ pub async fn agent_measures(
 }
 
 /// Names of reasons become names of time series, of which there must not be many.
-fn check(measures: &Measures) -> Result<(), ControlError> {
+fn check(measures: &HostMeasures) -> Result<(), ControlError> {
     const REASONS_MAX: usize = 64;
     const NAME_BYTES_MAX: usize = 40;
+    // As many containers as a grid can have addresses for.
+    const DATA_MAX: usize = 8190;
+    // What a file system can hold, and sums of it fit a bigint.
+    const BYTES_MAX: u64 = 1 << 50;
+    const AGE_S_MAX: u64 = 1 << 32;
     let plain = |name: &String| {
         let letters = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
         name.len() <= NAME_BYTES_MAX && name.bytes().all(letters)
     };
+    let HostMeasures {
+        overlay: measures,
+        data,
+    } = measures;
+    let data = data.as_deref().unwrap_or_default();
+    if data.len() > DATA_MAX {
+        let why = format!("at most {DATA_MAX} placements");
+        return Err(ControlError::field("data", why));
+    }
+    let too_much = |data: &DataMeasure| {
+        data.bytes.is_some_and(|bytes| bytes > BYTES_MAX)
+            || data.age_s.is_some_and(|age| age > AGE_S_MAX)
+    };
+    if data.iter().any(too_much) {
+        let why = format!("at most {BYTES_MAX} bytes, {AGE_S_MAX} s ago");
+        return Err(ControlError::field("data", why));
+    }
     if measures.drops.len() > REASONS_MAX || !measures.drops.keys().all(plain) {
         let why = format!("at most {REASONS_MAX} reasons of small letters, digits and _");
         return Err(ControlError::field("drops", why));
@@ -192,19 +214,44 @@ async fn peers(app: &App, key: SessionKey, changed: &[PeerReport]) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use kontena_schema::agent::Health;
+    use kontena_schema::agent::{Health, Measures};
+    use kontena_schema::ids::PlacementId;
 
     use super::*;
 
     #[test]
     fn measures_with_too_many_or_strange_names_are_refused() {
-        let of = |names: Vec<String>| Measures {
-            paths: vec![],
-            drops: names.into_iter().map(|name| (name, 1)).collect(),
+        let of = |names: Vec<String>| HostMeasures {
+            overlay: Measures {
+                paths: vec![],
+                drops: names.into_iter().map(|name| (name, 1)).collect(),
+            },
+            data: None,
         };
         let many = |count: usize| of((0..count).map(|n| format!("reason_{n}")).collect());
         assert!(check(&many(64)).is_ok());
         for bad in [many(65), of(vec!["A".to_owned()]), of(vec!["a".repeat(41)])] {
+            let error = check(&bad).unwrap_err();
+            assert!(matches!(error, ControlError::Invalid(_)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn more_data_than_a_host_can_have_is_refused() {
+        let of = |count, bytes| {
+            let data = DataMeasure {
+                placement: PlacementId(1),
+                volumes: 1,
+                bytes: Some(bytes),
+                age_s: None,
+            };
+            HostMeasures {
+                data: Some(vec![data; count]),
+                ..HostMeasures::default()
+            }
+        };
+        assert!(check(&of(8190, 1 << 50)).is_ok());
+        for bad in [of(8191, 0), of(1, u64::MAX)] {
             let error = check(&bad).unwrap_err();
             assert!(matches!(error, ControlError::Invalid(_)), "{error:?}");
         }

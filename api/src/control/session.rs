@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::node::{self, NodeRow};
 use super::service::ServiceRow;
-use super::{Changed, ControlError, LockedGrid, deploy, key, returning};
+use super::{Changed, ControlError, LockedGrid, deploy, key, overlap, returning};
 use crate::app::App;
 use crate::db::{DbError, Param, Tx};
 use crate::token::{TokenKind, TokenRow};
@@ -163,7 +163,10 @@ async fn node_of(
             Ok((node, false))
         }
         (TokenKind::Node, _) => Err(ControlError::BadToken),
-        (TokenKind::Join, None) => Ok((node::join(grid, hello).await?, true)),
+        (TokenKind::Join, None) => {
+            overlap::refuse(&grid.row, &hello.facts)?;
+            Ok((node::join(grid, hello).await?, true))
+        }
         (TokenKind::Join, Some(node)) => {
             let own: TokenRow = tx.one(&query::TOKEN_OF, &[&grid.row.id, &node.id]).await?;
             if own.used {
@@ -206,8 +209,12 @@ async fn update_facts(
 ) -> Result<(), ControlError> {
     let tx = grid.tx;
     let all = serde_json::to_value(facts).expect("facts are plain JSON");
-    tx.execute(&query::NODE_UPDATE_FACTS, &[&node, &all])
+    let changed = tx
+        .execute(&query::NODE_UPDATE_FACTS, &[&node, &all])
         .await?;
+    if changed > 0 {
+        overlap::tell(&grid.row, node, facts);
+    }
     let public_ip = facts.public_ip.map(|ip| ip.to_string());
     let private_ip = facts.private_ip.map(|ip| ip.to_string());
     let [region, nat]: [Param; 2] = [&facts.region, &facts.behind_nat];

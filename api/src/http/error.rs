@@ -92,6 +92,9 @@ impl From<ControlError> for HttpError {
             ControlError::AgentTooOld { .. } => {
                 Self::new(StatusCode::CONFLICT, "agent_too_old", sentence)
             }
+            ControlError::NetworkOverlap(_) => {
+                Self::new(StatusCode::CONFLICT, "network_overlap", sentence)
+            }
             ControlError::KeyTaken => Self::new(StatusCode::CONFLICT, "key_taken", sentence),
             ControlError::ReplicaLost | ControlError::Unavailable => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", sentence)

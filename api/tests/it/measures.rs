@@ -2,9 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use kontena_schema::agent::{FromAgent, Measures, PathMeasure, PeerReport};
+use kontena_schema::agent::{
+    DataMeasure, FromAgent, HostMeasures, Measures, PathMeasure, PeerReport,
+};
 use kontena_schema::http::nodes::NodePeers;
-use kontena_schema::ids::NodeId;
+use kontena_schema::ids::{NodeId, PlacementId};
 use kontena_schema::path::Path;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -27,9 +29,13 @@ async fn what_an_agent_measures_is_shown_and_stirs_nobody() {
         sent_bytes: 1,
         received_bytes: 2,
     };
-    let measures = Measures {
+    let overlay = Measures {
         paths: vec![path.clone()],
         drops: [("dropped_in".to_owned(), 3)].into(),
+    };
+    let measures = HostMeasures {
+        overlay,
+        data: None,
     };
     let revision = async || master.get("/v1/grids/demo").await["revision"].clone();
     let before = revision().await;
@@ -71,6 +77,60 @@ async fn what_an_agent_measures_is_shown_and_stirs_nobody() {
         .call(Method::GET, "/v1/nodes/demo/nobody/peers", None)
         .await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{body}");
+}
+
+#[tokio::test]
+async fn a_service_shows_what_its_instances_keep() {
+    let master = Master::start().await;
+    let token = master.grid("demo").await;
+    let mut agents = Vec::new();
+    for engine in ["a", "b", "c"] {
+        agents.push(TestAgent::join(&master.replicas[0], &token, engine).await.0);
+    }
+    let service = json!({"name": "db", "image": "db", "instances": 3});
+    master.post("/v1/grids/demo/services", service).await;
+    master
+        .post("/v1/services/demo/null/db/deploy", Value::Null)
+        .await;
+    let shown = async || master.get("/v1/services/demo/null/db").await["data"].clone();
+    let nothing = json!({"instances": 0, "bytes": 0, "unmeasured": 0, "untold": 3, "age_s": null});
+    assert_eq!(shown().await, nothing);
+    // One of the version before does not tell.
+    for (agent, bytes) in agents.iter_mut().zip([Some(Some(4096)), Some(None), None]) {
+        let placed = agent.until(|changes| changes.own.placements.first().cloned());
+        let placement = placed.await.id;
+        let measure = |placement, bytes: Option<u64>| DataMeasure {
+            placement,
+            volumes: 1,
+            bytes,
+            age_s: bytes.map(|_| 3600),
+        };
+        // Another's placement is none of this node's business.
+        let another = PlacementId(placement.0 + 1);
+        let data = bytes.map(|bytes| vec![measure(placement, bytes), measure(another, Some(1))]);
+        let measures = HostMeasures {
+            data,
+            ..HostMeasures::default()
+        };
+        agent.send(&FromAgent::Measures(Box::new(measures))).await;
+    }
+    let data = poll("what they keep is shown", async || {
+        let data = shown().await;
+        (data["instances"] == json!(2)).then_some(data)
+    })
+    .await;
+    assert_eq!(data["bytes"], json!(4096));
+    assert_eq!(
+        (&data["unmeasured"], &data["untold"]),
+        (&json!(1), &json!(1))
+    );
+    assert!(data["age_s"].as_i64().unwrap() >= 3600, "{data}");
+    let list = master.get("/v1/grids/demo/services").await;
+    assert_eq!(
+        list["services"][0].get("data"),
+        None,
+        "it would cost too much"
+    );
 }
 
 fn paths(peers: &[(NodeId, Path)]) -> Vec<PeerReport> {

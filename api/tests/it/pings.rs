@@ -1,7 +1,8 @@
 //! Pings: asked for, told to the node, answered by it; or refused, or given up.
 
 use kontena_schema::agent::{
-    FromAgent, Measures, PINGS_SINCE, Ping, PingReport, PingResult, PingState, RoundTrips, close,
+    FromAgent, HostMeasures, Measures, PINGS_SINCE, Ping, PingReport, PingResult, PingState,
+    RoundTrips, close,
 };
 use kontena_schema::http::pings::Ping as Shown;
 use kontena_schema::ids::PingId;
@@ -48,9 +49,13 @@ async fn tell(agent: &mut TestAgent, ping: PingId, state: PingState) {
 
 /// What an agent tells is taken in order: waits until this was.
 async fn all_taken(master: &Master, agent: &mut TestAgent, node: &str, count: u64) {
-    let measures = Measures {
+    let overlay = Measures {
         drops: [("seen".to_owned(), count)].into(),
         ..Measures::default()
+    };
+    let measures = HostMeasures {
+        overlay,
+        data: None,
     };
     agent.send(&FromAgent::Measures(Box::new(measures))).await;
     poll("what was told is taken", async || {

@@ -342,6 +342,7 @@ pub fn facts(engine: &str) -> Facts {
         cpus: 2,
         mem_total_bytes: 1 << 30,
         keys: None,
+        networks: None,
     }
 }
 
@@ -355,6 +356,14 @@ impl TestAgent {
         token: &str,
         hello: &Hello,
     ) -> Result<Self, Closed> {
+        let text = serde_json::to_string(&FromAgent::Hello(Box::new(hello.clone()))).unwrap();
+        let at = hello.position.clone();
+        let agent = Self::say(replica, token, &text).await?;
+        Ok(Self { at, ..agent })
+    }
+
+    /// Begins with a text, which need not be a `hello`.
+    pub async fn say(replica: &TestReplica, token: &str, text: &str) -> Result<Self, Closed> {
         let mut request = format!("ws://{}/v1/agent", replica.address)
             .into_client_request()
             .unwrap();
@@ -364,18 +373,14 @@ impl TestAgent {
         let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
             .await
             .unwrap();
-        let text = serde_json::to_string(&FromAgent::Hello(Box::new(hello.clone()))).unwrap();
         // A bad token is told by a close, perhaps before this is read.
         let _ = socket.send(Message::text(text)).await;
         match receive(&mut socket).await? {
-            ToAgent::Welcome(welcome) => {
-                let at = hello.position.clone();
-                Ok(Self {
-                    socket,
-                    welcome: *welcome,
-                    at,
-                })
-            }
+            ToAgent::Welcome(welcome) => Ok(Self {
+                socket,
+                welcome: *welcome,
+                at: None,
+            }),
             ToAgent::Changes(changes) => panic!("changes before welcome: {changes:?}"),
         }
     }

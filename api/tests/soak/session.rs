@@ -276,6 +276,7 @@ fn facts(engine: &str) -> Facts {
         cpus: 2,
         mem_total_bytes: 1 << 30,
         keys: None,
+        networks: None,
     }
 }
 

@@ -22,6 +22,7 @@ fn targets() -> impl Iterator<Item = &'static Target> {
     kontena_sleeve::fuzzing::TARGETS
         .iter()
         .chain(kontena_agent::fuzzing::TARGETS)
+        .chain(kontena_overlay::fuzzing::TARGETS)
 }
 
 fn choose() {

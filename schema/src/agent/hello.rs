@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::ids::{Epoch, GridId, LeaseNumber, NodeId, NodeNumber, PlacementId, Revision};
 use crate::key::PublicKeys;
+use crate::overlap::HostNetworks;
 
 /// Who the agent is, what it knows and what runs on its host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +79,10 @@ pub struct Facts {
     /// Its keys for sealed paths; an agent of the version before has none.
     #[serde(default)]
     pub keys: Option<PublicKeys>,
+    /// Its networks that a grid could overlap; none if they are not known, as an agent of the
+    /// version before does not know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<HostNetworks>,
 }
 
 /// A service container that the agent found.

@@ -6,9 +6,34 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, PlacementId};
 
-/// What an agent measured since it was started, told every ten seconds.
+/// What an agent measured, told every ten seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostMeasures {
+    /// What it measured of the overlay.
+    #[serde(flatten)]
+    pub overlay: Measures,
+    /// What its placements keep in volumes, those that keep anything; an agent of the
+    /// version before does not tell.
+    #[serde(default)]
+    pub data: Option<Vec<DataMeasure>>,
+}
+
+/// What a placement keeps in the volumes that its images declare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataMeasure {
+    /// The placement.
+    pub placement: PlacementId,
+    /// How many volumes.
+    pub volumes: u32,
+    /// Bytes on the host's disk; none while they are not all measured.
+    pub bytes: Option<u64>,
+    /// Seconds since the oldest of its volumes was measured; there with `bytes`.
+    pub age_s: Option<u64>,
+}
+
+/// What an agent measured of the overlay since it was started.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// The ways to its peers.

@@ -19,7 +19,7 @@ pub use feed::{
     Shared,
 };
 pub use hello::{Facts, Hello, InventoryEntry, Position, Welcome};
-pub use measures::{Measures, PathMeasure};
+pub use measures::{DataMeasure, HostMeasures, Measures, PathMeasure};
 pub use ping::{Ping, PingReport, PingResult, PingState, RoundTrips};
 pub use report::{
     CommandReport, CommandState, Health, InstanceState, PeerReport, PlacementReport, Report,
@@ -48,7 +48,7 @@ pub enum FromAgent {
     Facts(Box<Facts>),
     /// What the agent measured, every few seconds; a Master of protocol 1 does not
     /// know it.
-    Measures(Box<Measures>),
+    Measures(Box<HostMeasures>),
     /// How far pings are, whenever that changed; a Master before [`PINGS_SINCE`] does
     /// not know it.
     Pings(Vec<PingReport>),
@@ -81,6 +81,8 @@ pub mod close {
     pub const SUPERSEDED: u16 = 4041;
     /// Another host has the same engine id and is connected.
     pub const NODE_DUPLICATE: u16 = 4043;
+    /// A network of the host overlaps one of the grid: the host cannot join.
+    pub const NETWORK_OVERLAP: u16 = 4044;
     /// The grid has 254 nodes already.
     pub const GRID_FULL_NODES: u16 = 4042;
     /// Another node of the grid has the same public key: make a new one.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lenient;
 use crate::address::InnerSubnet;
+use crate::overlap::{HostNetwork, Overlap};
 
 /// Body of `POST /v1/grids`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,6 +109,35 @@ pub struct Grid {
     pub service_count: i64,
     /// Instances placed.
     pub container_count: i64,
+    /// Nodes that the grid's networks would hit; only where a grid is created.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<GridWarning>,
+}
+
+/// A node of another grid whose host could not be in this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GridWarning {
+    /// The node, `grid/name`.
+    pub node: String,
+    /// Its network.
+    #[serde(flatten)]
+    pub host: HostNetwork,
+    /// Which of the grid's networks overlaps it: `supernet` or `inner_subnet`.
+    pub field: String,
+    /// The same in a sentence.
+    pub text: String,
+}
+
+impl GridWarning {
+    /// What is said of a node.
+    pub fn new(node: String, overlap: Overlap) -> Self {
+        Self {
+            text: format!("node {node}: its {overlap}; {}", overlap.advice()),
+            field: overlap.field.to_owned(),
+            host: overlap.host,
+            node,
+        }
+    }
 }
 
 /// Answer of `GET /v1/grids`.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{PathMeasure, PeerReport};
 use crate::key::PublicKey;
+use crate::overlap::HostNetworks;
 use crate::path::Path;
 
 /// A host node.
@@ -74,6 +75,13 @@ pub struct Node {
     /// When the agent last told what it measured.
     #[serde(default)]
     pub measured_at: Option<String>,
+    /// Its host's networks that a grid could overlap. Empty in lists of nodes.
+    #[serde(default)]
+    pub networks: HostNetworks,
+    /// Which of them overlaps one of the grid, since it joined: one of the two is not reached
+    /// from the host. None in lists of nodes.
+    #[serde(default)]
+    pub network_overlap: Option<String>,
 }
 
 /// How a node reaches another one.

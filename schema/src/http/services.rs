@@ -163,6 +163,10 @@ pub struct Service {
     pub created_at: String,
     /// When it was last changed.
     pub updated_at: String,
+    /// What its instances keep in volumes; only where one service is asked for, and not
+    /// from a Master of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<ServiceData>,
     /// How its containers are run.
     #[serde(flatten)]
     pub spec: ServiceSpecView,
@@ -178,6 +182,22 @@ pub struct InstanceCounts {
     pub total: i64,
     /// Running.
     pub running: i64,
+}
+
+/// What the instances of a service keep in the volumes that their images declare, as
+/// their nodes told last. It goes with the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceData {
+    /// How many instances keep data.
+    pub instances: i64,
+    /// Bytes of those that are measured.
+    pub bytes: i64,
+    /// How many of those that keep data are not measured.
+    pub unmeasured: i64,
+    /// How many instances are on nodes that do not tell.
+    pub untold: i64,
+    /// Seconds since the oldest of it was measured; none if nothing is.
+    pub age_s: Option<i64>,
 }
 
 /// Answer of `GET /v1/grids/:grid/services`.

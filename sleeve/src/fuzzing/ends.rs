@@ -20,11 +20,11 @@ use crate::inbound;
 use crate::key::PrivateKey;
 use crate::message::{Message, SEAL};
 use crate::sleeve::{Settings, Shared};
+use crate::snapshot::Snapshot;
 use crate::table::{Peer, Table};
 use crate::tap::Tap;
 use crate::udp::Socket;
-use crate::view::View;
-use crate::vxlan::Envelope;
+use crate::vxlan::Encapsulation;
 
 /// The tunnel addresses of the two.
 pub(super) const INNER: [Ipv4Addr; 2] = [
@@ -33,7 +33,7 @@ pub(super) const INNER: [Ipv4Addr; 2] = [
 ];
 const VNI: u32 = 4096;
 /// What is around a frame from the first to the second.
-pub(crate) const ENVELOPE: Envelope = Envelope {
+pub(crate) const ENCAPSULATION: Encapsulation = Encapsulation {
     from: INNER[0],
     to: INNER[1],
     vni: VNI,
@@ -54,7 +54,7 @@ pub(crate) struct Ends([End; 2]);
 
 pub(crate) struct End {
     pub(crate) shared: Shared,
-    pub(crate) view: View,
+    pub(crate) snapshot: Snapshot,
     bridge: File,
     heard: Arc<Mutex<Vec<Message>>>,
 }
@@ -85,10 +85,10 @@ impl Ends {
             let table = Table {
                 own: vec![keys[at].clone()],
                 peers: BTreeMap::from([(INNER[1 - at], peer)]),
-                behind: behind(),
+                owners: owners(),
                 floods: BTreeSet::from([INNER[1 - at]]),
             };
-            (end.view, _) = View::next(&View::default(), &table, &mut 0);
+            (end.snapshot, _) = Snapshot::next(&Snapshot::default(), &table, &mut 0);
         }
         let ends = Self(ends);
         ends.meet();
@@ -106,35 +106,35 @@ impl Ends {
     /// A handshake, and the sign of life that makes it the session of both.
     fn meet(&self) {
         let first = self.first();
-        for tunnel in first.view.tunnels_all() {
-            first.shared.greet(tunnel, Instant::now());
+        for tunnel in first.snapshot.tunnels_all() {
+            first.shared.initiate(tunnel, Instant::now());
         }
         for end in [self.second(), first, self.second()] {
             assert!(end.receives(PATIENCE_MS), "the handshake is stuck");
-            inbound::Work::new(&end.shared).receive(&end.view);
+            inbound::Work::new(&end.shared).receive(&end.snapshot);
         }
-        let alive = |end: &End| end.view.tunnels_all().all(|tunnel| tunnel.is_alive());
+        let alive = |end: &End| end.snapshot.tunnels_all().all(|tunnel| tunnel.is_alive());
         assert!(self.0.iter().all(alive), "there is no session");
     }
 
     /// What the first would send to the second.
-    pub(crate) fn sealed(&self, packet: &[u8]) -> Vec<u8> {
-        let mut sealed = vec![0; packet.len() + SEAL];
+    pub(crate) fn encrypted(&self, packet: &[u8]) -> Vec<u8> {
+        let mut encrypted = vec![0; packet.len() + SEAL];
         let tunnel = self
             .first()
-            .view
+            .snapshot
             .tunnels_all()
             .next()
             .expect("there is one");
         let state = &mut tunnel.lock();
-        match state.tunn.encapsulate(packet, &mut sealed) {
-            TunnResult::WriteToNetwork(_) => sealed,
+        match state.tunn.encapsulate(packet, &mut encrypted) {
+            TunnResult::WriteToNetwork(_) => encrypted,
             other => panic!("the session is gone: {other:?}"),
         }
     }
 }
 
-fn behind() -> BTreeMap<Mac, Ipv4Addr> {
+fn owners() -> BTreeMap<Mac, Ipv4Addr> {
     let first = FIRST.map(|mac| (Mac(mac), INNER[0]));
     first.into_iter().chain([(Mac(SECOND), INNER[1])]).collect()
 }
@@ -166,7 +166,7 @@ pub(super) fn is_admitted(frame: &[u8]) -> bool {
 }
 
 impl End {
-    fn new(inner: Ipv4Addr) -> Self {
+    fn new(tunnel_address: Ipv4Addr) -> Self {
         let (tap, bridge) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -179,7 +179,7 @@ impl End {
         let settings = Settings {
             device: String::new(),
             port: 0,
-            inner,
+            tunnel_address,
             vni: VNI,
         };
         let socket = Socket::bind(settings.port).expect("there are ports");
@@ -189,7 +189,7 @@ impl End {
         let tap = Tap::of(tap.into());
         Self {
             shared: Shared::new(settings, (tap, socket), inbox).expect("there are descriptors"),
-            view: View::default(),
+            snapshot: Snapshot::default(),
             bridge: bridge.into(),
             heard,
         }
@@ -222,7 +222,7 @@ impl End {
             match (&self.bridge).read(&mut buffer) {
                 Ok(length) => {
                     let (header, frame) = parted(&buffer[..length]);
-                    let pieces = frames::cut_all(header, &frame).expect("what is glued is cut");
+                    let pieces = frames::cut_all(header, &frame).expect("what is coalesced is cut");
                     frames.extend(pieces.into_iter().map(plain));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return frames,

@@ -38,7 +38,7 @@ pub(crate) fn tcp_v4(sequence: u32, id: u16, flags: u8, payload: &[u8]) -> Vec<u
         payload,
     ];
     let mut frame = ip_v4(PROTOCOL_TCP, id, &tcp.concat());
-    seal(&mut frame);
+    encrypt(&mut frame);
     frame
 }
 
@@ -102,7 +102,7 @@ fn ip_v6(protocol: u8, transport: &[u8]) -> Vec<u8> {
 
 /// Makes both checksums of a frame like [`tcp_v4`] right, if its headers are still
 /// where they were.
-pub(crate) fn seal(frame: &mut [u8]) {
+pub(crate) fn encrypt(frame: &mut [u8]) {
     if frame[12..=ETHERNET] != [8, 0, 0x45] {
         return;
     }
@@ -167,7 +167,7 @@ pub(crate) fn gso(kind: Kind, size: u16) -> Header {
     }
 }
 
-/// What the device hands over: a frame behind its header.
+/// What the device executor over: a frame behind its header.
 pub(crate) fn read(header: Header, frame: &[u8]) -> Vec<u8> {
     [&header.format(0)[..], frame].concat()
 }

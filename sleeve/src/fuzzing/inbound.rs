@@ -2,14 +2,14 @@
 
 use kontena_fuzz::{Input, Target};
 
-use super::cutting::stream;
-use super::ends::{ENVELOPE, Ends, INNER, is_admitted, short, with_ends};
+use super::ends::{ENCAPSULATION, Ends, INNER, is_admitted, short, with_ends};
 use super::frames::plain;
+use super::segmenting::stream;
 use crate::inbound::Work;
 use crate::message::{self, Message};
-use crate::vxlan::Envelope;
+use crate::vxlan::Encapsulation;
 
-/// Of any burst of packets, the bridge gets the frames that the peer sealed and may
+/// Of any burst of packets, the bridge gets the frames that the peer encrypted and may
 /// send, as they were and in their order, the agent gets its messages, and all others
 /// are counted.
 pub(super) const INBOUND: Target = Target {
@@ -21,9 +21,9 @@ pub(super) const INBOUND: Target = Target {
 /// Most packets of one input: a burst.
 const PACKETS: usize = 64;
 
-/// A packet, and what is in it, if its seal is whole and of this session.
+/// A packet, and what is in it, if its encrypt is whole and of this session.
 struct Packet {
-    sealed: Vec<u8>,
+    encrypted: Vec<u8>,
     plain: Option<Vec<u8>>,
 }
 
@@ -52,8 +52,8 @@ fn inbound(ends: &Ends, bytes: &[u8]) {
     }
     let end = ends.second();
     let mut work = Work::new(&end.shared);
-    let burst = packets.iter().map(|packet| &packet.sealed[..]);
-    work.open(&end.view, burst, ends.first().address());
+    let burst = packets.iter().map(|packet| &packet.encrypted[..]);
+    work.open(&end.snapshot, burst, ends.first().address());
     work.flush();
     assert_eq!(end.delivered(), frames, "the frames");
     assert_eq!(end.heard(), messages, "the messages");
@@ -75,8 +75,10 @@ fn fate(plain: Option<&[u8]>) -> Fate {
     let Some(packet) = whole.filter(|_| plain.len() >= 20 && plain[0] >> 4 == 4) else {
         return Fate::Dropped;
     };
-    match Envelope::parse(packet) {
-        Some((ENVELOPE, at)) if is_admitted(&packet[at..]) => Fate::Frame(packet[at..].to_vec()),
+    match Encapsulation::parse(packet) {
+        Some((ENCAPSULATION, at)) if is_admitted(&packet[at..]) => {
+            Fate::Frame(packet[at..].to_vec())
+        }
         Some(_) => Fate::Dropped,
         None => match message::contents(packet, INNER[0], INNER[1]) {
             Some(contents) => Fate::Message(contents.to_vec()),
@@ -94,45 +96,45 @@ fn packets(ends: &Ends, input: &mut Input<'_>) -> Vec<Packet> {
             0 => {
                 let length = input.octet();
                 packets.push(Packet {
-                    sealed: input.take(length.into()).to_vec(),
+                    encrypted: input.take(length.into()).to_vec(),
                     plain: None,
                 });
             }
             1 => {
                 let length = input.octet();
-                packets.push(seal(ends, input.take(length.into())));
+                packets.push(encrypt(ends, input.take(length.into())));
             }
             2 => packets.extend(packets.last().map(|last: &Packet| Packet {
-                sealed: last.sealed.clone(),
+                encrypted: last.encrypted.clone(),
                 plain: None,
             })),
             3 => {
                 let length = input.octet();
                 let packet = message::packet(INNER[0], INNER[1], input.take(length.into()));
-                packets.push(seal(ends, &packet.expect("it is short")));
+                packets.push(encrypt(ends, &packet.expect("it is short")));
             }
-            4 => packets.push(seal(ends, &enveloped(&short()))),
+            4 => packets.push(encrypt(ends, &enveloped(&short()))),
             5 => packets.extend(last_changed(ends, &packets, input)),
             6 => packets.extend(last_damaged(&packets, input)),
             _ => {
                 let length = input.octet();
                 let frames = stream(&mut Input::new(input.take(length.into())));
-                packets.extend(frames.iter().map(|frame| seal(ends, &enveloped(frame))));
+                packets.extend(frames.iter().map(|frame| encrypt(ends, &enveloped(frame))));
             }
         }
     }
     packets
 }
 
-fn seal(ends: &Ends, plain: &[u8]) -> Packet {
+fn encrypt(ends: &Ends, plain: &[u8]) -> Packet {
     Packet {
-        sealed: ends.sealed(plain),
+        encrypted: ends.encrypted(plain),
         plain: Some(plain.to_vec()),
     }
 }
 
 fn enveloped(frame: &[u8]) -> Vec<u8> {
-    let head = ENVELOPE.head(frame, frame.len()).expect("it is short");
+    let head = ENCAPSULATION.head(frame, frame.len()).expect("it is short");
     [&head[..], frame].concat()
 }
 
@@ -141,16 +143,16 @@ fn last_changed(ends: &Ends, packets: &[Packet], input: &mut Input<'_>) -> Optio
     let (at, to) = (usize::from(input.octet()), input.octet());
     let mut last = packets.iter().rev().find_map(|one| one.plain.clone())?;
     *last.get_mut(at)? = to;
-    Some(seal(ends, &last))
+    Some(encrypt(ends, &last))
 }
 
-/// The last packet, but for one octet of what is sealed.
+/// The last packet, but for one octet of what is encrypted.
 fn last_damaged(packets: &[Packet], input: &mut Input<'_>) -> Option<Packet> {
     let (at, by) = (usize::from(input.octet()), input.octet().max(1));
-    let mut sealed = packets.last()?.sealed.clone();
-    *sealed.get_mut(at)? ^= by;
+    let mut encrypted = packets.last()?.encrypted.clone();
+    *encrypted.get_mut(at)? ^= by;
     Some(Packet {
-        sealed,
+        encrypted,
         plain: None,
     })
 }
@@ -159,7 +161,7 @@ fn seeds() -> Vec<Vec<u8>> {
     // Whoever is no peer sends what looks like a packet of a session.
     let foreign = [&[0, 32, 4, 0, 0, 0, 0, 0, 0, 0][..], &[1; 24]].concat();
     vec![
-        // A stream that is glued, and after it a message.
+        // A stream that is coalesced, and after it a message.
         vec![7, 4, 1, 1, 1, 1, 3, 2, 9, 9],
         // From another behind the peer, and from one behind the other host.
         vec![4, 5, 47, 3, 4, 5, 47, 2],

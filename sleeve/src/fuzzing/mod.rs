@@ -4,23 +4,23 @@
 //! It is compiled for this crate's tests and with `--cfg fuzzing`, and in no program
 //! that is shipped: a feature would be one that another member could turn on.
 
-pub(crate) mod cutting;
+pub(crate) mod encapsulations;
 pub(crate) mod ends;
-pub(crate) mod envelopes;
 pub(crate) mod frames;
 mod inbound;
 mod outbound;
+pub(crate) mod segmenting;
 
 use kontena_fuzz::Target;
 
 /// One for each parser, and one for the whole way each way.
 pub const TARGETS: &[Target] = &[
-    envelopes::VXLAN,
-    envelopes::MESSAGE,
-    cutting::CHECKSUM,
-    cutting::VIRTIO,
-    cutting::SEGMENT,
-    cutting::COALESCE,
+    encapsulations::VXLAN,
+    encapsulations::MESSAGE,
+    segmenting::CHECKSUM,
+    segmenting::VIRTIO,
+    segmenting::SEGMENT,
+    segmenting::COALESCE,
     inbound::INBOUND,
     outbound::OUTBOUND,
 ];
@@ -31,12 +31,12 @@ mod tests {
 
     kontena_fuzz::replays! {
         TARGETS,
-        vxlan: envelopes::VXLAN => 20_000,
-        message: envelopes::MESSAGE => 20_000,
-        checksum: cutting::CHECKSUM => 20_000,
-        virtio: cutting::VIRTIO => 20_000,
-        segment: cutting::SEGMENT => 20_000,
-        coalesce: cutting::COALESCE => 10_000,
+        vxlan: encapsulations::VXLAN => 20_000,
+        message: encapsulations::MESSAGE => 20_000,
+        checksum: segmenting::CHECKSUM => 20_000,
+        virtio: segmenting::VIRTIO => 20_000,
+        segment: segmenting::SEGMENT => 20_000,
+        coalesce: segmenting::COALESCE => 10_000,
         inbound: inbound::INBOUND => 10_000,
         outbound: outbound::OUTBOUND => 3_000,
     }

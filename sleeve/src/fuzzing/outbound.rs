@@ -1,11 +1,11 @@
-//! The way of frames from one bridge to the other: cut, sealed, sent as bursts,
-//! received as bursts, opened and glued.
+//! The way of frames from one bridge to the other: cut, encrypted, sent as bursts,
+//! received as bursts, opened and coalesced.
 
 use kontena_fuzz::{Input, Target};
 
-use super::cutting::stream;
 use super::ends::{Ends, SECOND, is_admitted, is_arp, with_ends};
 use super::frames::{ARP, cut_all, gso, plain, read, solicitation, tcp_v4, tcp_v6, udp_v4};
+use super::segmenting::stream;
 use crate::headers::{ACK, PSH};
 use crate::virtio::{Header, Kind};
 use crate::{inbound, outbound};
@@ -36,7 +36,7 @@ fn outbound(ends: &Ends, bytes: &[u8]) {
             let passes = |piece: &Vec<u8>| is_admitted(piece) && piece.len() <= LONGEST;
             wanted.extend(pieces.into_iter().filter(passes));
         }
-        work.carry(&ends.first().view, &mut read);
+        work.carry(&ends.first().snapshot, &mut read);
         work.flush();
         let wanted: Vec<_> = wanted.into_iter().map(plain).collect();
         assert_eq!(arrived(ends), wanted, "the frames");
@@ -64,14 +64,14 @@ fn arrived(ends: &Ends) -> Vec<Vec<u8>> {
     let mut work = inbound::Work::new(&end.shared);
     let mut frames = Vec::new();
     while end.receives(0) {
-        work.receive(&end.view);
+        work.receive(&end.snapshot);
         work.flush();
         frames.extend(end.delivered());
     }
     frames
 }
 
-/// What the device hands over, each behind an octet that says of what kind it is.
+/// What the device executor over, each behind an octet that says of what kind it is.
 fn frames(input: &mut Input<'_>) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while !input.is_empty() && frames.len() < FRAMES {

@@ -5,12 +5,14 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod change;
+mod join;
 mod leave;
 mod log;
 mod lost;
 mod model;
 mod names;
 mod outage;
+mod overlap;
 mod reach;
 mod removal;
 mod restart;

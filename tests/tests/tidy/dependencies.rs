@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::tree::{Text, read, rust, texts};
 
 /// The names in sections of a manifest whose title ends so.
-fn names(manifest: &str, title: &str) -> Vec<String> {
+pub fn names(manifest: &str, title: &str) -> Vec<String> {
     let mut inside = false;
     let mut names = Vec::new();
     for line in manifest.lines() {
@@ -32,7 +32,7 @@ fn names_crate(file: &Text, name: &str) -> bool {
 }
 
 /// Cargo's manifests of the members.
-fn members() -> Vec<Text> {
+pub fn members() -> Vec<Text> {
     let manifests = texts("").into_iter().filter(|file| file.is("/Cargo.toml"));
     manifests.collect()
 }

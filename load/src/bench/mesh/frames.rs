@@ -86,18 +86,22 @@ fn after(left: u64) -> At {
 /// How much a frame holds, if its header is whole.
 fn payload(header: &[u8]) -> Option<u64> {
     let short = header.get(1)? & 0x7f;
-    let wide = match short {
+    let large_topology = match short {
         126 => 2,
         127 => 8,
         _ => 0,
     };
     let mask = if header[1] & 0x80 == 0 { 0 } else { 4 };
-    if header.len() < 2 + wide + mask {
+    if header.len() < 2 + large_topology + mask {
         return None;
     }
-    let long = header[2..2 + wide].iter();
+    let long = header[2..2 + large_topology].iter();
     let long = long.fold(0, |length, &byte| length << 8 | u64::from(byte));
-    Some(if wide == 0 { short.into() } else { long })
+    Some(if large_topology == 0 {
+        short.into()
+    } else {
+        long
+    })
 }
 
 #[cfg(test)]

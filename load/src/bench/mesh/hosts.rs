@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kontena_lab::ping::Pinger;
-use kontena_lab::{Keeper, Place, Switch, wide};
+use kontena_lab::{Keeper, Netns, Switch, large_topology};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,11 +20,11 @@ const STATE: &str = "/dev/shm";
 /// Agents stop at once, but all of them at a time.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// A switch with hosts and a place for the Master.
+/// A switch with hosts and a netns for the Master.
 pub(crate) struct Hosts {
-    places: Vec<Place>,
+    namespaces: Vec<Netns>,
     /// Where the Master is reached, and at which address.
-    pub(crate) master: (Place, Ipv4Addr),
+    pub(crate) master: (Netns, Ipv4Addr),
     state: PathBuf,
     keep_state: bool,
     // They end after all that is in them.
@@ -36,9 +36,10 @@ impl Hosts {
     /// So many hosts, with an empty directory for the agents' state.
     pub(crate) fn start(count: u16, state: Option<PathBuf>) -> Result<Self, BenchError> {
         let switch = Switch::start();
-        let (keepers, mut places): (Vec<_>, Vec<_>) = (0..=count).map(|_| Keeper::start()).unzip();
-        wide::plug(&switch, &places);
-        let master = places.pop().expect("there is one more than hosts");
+        let (keepers, mut namespaces): (Vec<_>, Vec<_>) =
+            (0..=count).map(|_| Keeper::start()).unzip();
+        large_topology::plug(&switch, &namespaces);
+        let master = namespaces.pop().expect("there is one more than hosts");
         let keep_state = state.is_some();
         let own = || Path::new(STATE).join(format!("kontena-mesh-{}", std::process::id()));
         let state = state.unwrap_or_else(own);
@@ -47,8 +48,8 @@ impl Hosts {
         }
         fs::create_dir_all(&state)?;
         Ok(Self {
-            places,
-            master: (master, wide::address(count + 1)),
+            namespaces,
+            master: (master, large_topology::address(count + 1)),
             state,
             keep_state,
             _keepers: keepers,
@@ -58,7 +59,7 @@ impl Hosts {
 
     /// A pinger on each.
     pub(crate) fn pingers(&self) -> Vec<Pinger> {
-        self.places.iter().map(Pinger::open).collect()
+        self.namespaces.iter().map(Pinger::open).collect()
     }
 
     /// Starts an agent on each. They end with the thread that calls this.
@@ -69,11 +70,11 @@ impl Hosts {
         log: &str,
     ) -> Result<Agents, BenchError> {
         let mut agents = Agents(Vec::new());
-        for (number, place) in (1_u16..).zip(&self.places) {
-            let address = wide::address(number).to_string();
+        for (number, netns) in (1_u16..).zip(&self.namespaces) {
+            let address = large_topology::address(number).to_string();
             let state = self.state.join(number.to_string());
             fs::create_dir_all(&state)?;
-            let mut command = place.command(&program.display().to_string());
+            let mut command = netns.command(&program.display().to_string());
             let settings = [
                 ("KONTENA_URI", uri),
                 ("KONTENA_TOKEN", token),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kontena_lab::wide;
+use kontena_lab::large_topology;
 use kontena_schema::agent::{PeerReport, close};
 use kontena_schema::http::grids::{Grid as GridBody, GridCreate};
 use kontena_schema::http::nodes::{Node, Nodes};
@@ -46,7 +46,7 @@ pub(crate) struct Messages {
     pub(crate) from_agents: AtomicU64,
 }
 
-/// The replicas, and the place where hosts reach them.
+/// The replicas, and the netns where hosts reach them.
 pub(crate) struct Master {
     replicas: Vec<Target>,
     /// What agents connect to.
@@ -58,8 +58,8 @@ pub(crate) struct Master {
 impl Master {
     /// Lets hosts reach the replicas; must be called inside a runtime.
     pub(crate) fn open(replicas: Vec<Target>, hosts: &Hosts) -> Result<Self, BenchError> {
-        let (place, address) = &hosts.master;
-        let listener = place.inside(|| StdListener::bind((*address, 0)))?;
+        let (netns, address) = &hosts.master;
+        let listener = netns.inside(|| StdListener::bind((*address, 0)))?;
         listener.set_nonblocking(true)?;
         let uri = format!("ws://{}", listener.local_addr()?);
         let messages = Arc::new(Messages::default());
@@ -79,7 +79,7 @@ impl Master {
         let since = since.unwrap_or_default().as_secs();
         let subnets = match trust {
             Trust::Sealed => Vec::new(),
-            Trust::Fast => vec![wide::SUBNET.to_owned()],
+            Trust::Fast => vec![large_topology::SUBNET.to_owned()],
         };
         let create = GridCreate {
             name: format!("mesh-{}-{since}", trust.word()),

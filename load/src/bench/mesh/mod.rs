@@ -2,7 +2,7 @@
 //! a grid takes, each on a host of its own, join a Master at the same moment.
 //!
 //! The agents are the real binary without an engine; each has a network namespace on
-//! one switch ([`kontena_lab::wide`]). The Master is the real stack. Pairs are counted
+//! one switch ([`kontena_lab::large_topology`]). The Master is the real stack. Pairs are counted
 //! by what users do: every node pings the overlay address of every other one. It runs
 //! twice, on a grid that trusts nobody, so that all is sealed, and on one that trusts
 //! the switch, which also ends with all pairs in clear.

@@ -73,7 +73,7 @@ struct Sweep {
 }
 
 /// Pings from each pinger to the addresses of all others; pinger and address of a host
-/// have one place in their lists.
+/// have one netns in their lists.
 pub(crate) fn all(
     pingers: Vec<Pinger>,
     addresses: &[Ipv4Addr],

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::net::Ipv4Addr;
 
-use kontena_lab::{Keeper, Place, Switch};
+use kontena_lab::{Keeper, Netns, Switch};
 use kontena_schema::mac::Mac;
 
 use super::process::{inside, until};
@@ -18,30 +18,30 @@ const UNDERLAY_MTU: u32 = 1500;
 /// A host on the switch, with `eth0`.
 pub(crate) struct Host {
     pub(crate) keeper: Keeper,
-    pub(crate) place: Place,
+    pub(crate) netns: Netns,
     pub(crate) number: u8,
 }
 
 impl Host {
     pub(crate) fn start(switch: &Switch, number: u8) -> Self {
-        let (keeper, place) = Keeper::start();
-        switch.plug(&place, number);
+        let (keeper, netns) = Keeper::start();
+        switch.plug(&netns, number);
         Self {
             keeper,
-            place,
+            netns,
             number,
         }
     }
 
     /// Runs a program that must succeed.
     pub(crate) fn run(&self, line: &str) -> Result<String, BenchError> {
-        inside(&self.place, line)
+        inside(&self.netns, line)
     }
 
     /// Makes a bridge, and a container with an interface on it.
     pub(crate) fn container(&self, mtu: u32, address: Ipv4Addr) -> Result<Container, BenchError> {
         let container = Container::start();
-        let (task, mac) = (container.place.task(), mac(self.number));
+        let (task, mac) = (container.netns.task(), mac(self.number));
         self.run(&format!(
             "ip link add br0 mtu {mtu} type bridge mcast_snooping 0"
         ))?;
@@ -59,27 +59,27 @@ impl Host {
 /// A container, without an interface.
 pub(crate) struct Container {
     _keeper: Keeper,
-    pub(crate) place: Place,
+    pub(crate) netns: Netns,
 }
 
 impl Container {
     pub(crate) fn start() -> Self {
-        let (keeper, place) = Keeper::start();
+        let (keeper, netns) = Keeper::start();
         Self {
             _keeper: keeper,
-            place,
+            netns,
         }
     }
 
     pub(crate) fn run(&self, line: &str) -> Result<String, BenchError> {
-        inside(&self.place, line)
+        inside(&self.netns, line)
     }
 }
 
 /// Two containers that reach each other, and all that this takes.
 pub(crate) struct Pair {
-    pub(crate) from: Place,
-    pub(crate) to: Place,
+    pub(crate) from: Netns,
+    pub(crate) to: Netns,
     pub(crate) to_address: Ipv4Addr,
     _keep: Box<dyn Any>,
 }
@@ -88,8 +88,8 @@ impl Pair {
     /// Waits until the first reaches the second. What is in `keep` lives as long as
     /// the pair.
     pub(crate) fn connected(
-        from: Place,
-        to: Place,
+        from: Netns,
+        to: Netns,
         to_address: Ipv4Addr,
         keep: impl Any,
     ) -> Result<Self, BenchError> {
@@ -108,7 +108,7 @@ impl Pair {
         to_address: Ipv4Addr,
         keep: impl Any,
     ) -> Result<Self, BenchError> {
-        let [from, to] = containers.each_ref().map(|one| one.place.clone());
+        let [from, to] = containers.each_ref().map(|one| one.netns.clone());
         Self::connected(from, to, to_address, (keep, containers))
     }
 }

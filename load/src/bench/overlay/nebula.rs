@@ -42,7 +42,7 @@ fn container(host: &Host) -> Result<Container, BenchError> {
     let container = host.container(MTU, container_address(host.number))?;
     let router = network(host.number, 1);
     host.run(&format!("ip addr add {router}/24 dev br0"))?;
-    host.place
+    host.netns
         .inside(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
     container.run(&format!("ip route add default via {router}"))?;
     Ok(container)
@@ -58,7 +58,7 @@ fn member(host: &Host, other: u8, directory: &Path) -> Result<Daemon, BenchError
     let file = directory.join(format!("{own}.yml"));
     fs::write(&file, settings(own, other, directory))?;
     let command = host
-        .place
+        .netns
         .command(&format!("nebula -config {}", file.display()));
     let log = directory.join(format!("{own}.log"));
     let mut daemon = Daemon::start(command, &log, Signal::SIGTERM)?;

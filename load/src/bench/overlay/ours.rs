@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
-use kontena_agent::overlay::{
-    Attachment, Clear, Fence, Overlay, OverlayIntent, OverlayReport, OwnState,
-};
 use kontena_lab::underlay;
+use kontena_overlay::{
+    Attachment, Clear, EgressPolicy, Overlay, OverlayIntent, OverlayReport, OwnState,
+};
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
 use kontena_schema::ids::{GridId, KeyTurn, LeaseNumber, NodeId, NodeNumber, PlacementId};
@@ -99,13 +99,13 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
     let pass = || {
         let mut settled = true;
         for (at, host) in hosts.iter().enumerate() {
-            let pairs = agents[at].overlay.pairs().borrow().clone();
+            let pairs = agents[at].overlay.peers().borrow().clone();
             let pair = pairs.values().next().copied().unwrap_or_default();
             let state = OwnState {
-                attachments: attachments(host.number, &containers[at]),
+                attachments: Some(attachments(host.number, &containers[at])),
                 keys: vec![key(host.number)],
-                pairs,
-                fence: Fence::default(),
+                peers: pairs,
+                egress: EgressPolicy::default(),
             };
             let intent =
                 OverlayIntent::from_directory(&grid, &nodes[at], &nodes, &endpoints, state);
@@ -188,7 +188,7 @@ fn endpoint(number: u8) -> Endpoint {
 fn attachments(number: u8, container: &Container) -> BTreeMap<PlacementId, Attachment> {
     let endpoint = endpoint(number);
     let attachment = Attachment {
-        pid: container.place.task(),
+        pid: container.netns.task(),
         container_id: format!("c{number}"),
         address: endpoint.address,
         mac: Mac::of_lease(endpoint.address, endpoint.lease),

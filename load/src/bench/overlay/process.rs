@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use kontena_lab::Place;
+use kontena_lab::Netns;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
@@ -106,8 +106,8 @@ fn shown(command: &Command) -> String {
 }
 
 /// Runs a program inside a namespace that does its work at once.
-pub(crate) fn inside(place: &Place, line: &str) -> Result<String, BenchError> {
-    output(place.command(line), READY_WITHIN)
+pub(crate) fn inside(netns: &Netns, line: &str) -> Result<String, BenchError> {
+    output(netns.command(line), READY_WITHIN)
 }
 
 /// Runs such a program where this one is.

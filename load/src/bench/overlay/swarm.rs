@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kontena_lab::{Place, underlay};
+use kontena_lab::{Netns, underlay};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,7 +40,7 @@ struct Engine {
 
 /// A container on a network of the swarm.
 struct End {
-    place: Place,
+    netns: Netns,
     address: Ipv4Addr,
 }
 
@@ -59,14 +59,14 @@ pub(crate) fn start(hosts: [Host; 2]) -> Result<Pair, BenchError> {
         "network create --driver overlay --attachable {NETWORK}"
     ))?;
     let [from, to] = [manager.container()?, worker.container()?];
-    Pair::connected(from.place, to.place, to.address, (engines, hosts))
+    Pair::connected(from.netns, to.netns, to.address, (engines, hosts))
 }
 
 impl Engine {
     fn start(host: &Host) -> Result<Self, BenchError> {
         let directory = scratch::directory(&format!("swarm-{}", host.number))?;
         let mut command = host
-            .place
+            .netns
             .command("unshare --mount --pid --fork --kill-child --mount-proc sh -c");
         // The engine and its containerd have paths in /run that two would share.
         command
@@ -106,8 +106,8 @@ impl Engine {
         let failed = || BenchError::Failed(format!("no address of a container: {said}"));
         let address = said.parse().map_err(|_| failed())?;
         let task = self.task(&look(".State.Pid")?)?;
-        let place = Place::of(task);
-        Ok(End { place, address })
+        let netns = Netns::of(task);
+        Ok(End { netns, address })
     }
 
     /// The number that this process knows a task under, which the engine knows under

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::time::Duration;
 
-use kontena_lab::Place;
+use kontena_lab::Netns;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -165,7 +165,7 @@ impl Load {
     }
 }
 
-fn ping(from: &Place, line: &str, echoes: u16) -> Result<Vec<f64>, BenchError> {
+fn ping(from: &Netns, line: &str, echoes: u16) -> Result<Vec<f64>, BenchError> {
     let said = inside(from, line)?;
     let mut us = echoes_us(&said);
     let lost_percent = (1.0 - us.len() as f64 / f64::from(echoes)) * 100.0;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use kontena_lab::{Place, Switch};
+use kontena_lab::{Netns, Switch};
 
 use super::hosts::Host;
 use super::process::inside;
@@ -71,7 +71,7 @@ pub(crate) fn wire(end: End) -> Features {
 pub(crate) struct Ports(Vec<Port>);
 
 struct Port {
-    place: Place,
+    netns: Netns,
     device: String,
     end: End,
     made_with: Features,
@@ -81,13 +81,13 @@ impl Ports {
     /// Adds a host's pair.
     pub(crate) fn add(&mut self, switch: &Switch, host: &Host) -> Result<(), BenchError> {
         let port = format!("port{}", host.number);
-        for (end, place, device) in [
-            (End::Host, &host.place, "eth0".to_owned()),
-            (End::Switch, &switch.place, port),
+        for (end, netns, device) in [
+            (End::Host, &host.netns, "eth0".to_owned()),
+            (End::Switch, &switch.netns, port),
         ] {
             self.0.push(Port {
-                place: place.clone(),
-                made_with: features(place, &device)?,
+                netns: netns.clone(),
+                made_with: features(netns, &device)?,
                 device,
                 end,
             });
@@ -98,7 +98,7 @@ impl Ports {
     /// Makes all pairs of this kind, and makes sure that they are.
     pub(crate) fn set(&self, underlay: Underlay) -> Result<(), BenchError> {
         for port in &self.0 {
-            let Port { place, device, .. } = port;
+            let Port { netns, device, .. } = port;
             let wanted = match underlay {
                 Underlay::Veth => port.made_with.clone(),
                 Underlay::Wire => wire(port.end),
@@ -107,8 +107,8 @@ impl Ports {
                 .iter()
                 .map(|(feature, on)| format!("{feature} {}", if *on { "on" } else { "off" }))
                 .collect();
-            inside(place, &format!("ethtool -K {device} {}", words.join(" ")))?;
-            let found = features(place, device)?;
+            inside(netns, &format!("ethtool -K {device} {}", words.join(" ")))?;
+            let found = features(netns, device)?;
             if found != wanted {
                 let why = format!("{device} has {found:?}, not {wanted:?}");
                 return Err(BenchError::Failed(why));
@@ -118,8 +118,8 @@ impl Ports {
     }
 }
 
-fn features(place: &Place, device: &str) -> Result<Features, BenchError> {
-    let shown = inside(place, &format!("ethtool -k {device}"))?;
+fn features(netns: &Netns, device: &str) -> Result<Features, BenchError> {
+    let shown = inside(netns, &format!("ethtool -k {device}"))?;
     parse(&shown).ok_or_else(|| BenchError::Failed(format!("{device} lacks features: {shown}")))
 }
 

@@ -54,7 +54,7 @@ fn public_key(number: u8, directory: &Path) -> Result<String, BenchError> {
 fn tunnel(host: &Host, other: u8, other_key: &str, directory: &Path) -> Result<Daemon, BenchError> {
     let (own, at) = (host.number, directory.display());
     let device = format!("wg{own}");
-    let mut command = host.place.command(&format!("wireguard-go -f {device}"));
+    let mut command = host.netns.command(&format!("wireguard-go -f {device}"));
     command.env("LOG_LEVEL", "error");
     let log = directory.join(format!("{own}.log"));
     let mut daemon = Daemon::start(command, &log, Signal::SIGTERM)?;

@@ -1,13 +1,16 @@
 //! `kontena grid`.
 
 use clap::Subcommand;
-use kontena_schema::http::grids::GridCreate;
+use kontena_schema::http::grids::{GridCreate, GridWarning};
 
 use super::trust;
 use crate::args::Force;
 use crate::failure::Failure;
 use crate::output::{confirm, print, tables};
 use crate::session::Session;
+
+/// How many nodes are warned of by name; more are one mistake.
+const WARNINGS_SHOWN: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -91,8 +94,22 @@ async fn create(session: &Session, grid: Create) -> Result<(), Failure> {
     let created = session.client()?.grid_create(&body).await?;
     session.grid_use(Some(&created.name))?;
     step.done();
+    for line in warnings(&created.warnings) {
+        session.out.warn(&line);
+    }
     session.out.changed(&created);
     Ok(())
+}
+
+/// What is said of nodes that the grid would hit, a line each.
+fn warnings(all: &[GridWarning]) -> Vec<String> {
+    let said = all.iter().take(WARNINGS_SHOWN);
+    let mut lines: Vec<_> = said.map(|warning| warning.text.clone()).collect();
+    let more = all.len().saturating_sub(WARNINGS_SHOWN);
+    if more > 0 {
+        lines.push(format!("and {more} more nodes; `-o json` has them all"));
+    }
+    lines
 }
 
 async fn list(session: &Session) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use kontena_schema::http::services::{Deploy, Link, Port, ServiceCreate, ServiceS
 use super::deploy::{self, gone};
 use crate::args::{Force, ServiceName, Wait};
 use crate::failure::Failure;
-use crate::output::{confirm, tables};
+use crate::output::{ask, data, tables};
 use crate::session::Session;
 
 #[derive(Debug, Subcommand)]
@@ -167,7 +167,10 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session.out.empty();
         }
         Command::Rm { name, force, wait } => {
-            confirm(&name.to_string(), force.force)?;
+            if !force.force {
+                let shown = client.service_show(&grid, name.stack(), &name.name).await?;
+                ask(&name.to_string(), data::removed(&[shown.data]).as_deref())?;
+            }
             let step = session.out.step(format!("removing service {name}"));
             client
                 .service_remove(&grid, name.stack(), &name.name)

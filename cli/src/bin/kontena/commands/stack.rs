@@ -7,12 +7,13 @@ use std::path::Path;
 use clap::Subcommand;
 use kontena::Client;
 use kontena::stackfile::{self, StackFile};
+use kontena_schema::http::services::ServiceData;
 use kontena_schema::http::stacks::StackDeploy;
 
 use super::deploy::{self, gone};
 use crate::args::{Force, Wait, pair};
 use crate::failure::Failure;
-use crate::output::{confirm, tables};
+use crate::output::{ask, data, tables};
 use crate::session::{Session, read_file};
 
 #[derive(Debug, Subcommand)]
@@ -101,8 +102,11 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             Ok(())
         }
         Command::Rm { name, force, wait } => {
-            confirm(&name, force.force)?;
             let (client, grid) = target(session).await?;
+            if !force.force {
+                let data = kept(&client, &grid, &name).await?;
+                ask(&name, data::removed(&data).as_deref())?;
+            }
             let step = session.out.step(format!("removing stack {name}"));
             client.stack_remove(&grid, &name).await?;
             let show = async || client.stack_show(&grid, &name).await;
@@ -112,6 +116,26 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             Ok(())
         }
     }
+}
+
+/// What the instances of a stack's services keep.
+async fn kept(
+    client: &Client,
+    grid: &str,
+    name: &str,
+) -> Result<Vec<Option<ServiceData>>, Failure> {
+    let stack = client.stack_show(grid, name).await?;
+    let mut kept = Vec::new();
+    for service in &stack.services {
+        let shown = client.service_show(grid, Some(name), &service.name).await;
+        // One that is gone by now keeps nothing.
+        match shown {
+            Ok(service) => kept.push(service.data),
+            Err(err) if err.is_not_found() => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(kept)
 }
 
 async fn target(session: &Session) -> Result<(Client, String), Failure> {

@@ -7,13 +7,19 @@ use crate::failure::Failure;
 /// Asks for the name of what is to be removed. Without a terminal there is nobody
 /// to ask, and nothing is removed.
 pub(crate) fn confirm(name: &str, force: bool) -> Result<(), Failure> {
-    if force {
-        return Ok(());
-    }
+    if force { Ok(()) } else { ask(name, None) }
+}
+
+/// The same, where data goes with it.
+pub(crate) fn ask(name: &str, data: Option<&str>) -> Result<(), Failure> {
     if !stdin().is_terminal() {
+        let data = data.map_or(String::new(), |data| format!(". {data}"));
         return Err(Failure::Usage(format!(
-            "{name} is not removed: say --force"
+            "{name} is not removed: say --force{data}"
         )));
+    }
+    if let Some(data) = data {
+        eprintln!("{data}.");
     }
     eprint!("Destructive command. To proceed, type {name:?}: ");
     stderr().flush()?;

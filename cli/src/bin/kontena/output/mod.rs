@@ -1,12 +1,13 @@
 //! Printing: tables and text for people, the API's JSON for programs.
 
 mod confirm;
+pub(crate) mod data;
 mod progress;
 pub(crate) mod tables;
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, stderr, stdout};
 
-pub(crate) use confirm::confirm;
+pub(crate) use confirm::{ask, confirm};
 pub(crate) use progress::Step;
 use serde::Serialize;
 use serde_yaml_ng::{Mapping, Value};
@@ -70,6 +71,12 @@ impl Output {
         if !self.json {
             print(text);
         }
+    }
+
+    /// Warns, of what was done all the same; on standard error, for programs too.
+    pub(crate) fn warn(self, text: &str) {
+        use std::io::Write;
+        let _ = writeln!(stderr(), " [warn] {text}");
     }
 
     /// Begins something that may take a while.

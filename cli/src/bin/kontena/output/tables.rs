@@ -247,7 +247,7 @@ fn ago(since: time::Duration) -> String {
 }
 
 /// The largest unit that fits.
-fn age(age: time::Duration) -> String {
+pub(crate) fn age(age: time::Duration) -> String {
     let units = [
         (age.whole_days(), 'd'),
         (age.whole_hours(), 'h'),

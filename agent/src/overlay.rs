@@ -1,0 +1,197 @@
+//! What the overlay of this host is asked for, put together from what the others know.
+//!
+//! The overlay converges in a task of its own (`kontena_overlay::task`). This one waits
+//! for no engine: the directory, the keys and the Masters are passed on the moment they
+//! change, and the containers as soon as somebody has looked at them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+
+use kontena_overlay::{
+    Attachment, BRIDGE, EgressPolicy, Membership, Overlay, OverlayIntent, OverlayState, Request,
+};
+use kontena_schema::ids::PlacementId;
+use kontena_task::Tasks;
+use tokio::sync::watch;
+
+use crate::directory::Directory;
+use crate::docker::networks::BridgesSlot;
+use crate::keys::HostKeys;
+
+/// What is known of this host's containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Containers {
+    /// Those that are to have an interface; none before the first look.
+    pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
+    /// The node was removed from its grid, and no container of it is left.
+    pub left: bool,
+}
+
+/// Where that is to be seen.
+pub type ContainersSlot = watch::Receiver<Arc<Containers>>;
+
+/// What the request is made of.
+#[derive(Clone)]
+pub struct Sources {
+    /// What the Master wants.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// This host's keys.
+    pub keys: watch::Receiver<Arc<HostKeys>>,
+    /// Where the Master is; none while that is not known.
+    pub masters: watch::Receiver<Option<BTreeSet<SocketAddrV4>>>,
+    /// What the engine's bridges are called.
+    pub bridges: BridgesSlot,
+    /// The containers.
+    pub containers: ContainersSlot,
+}
+
+impl Sources {
+    /// Keeps the request as new as what it is made of, for ever.
+    pub async fn watch(mut self, request: watch::Sender<Arc<Request>>) {
+        let mut grid = GridPart::default();
+        loop {
+            let new = self.request(&mut grid);
+            request.send_replace(Arc::new(new));
+            tokio::select! {
+                Ok(()) = self.directory.changed() => {}
+                Ok(()) = self.keys.changed() => {}
+                Ok(()) = self.masters.changed() => {}
+                Ok(()) = self.bridges.changed() => {}
+                Ok(()) = self.containers.changed() => {}
+                // The agent stops.
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    fn request(&mut self, grid: &mut GridPart) -> Request {
+        let directory = self.directory.borrow_and_update().clone();
+        let containers = self.containers.borrow_and_update().clone();
+        Request {
+            grid: grid.of(&directory, containers.left),
+            attachments: containers.attachments.clone(),
+            keys: self.keys.borrow_and_update().own.clone(),
+            egress: EgressPolicy {
+                masters: self.masters.borrow_and_update().clone(),
+                bridges: bridges(self.bridges.borrow_and_update().clone()),
+            },
+        }
+    }
+}
+
+/// Starts the overlay's own task and the one that tells it what it is to be.
+pub fn start(
+    tasks: &mut Tasks,
+    overlay: &Arc<Overlay>,
+    sources: Sources,
+) -> watch::Receiver<Arc<OverlayState>> {
+    let (request_in, request) = watch::channel(Arc::default());
+    tasks.supervise("overlay-request", move || {
+        sources.clone().watch(request_in.clone())
+    });
+    let (state_in, state) = watch::channel(Arc::default());
+    let overlay = overlay.clone();
+    tasks.supervise("overlay", move || {
+        kontena_overlay::task::run(overlay.clone(), request.clone(), state_in.clone())
+    });
+    state
+}
+
+/// Containers have no business with the Master, on whichever way: the overlay is one.
+fn bridges(of_engine: Option<BTreeSet<String>>) -> Option<BTreeSet<String>> {
+    let mut bridges = of_engine?;
+    bridges.insert(BRIDGE.to_owned());
+    Some(bridges)
+}
+
+/// What the directory asks for. It is made once for each directory: a full grid has
+/// thousands of endpoints.
+#[derive(Default)]
+struct GridPart {
+    made_of: Option<Arc<Directory>>,
+    made: Membership,
+}
+
+impl GridPart {
+    fn of(&mut self, directory: &Arc<Directory>, left: bool) -> Membership {
+        if directory.removed {
+            // First the containers go, then the overlay.
+            self.made_of = None;
+            if left {
+                self.made = Membership::Left;
+            }
+            return self.made.clone();
+        }
+        let same = |old: &Arc<Directory>| Arc::ptr_eq(old, directory);
+        if !self.made_of.as_ref().is_some_and(same) {
+            self.made_of = Some(directory.clone());
+            if let Some(member) = member(directory) {
+                self.made = member;
+            }
+        }
+        self.made.clone()
+    }
+}
+
+fn member(directory: &Directory) -> Option<Membership> {
+    let (grid, own) = (directory.grid.as_ref()?, directory.own()?);
+    let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
+    let grid = OverlayIntent::of_grid(grid, own, nodes, endpoints);
+    Some(Membership::Member {
+        revision: directory.revision(),
+        grid: Arc::new(grid),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::directory;
+
+    #[test]
+    fn a_directory_is_made_into_a_request_once() {
+        let directory = Arc::new(directory());
+        let mut part = GridPart::default();
+        let grid = |membership: Membership| match membership {
+            Membership::Member { grid, .. } => grid,
+            other => panic!("{other:?}"),
+        };
+        let first = grid(part.of(&directory, false));
+        assert!(Arc::ptr_eq(&first, &grid(part.of(&directory, false))));
+        let newer = Arc::new(Directory::clone(&directory));
+        assert!(!Arc::ptr_eq(&first, &grid(part.of(&newer, false))));
+    }
+
+    #[test]
+    fn a_removed_node_keeps_its_overlay_until_its_containers_are_gone() {
+        let known = directory();
+        let removed = Arc::new(Directory {
+            removed: true,
+            ..Directory::default()
+        });
+        let mut part = GridPart::default();
+        assert!(matches!(part.of(&removed, false), Membership::Unknown));
+        part.of(&Arc::new(known), false);
+        assert!(matches!(
+            part.of(&removed, false),
+            Membership::Member { .. }
+        ));
+        assert!(matches!(part.of(&removed, true), Membership::Left));
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_grid_changes_nothing() {
+        let mut part = GridPart::default();
+        let unknown = part.of(&Arc::default(), false);
+        assert!(matches!(unknown, Membership::Unknown));
+    }
+
+    #[test]
+    fn the_overlay_is_a_bridge_that_containers_are_behind() {
+        assert_eq!(bridges(None), None);
+        let of_engine = BTreeSet::from(["docker0".to_owned()]);
+        let all = bridges(Some(of_engine)).unwrap();
+        assert!(all.contains(BRIDGE) && all.contains("docker0"));
+    }
+}

@@ -1,0 +1,352 @@
+//! The jobs under way: steps of the plan, and commands.
+//!
+//! Each is a task of its own, so that a long pull delays nobody. How many of a
+//! kind run at once is bounded where they cost the host something; one that the
+//! engine does not answer gives its slot to others after a while.
+//!
+//! Invariants: at most one job about a subject is under way; a subject is busy until
+//! a look that began after its job's end is over, so that nobody plans with what was
+//! seen before; a command waits for its own placement only.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kontena_schema::agent::{Command, CommandKind, CommandState, Desired, Placement};
+use kontena_schema::ids::{CommandId, PlacementId, ServiceRevision};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{Id, JoinSet};
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::backoff::{Backoff, Failed};
+use super::leftovers::has_ended;
+use crate::apply::{self, ApplyError, Tools};
+use crate::directory::Directory;
+use crate::docker::container::Container;
+use crate::docker::dirty::{DirtySet, Look};
+use crate::docker::volumes::Volume;
+use crate::plan::{Action, Phase, Step, Subject};
+
+/// Each pull fills the link to the registry by itself.
+const PULLS_MAX: usize = 3;
+/// Creating and starting is work for the engine and the disk.
+const STARTS_MAX: usize = 8;
+/// A stop mostly waits for the container, so many may.
+const STOPS_MAX: usize = 64;
+/// A start or a stop that takes longer waits for something that others need not wait
+/// for: a stuck container, or one with a long grace period. There is one at most for
+/// each placement.
+const SLOT_HELD_MAX: Duration = Duration::from_secs(15);
+/// Commands that wait for their placements; the feed has no more at once.
+const WAITING_MAX: usize = 256;
+
+/// What a task is about.
+#[derive(Clone, Debug)]
+enum Job {
+    Step(Step, Option<Box<Placement>>),
+    Command(CommandId, PlacementId, String),
+}
+
+impl Job {
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Step(step, _) => step.subject.clone(),
+            Self::Command(_, placement, _) => Subject::Placement(*placement),
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match self {
+            Self::Step(step, _) => step.action.phase(),
+            Self::Command(..) => Phase::Starting,
+        }
+    }
+
+    /// Which look sees what it did; none if that changed no container.
+    fn seen_by(&self, dirty: &DirtySet) -> Option<Look> {
+        let container = match self {
+            Self::Step(step, _) => match &step.action {
+                Action::Pull | Action::RemoveVolume(_) => return None,
+                Action::Create => None,
+                Action::Start(id) | Action::Stop(id) | Action::Remove(id) => Some(id),
+            },
+            Self::Command(_, _, container) => Some(container),
+        };
+        Some(container.map_or_else(|| dirty.look(), |id| dirty.add(id.clone())))
+    }
+}
+
+/// A subject with a job.
+struct Busy {
+    phase: Phase,
+    /// The job has ended, and this look will have seen what it did.
+    until: Option<Look>,
+}
+
+/// The jobs under way, and what came of the others.
+pub struct Jobs {
+    /// None without an engine, where no step can be carried out.
+    tools: Option<Arc<Tools>>,
+    /// What is wanted now; a step may have waited long for its slot.
+    wanted: watch::Receiver<Arc<Directory>>,
+    tasks: JoinSet<Result<(), ApplyError>>,
+    about: BTreeMap<Id, Job>,
+    busy: BTreeMap<Subject, Busy>,
+    /// Commands whose turn has come and whose placement is busy.
+    waiting: VecDeque<Command>,
+    /// Volumes that were removed and may be listed still.
+    gone: BTreeSet<String>,
+    /// Failures that hold their subjects back.
+    pub backoff: Backoff,
+    /// For which revision of its service a placement's image was brought.
+    pub prepared: BTreeMap<PlacementId, ServiceRevision>,
+    pulls: Arc<Semaphore>,
+    starts: Arc<Semaphore>,
+    stops: Arc<Semaphore>,
+}
+
+/// A command that ended.
+pub type Ended = (CommandId, CommandState, Option<String>);
+
+impl Jobs {
+    /// Nothing is under way.
+    pub fn new(tools: Option<Tools>, wanted: watch::Receiver<Arc<Directory>>) -> Self {
+        Self {
+            tools: tools.map(Arc::new),
+            wanted,
+            tasks: JoinSet::new(),
+            about: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            gone: BTreeSet::new(),
+            backoff: Backoff::default(),
+            prepared: BTreeMap::new(),
+            pulls: Arc::new(Semaphore::new(PULLS_MAX)),
+            starts: Arc::new(Semaphore::new(STARTS_MAX)),
+            stops: Arc::new(Semaphore::new(STOPS_MAX)),
+        }
+    }
+
+    /// Subjects that get no step now.
+    pub fn held(&self, now: Instant) -> BTreeSet<Subject> {
+        let mut held = self.backoff.held(now);
+        held.extend(self.busy.keys().cloned());
+        held.extend(self.gone.iter().cloned().map(Subject::Volume));
+        held
+    }
+
+    /// The job under way about a placement.
+    pub fn phase(&self, placement: PlacementId) -> Option<Phase> {
+        let busy = self.busy.get(&Subject::Placement(placement));
+        busy.map(|busy| busy.phase)
+    }
+
+    /// Starts a step.
+    pub fn start(&mut self, step: Step, directory: &Arc<Directory>) {
+        let placement = match &step.subject {
+            Subject::Placement(id) => directory.placements.get(id).cloned(),
+            Subject::Container(_) | Subject::Volume(_) => None,
+        };
+        let (slots, held_max) = match &step.action {
+            // A pull waits for the registry as long as it works for it.
+            Action::Pull => (&self.pulls, Duration::MAX),
+            Action::Create | Action::Start(_) => (&self.starts, SLOT_HELD_MAX),
+            Action::Stop(_) | Action::Remove(_) | Action::RemoveVolume(_) => {
+                (&self.stops, SLOT_HELD_MAX)
+            }
+        };
+        info!(subject = ?step.subject, action = ?step.action, "begun");
+        let (slots, tools, directory) = (slots.clone(), self.tools.clone(), directory.clone());
+        let (action, wanted) = (step.action.clone(), self.wanted.clone());
+        let job = Job::Step(step, placement.clone().map(Box::new));
+        self.spawn(job, async move {
+            let work = async {
+                if !is_wanted(&action, placement.as_ref(), &wanted.borrow()) {
+                    return Ok(());
+                }
+                let tools = tools.ok_or(ApplyError::NoEngine)?;
+                apply::execute(&tools, &action, placement.as_ref(), &directory).await
+            };
+            with_slot(&slots, held_max, work).await
+        });
+    }
+
+    /// Whether another command may take its turn.
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
+    }
+
+    /// Takes a command whose turn has come; it starts as soon as its placement is free.
+    pub fn queue(&mut self, command: Command) {
+        self.waiting.push_back(command);
+    }
+
+    /// Starts the commands whose placements are free, in order; answers those that ended
+    /// with that.
+    pub fn start_commands(&mut self, containers: &[Container]) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        for command in std::mem::take(&mut self.waiting) {
+            if self.phase(command.placement).is_some() {
+                self.waiting.push_back(command);
+                continue;
+            }
+            let of = |container: &&Container| {
+                let origin = container.origin.as_ref();
+                origin.is_some_and(|origin| origin.placement == command.placement)
+            };
+            let why = match containers.iter().find(of) {
+                Some(container) if !container.is_unknown() => {
+                    self.start_command(&command, container.id.clone());
+                    continue;
+                }
+                Some(_) => "Docker does not answer for the container",
+                None => "there is no container",
+            };
+            ended.push((command.id, CommandState::Failed, Some(why.to_owned())));
+        }
+        ended
+    }
+
+    fn start_command(&mut self, command: &Command, container: String) {
+        info!(command = %command.id, placement = %command.placement, kind = ?command.kind, "begun");
+        let tools = self.tools.clone();
+        let job = Job::Command(command.id, command.placement, container.clone());
+        match command.kind {
+            CommandKind::Restart => self.spawn(job, async move {
+                let tools = tools.ok_or(ApplyError::NoEngine)?;
+                apply::restart(&tools, &container).await
+            }),
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        job: Job,
+        task: impl Future<Output = Result<(), ApplyError>> + Send + 'static,
+    ) {
+        let busy = Busy {
+            phase: job.phase(),
+            until: None,
+        };
+        self.busy.insert(job.subject(), busy);
+        let handle = self.tasks.spawn(task);
+        self.about.insert(handle.id(), job);
+    }
+
+    /// Waits until any of them ended, and takes in what came of it; the outcome
+    /// of a command is handed back.
+    pub async fn ended(&mut self, dirty: &DirtySet) -> Option<Ended> {
+        let (id, result) = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, result))) => (id, result.map_err(Failed::from)),
+            Some(Err(err)) => {
+                error!(%err, "a job died");
+                (err.id(), Err(Failed::died()))
+            }
+            None => std::future::pending().await,
+        };
+        let job = self.about.remove(&id)?;
+        match (job.seen_by(dirty), self.busy.get_mut(&job.subject())) {
+            (Some(look), Some(busy)) => busy.until = Some(look),
+            _ => drop(self.busy.remove(&job.subject())),
+        }
+        match (job, result) {
+            (Job::Step(step, placement), result) => {
+                self.step_ended(step, placement.as_deref(), result);
+                None
+            }
+            (Job::Command(command, ..), Ok(())) => Some((command, CommandState::Done, None)),
+            (Job::Command(command, ..), Err(failed)) => {
+                Some((command, CommandState::Failed, Some(failed.reason)))
+            }
+        }
+    }
+
+    fn step_ended(
+        &mut self,
+        step: Step,
+        placement: Option<&Placement>,
+        result: Result<(), Failed>,
+    ) {
+        let Step { subject, action } = step;
+        match result {
+            Ok(()) => {
+                info!(?subject, ?action, "done");
+                // A pull that worked says nothing about a start that did not.
+                if action != Action::Pull {
+                    self.backoff.succeeded(&subject);
+                }
+                if let (Action::Pull, Some(placement)) = (&action, placement) {
+                    self.prepared
+                        .insert(placement.id, placement.service_revision);
+                }
+                if let Action::RemoveVolume(volume) = action {
+                    self.gone.insert(volume.name);
+                }
+            }
+            Err(failed) => {
+                let reason = &failed.reason;
+                warn!(?subject, ?action, reason, "failed; it will be tried again");
+                if action == Action::Create
+                    && let Some(placement) = placement
+                {
+                    self.prepared.remove(&placement.id);
+                }
+                self.backoff
+                    .failed(Instant::now(), subject, placement, failed);
+            }
+        }
+    }
+
+    /// Takes in that a look is over: whose job it has seen the end of is free.
+    pub fn seen(&mut self, look: Look) {
+        let open = |busy: &Busy| busy.until.is_none_or(|until| until > look);
+        self.busy.retain(|_, busy| open(busy));
+    }
+
+    /// Drops what is kept of what the directory and the host do not have any more.
+    pub fn forget(&mut self, directory: &Directory, containers: &[Container], volumes: &[Volume]) {
+        let placements = &directory.placements;
+        self.prepared.retain(|id, _| placements.contains_key(id));
+        let listed = |name: &String| volumes.iter().any(|volume| volume.name == *name);
+        self.gone.retain(listed);
+        let placement = |subject: &Subject| match subject {
+            Subject::Placement(id) => placements.get(id),
+            Subject::Container(_) | Subject::Volume(_) => None,
+        };
+        self.backoff.forget(placement, |subject| match subject {
+            Subject::Placement(id) => placements.contains_key(id),
+            Subject::Container(id) => containers.iter().any(|container| container.id == *id),
+            Subject::Volume(name) => listed(name),
+        });
+    }
+}
+
+/// Does some work in one of the slots, which others may use after so long.
+async fn with_slot<T>(slots: &Semaphore, held_max: Duration, work: impl Future<Output = T>) -> T {
+    let slot = slots.acquire().await.expect("nobody closes the semaphore");
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = sleep(held_max) => drop(slot),
+    }
+    work.await
+}
+
+/// Whether a step is still wanted as it was planned, if it is one that cannot be taken
+/// back: a container that is created for nobody, and data that is removed.
+fn is_wanted(action: &Action, planned: Option<&Placement>, directory: &Directory) -> bool {
+    match action {
+        Action::Create => {
+            let wanted = planned.and_then(|planned| directory.placements.get(&planned.id));
+            let runs = |wanted: &Placement| wanted.desired == Desired::Running;
+            !directory.removed && wanted == planned && wanted.is_some_and(runs)
+        }
+        Action::RemoveVolume(volume) => has_ended(&volume.owner, directory),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+#[path = "jobs_tests.rs"]
+mod tests;

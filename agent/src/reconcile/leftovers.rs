@@ -1,0 +1,152 @@
+//! The data of placements that have ended. Pure.
+//!
+//! Usually the Master says that a placement is to be removed, and its data goes after
+//! its container. Where that was missed (the agent died in between, the node was lost
+//! when the placement ended) there is data left whose placement the Master does not
+//! know. It goes a day later, so that a mistake with the Master's database can be
+//! noticed; where the Master removed the whole node, it goes at once.
+//!
+//! Invariant: what is only on disk makes no data unknown: the Master must have spoken
+//! to this run of the agent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use kontena_schema::agent::Desired;
+
+use crate::directory::Directory;
+use crate::docker::volumes::{Owner, Volume};
+
+/// How long the Master must not have known a placement.
+const UNKNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// What is left of a placement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Nothing: it is there.
+    Wanted,
+    /// The Master wants it removed.
+    Removed,
+    /// The Master does not know it.
+    Unknown,
+}
+
+/// When the data of ended placements may go, by the volume's name.
+#[derive(Debug, Default)]
+pub struct Leftovers(BTreeMap<String, Instant>);
+
+impl Leftovers {
+    /// The volumes that nobody wants any more. A placement that was to be removed stays
+    /// so when the Master has forgotten it.
+    pub fn ended(
+        &mut self,
+        now: Instant,
+        directory: &Directory,
+        volumes: &[Volume],
+    ) -> BTreeSet<String> {
+        let mut due = BTreeMap::new();
+        for volume in volumes {
+            let from = match left(&volume.owner, directory) {
+                Left::Wanted => continue,
+                Left::Removed => now,
+                Left::Unknown => now + UNKNOWN_FOR,
+            };
+            let known = self.0.get(&volume.name);
+            let from = known.map_or(from, |known| from.min(*known));
+            due.insert(volume.name.clone(), from);
+        }
+        self.0 = due;
+        let ended = self.0.iter().filter(|(_, from)| **from <= now);
+        ended.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// Whether data may be removed, as far as the directory says.
+pub fn has_ended(owner: &Owner, directory: &Directory) -> bool {
+    left(owner, directory) != Left::Wanted
+}
+
+fn left(owner: &Owner, directory: &Directory) -> Left {
+    if directory.removed {
+        return Left::Removed;
+    }
+    let here =
+        |me: &crate::directory::Identity| owner.node == me.node && owner.grid == me.grid_name;
+    let here = directory.me.as_ref().is_some_and(here);
+    match directory.placements.get(&owner.placement) {
+        Some(placement) if here && placement.desired == Desired::Removed => Left::Removed,
+        Some(_) if here => Left::Wanted,
+        _ if directory.confirmed => Left::Unknown,
+        _ => Left::Wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kontena_schema::ids::PlacementId;
+
+    use super::*;
+    use crate::directory::tests::directory;
+    use crate::docker::volumes::tests::volume;
+
+    #[test]
+    fn unknown_data_goes_a_day_after_the_master_did_not_know_it() {
+        let mut directory = directory();
+        directory.confirmed = false;
+        let volumes = [volume(11, "/data", None), volume(99, "/data", None)];
+        let (now, mut leftovers) = (Instant::now(), Leftovers::default());
+        let mut ended = |directory: &_, days| {
+            let now = now + UNKNOWN_FOR * days;
+            leftovers.ended(now, directory, &volumes)
+        };
+        assert!(ended(&directory, 0).is_empty());
+        assert!(ended(&directory, 2).is_empty(), "nothing was heard yet");
+        directory.confirmed = true;
+        assert!(ended(&directory, 2).is_empty());
+        assert_eq!(ended(&directory, 3), [volumes[1].name.clone()].into());
+        // Wanted again, it begins anew.
+        let mut wanted = directory.placements[&PlacementId(11)].clone();
+        wanted.id = PlacementId(99);
+        directory.placements.insert(wanted.id, wanted.clone());
+        assert!(ended(&directory, 4).is_empty());
+        directory.placements.remove(&wanted.id);
+        assert!(ended(&directory, 4).is_empty());
+    }
+
+    #[test]
+    fn data_of_a_removed_placement_goes_at_once_and_although_the_master_forgets_it() {
+        let mut directory = directory();
+        let volumes = [volume(11, "/data", None)];
+        let (now, mut leftovers) = (Instant::now(), Leftovers::default());
+        assert!(leftovers.ended(now, &directory, &volumes).is_empty());
+        let placement = directory.placements.get_mut(&PlacementId(11)).unwrap();
+        placement.desired = Desired::Removed;
+        assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 1);
+        directory.placements.clear();
+        directory.confirmed = true;
+        assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 1);
+    }
+
+    #[test]
+    fn data_of_another_grid_or_node_is_of_nobody_whatever_its_number() {
+        let mut directory = directory();
+        directory.confirmed = true;
+        let mut owner = volume(11, "/data", None).owner;
+        assert!(!has_ended(&owner, &directory));
+        owner.grid = "another".to_owned();
+        assert!(has_ended(&owner, &directory));
+        directory.confirmed = false;
+        assert!(!has_ended(&owner, &directory));
+    }
+
+    #[test]
+    fn a_node_that_was_removed_keeps_nothing() {
+        let directory = Directory {
+            removed: true,
+            ..Directory::default()
+        };
+        let volumes = [volume(11, "/data", None)];
+        let ended = Leftovers::default().ended(Instant::now(), &directory, &volumes);
+        assert_eq!(ended.len(), 1);
+    }
+}

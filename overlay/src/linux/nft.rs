@@ -1,0 +1,279 @@
+//! One table of the packet filter, as `nft` reads and writes it in JSON.
+//!
+//! A table is written whole in one transaction, and afterwards only the elements
+//! of its sets are changed. So what is read is compared in two parts: the frame,
+//! which must be exactly what would be written, and the elements, which say for
+//! whom it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::error::Cause;
+use crate::model::state::TableState;
+use crate::sys::program::{refused, run, run_ok};
+
+/// The name of our tables, one in each family.
+const NAME: &str = "kontena";
+
+/// What differs from one listing of the same table to the next, or (`dev`) is
+/// shown by some versions of `nft` only.
+const CHANGING: [&str; 4] = ["handle", "packets", "bytes", "dev"];
+
+/// Our table of one family.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    pub(crate) family: &'static str,
+}
+
+impl Table {
+    /// Reads the table and compares it with `frame`; `elements` makes sense of
+    /// what the sets hold, or finds that it has none.
+    pub(crate) async fn observe<T>(
+        self,
+        frame: &[Value],
+        elements: impl FnOnce(&Elements) -> Option<T>,
+    ) -> Result<TableState<T>, Cause> {
+        let listing = self.list().await?;
+        let state = |listing| self.state(&listing, frame, elements);
+        Ok(listing.map_or(TableState::Missing, state))
+    }
+
+    /// What `nft` says of the table; none where there is no table.
+    pub(crate) async fn list(self) -> Result<Option<Value>, Cause> {
+        let answer = run("nft", &["-j", "list", "table", self.family, NAME], &[]).await?;
+        if answer.ok {
+            return Ok(Some(
+                serde_json::from_slice(&answer.stdout).unwrap_or_default(),
+            ));
+        }
+        if answer.stderr.contains("No such file or directory") {
+            return Ok(None);
+        }
+        Err(refused("nft", &answer))
+    }
+
+    /// The same, where it was listed.
+    pub(crate) fn state<T>(
+        self,
+        listing: &Value,
+        frame: &[Value],
+        elements: impl FnOnce(&Elements) -> Option<T>,
+    ) -> TableState<T> {
+        parse(listing, &self.whole(frame), elements)
+    }
+
+    /// Writes the whole table in the place of whatever had its name.
+    pub(crate) async fn install(self, frame: &[Value], elements: Vec<Value>) -> Result<(), Cause> {
+        // A table must exist to be deleted.
+        let replace = [
+            json!({"add": self.itself()}),
+            json!({"delete": self.itself()}),
+        ];
+        let contents = self.whole(frame).into_iter().chain(elements);
+        let add = contents.map(|object| json!({"add": object}));
+        transaction(replace.into_iter().chain(add).collect()).await
+    }
+
+    /// Takes elements out of sets and puts others in, at once.
+    pub(crate) async fn change(self, old: Vec<Value>, new: Vec<Value>) -> Result<(), Cause> {
+        let delete = old.into_iter().map(|object| json!({"delete": object}));
+        let add = new.into_iter().map(|object| json!({"add": object}));
+        transaction(delete.chain(add).collect()).await
+    }
+
+    /// Removes the table.
+    pub(crate) async fn remove(self) -> Result<(), Cause> {
+        transaction(vec![json!({"delete": self.itself()})]).await
+    }
+
+    /// An object in the table, as `nft` takes it and shows it.
+    pub(crate) fn object(self, kind: &str, mut body: Value) -> Value {
+        body["family"] = json!(self.family);
+        body["table"] = json!(NAME);
+        json!({kind: body})
+    }
+
+    /// Elements of a set; nothing for none, which `nft` would refuse.
+    pub(crate) fn elements(
+        self,
+        set: &str,
+        elements: impl IntoIterator<Item = Value>,
+    ) -> Option<Value> {
+        let elements: Vec<Value> = elements.into_iter().collect();
+        let some = !elements.is_empty();
+        some.then(|| self.object("element", json!({"name": set, "elem": elements})))
+    }
+
+    fn itself(self) -> Value {
+        json!({"table": {"family": self.family, "name": NAME}})
+    }
+
+    fn whole(self, frame: &[Value]) -> Vec<Value> {
+        [&[self.itself()], frame].concat()
+    }
+}
+
+/// How many packets the counters of all our tables counted since they were written, by
+/// name; none where there is no table.
+pub(crate) async fn counters() -> Result<BTreeMap<String, u64>, Cause> {
+    let answer = run("nft", &["-j", "list", "counters"], &[]).await?;
+    if !answer.ok {
+        return Ok(BTreeMap::new());
+    }
+    let listing: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
+    let objects = listing["nftables"].as_array().into_iter().flatten();
+    let counted = objects.filter_map(|object| {
+        let counter = &object["counter"];
+        let name = counter["name"]
+            .as_str()
+            .filter(|_| counter["table"] == NAME)?;
+        Some((name.to_owned(), counter["packets"].as_u64()?))
+    });
+    Ok(counted.collect())
+}
+
+/// The left side equals the right, in a rule.
+pub(crate) fn equals(left: &Value, right: &Value) -> Value {
+    json!({"match": {"op": "==", "left": left, "right": right}})
+}
+
+/// The left side differs from the right, in a rule.
+pub(crate) fn differs(left: &Value, right: &Value) -> Value {
+    json!({"match": {"op": "!=", "left": left, "right": right}})
+}
+
+/// A field of a header, in a rule.
+pub(crate) fn field(protocol: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": protocol, "field": field}})
+}
+
+/// Counts a packet and drops it, in a rule.
+pub(crate) fn count_and_drop(counter: &str) -> [Value; 2] {
+    [json!({"counter": counter}), json!({"drop": null})]
+}
+
+async fn transaction(commands: Vec<Value>) -> Result<(), Cause> {
+    let input = json!({"nftables": commands}).to_string();
+    let done = run_ok("nft", &["-j", "-f", "-"], input.as_bytes()).await;
+    done.map(drop)
+}
+
+/// What the sets of a table hold, by their names.
+#[derive(Debug, Default)]
+pub(crate) struct Elements(BTreeMap<String, Vec<Value>>);
+
+impl Elements {
+    /// What a set holds, each element read by `read`; none if one cannot be.
+    pub(crate) fn of<T, C: FromIterator<T>>(
+        &self,
+        set: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Option<C> {
+        let elements = self.0.get(set).map_or(&[][..], Vec::as_slice);
+        elements.iter().map(read).collect()
+    }
+}
+
+/// A table without what its sets hold.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Frame {
+    others: BTreeSet<String>,
+    /// The order matters only among rules of one chain.
+    rules: BTreeMap<String, Vec<String>>,
+}
+
+/// Compares what `nft -j list table` advertised with what the table is to be.
+fn parse<T>(
+    listing: &Value,
+    wanted: &[Value],
+    elements: impl FnOnce(&Elements) -> Option<T>,
+) -> TableState<T> {
+    let Some(objects) = listing["nftables"].as_array() else {
+        return TableState::Broken;
+    };
+    let (frame, found) = take_apart(objects);
+    let sound = frame == take_apart(wanted).0;
+    match elements(&found).filter(|_| sound) {
+        Some(elements) => TableState::Sound(elements),
+        None => TableState::Broken,
+    }
+}
+
+fn take_apart(objects: &[Value]) -> (Frame, Elements) {
+    let mut frame = Frame::default();
+    let mut elements = Elements::default();
+    for object in objects {
+        let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
+            continue;
+        };
+        let mut fields = match body.as_object() {
+            Some(fields) if kind != "metainfo" => fields.clone(),
+            _ => continue,
+        };
+        let name = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+        if let Some(Value::Array(held)) = fields.remove("elem") {
+            elements.0.entry(name("name")).or_default().extend(held);
+        }
+        for changing in CHANGING {
+            fields.remove(changing);
+        }
+        let text = json!({kind: fields}).to_string();
+        if kind == "rule" {
+            frame.rules.entry(name("chain")).or_default().push(text);
+        } else {
+            frame.others.insert(text);
+        }
+    }
+    (frame, elements)
+}
+
+/// Listings as `nft` would write them, for the tests of the tables.
+#[cfg(test)]
+pub(crate) mod listing {
+    use super::*;
+
+    /// What is listed after a table was installed.
+    pub(crate) fn of(table: Table, frame: &[Value], elements: Vec<Value>) -> Vec<Value> {
+        let mut objects = vec![json!({"metainfo": {"version": "1.0.6"}})];
+        objects.extend(table.whole(frame));
+        for (handle, object) in objects.iter_mut().enumerate().skip(1) {
+            let body = object.as_object_mut().unwrap().values_mut().next().unwrap();
+            body["handle"] = json!(handle);
+        }
+        for added in elements {
+            let of_set = |object: &&mut Value| object["set"]["name"] == added["element"]["name"];
+            let set = objects.iter_mut().find(of_set).unwrap();
+            set["set"]["elem"] = added["element"]["elem"].clone();
+        }
+        objects
+    }
+
+    /// Something was counted.
+    pub(crate) fn count(objects: &mut [Value]) {
+        for object in objects {
+            if let Some(counter) = object.get_mut("counter") {
+                counter["packets"] = json!(7);
+                counter["bytes"] = json!(700);
+            }
+        }
+    }
+
+    /// What is made of a listing.
+    pub(crate) fn state<T>(
+        table: Table,
+        objects: &[Value],
+        frame: &[Value],
+        elements: impl FnOnce(&Elements) -> Option<T>,
+    ) -> TableState<T> {
+        table.state(&json!({"nftables": objects}), frame, elements)
+    }
+
+    #[test]
+    fn what_is_no_listing_is_broken() {
+        for listing in [json!(null), json!({}), json!([]), json!({"nftables": 7})] {
+            let state = parse(&listing, &[], |_| Some(()));
+            assert_eq!(state, TableState::Broken, "{listing}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Doors to the operating system that several parts use: netlink sockets and network
+//! namespaces, packet sockets, and the programs that own the packet filter's formats.
+
+pub(crate) mod netlink;
+pub(crate) mod packet;
+pub(crate) mod program;

@@ -1,0 +1,234 @@
+//! The one way to start a task: it has a name, an owner, and an end that is logged.
+//!
+//! A part that works for ever is started by [`supervise`] from a function that makes it:
+//! if it panics or returns, that is logged and the part is made anew after a pause, while
+//! all others go on. What it must not lose, its maker keeps outside of it. A part that
+//! cannot be made anew is a task of [`Tasks`], whose end is handed to the owner.
+//!
+//! Invariants: a task never outlives its owner; no panic goes unseen; a part that panics
+//! at every start is started at most once in [`PAUSE_MAX`].
+
+use std::future::Future;
+
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::time::{Duration, Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, error, info_span};
+
+/// The pause before the first restart; each further one doubles it.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest pause before a restart: what a person waits for who mends the cause.
+pub const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A part that worked for so long starts again with the shortest pause.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+
+/// A task; it ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the task ends when this is dropped"]
+pub struct Task(AbortOnDropHandle<()>);
+
+impl Task {
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+/// Starts a task that ends by itself. Must be called inside a tokio runtime.
+pub fn spawn<F>(name: &'static str, future: F) -> Task
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let work = tokio::spawn(future.instrument(info_span!("task", name)));
+    let work = AbortOnDropHandle::new(work);
+    let watch = async move {
+        if let Err(err) = work.await {
+            log_death(name, &err);
+        }
+    };
+    Task(AbortOnDropHandle::new(tokio::spawn(watch)))
+}
+
+/// Starts a part that works for ever, and starts it anew whenever it ends. Must be called
+/// inside a tokio runtime.
+pub fn supervise<F>(name: &'static str, make: impl FnMut() -> F + Send + 'static) -> Task
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    Task(AbortOnDropHandle::new(tokio::spawn(supervised(name, make))))
+}
+
+/// Makes a part, and makes it anew whenever it ends.
+async fn supervised<F>(name: &'static str, mut make: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut pause = Duration::ZERO;
+    loop {
+        let began = Instant::now();
+        let part = tokio::spawn(make().instrument(info_span!("task", name)));
+        match AbortOnDropHandle::new(part).await {
+            Ok(()) => error!(task = name, "a task ended that works for ever"),
+            // The runtime ends.
+            Err(err) if err.is_cancelled() => return,
+            Err(err) => log_death(name, &err),
+        }
+        pause = next_pause(pause, began.elapsed());
+        sleep(pause).await;
+    }
+}
+
+/// The pause before a restart, after the last one and this much work since.
+fn next_pause(before: Duration, worked: Duration) -> Duration {
+    if worked >= HEALTHY_AFTER {
+        PAUSE_MIN
+    } else {
+        (before * 2).clamp(PAUSE_MIN, PAUSE_MAX)
+    }
+}
+
+fn log_death(name: &'static str, err: &JoinError) {
+    if !err.is_cancelled() {
+        error!(task = name, %err, "a task died");
+    }
+}
+
+/// The tasks of one owner; all of them are aborted when it is dropped.
+#[derive(Default)]
+pub struct Tasks {
+    set: JoinSet<&'static str>,
+    names: Vec<(tokio::task::Id, &'static str)>,
+}
+
+impl Tasks {
+    /// No tasks yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a task under a name that is in all of its log lines.
+    pub fn spawn<F>(&mut self, name: &'static str, future: F) -> AbortHandle
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = async move {
+            future.await;
+            name
+        };
+        let handle = self.set.spawn(task.instrument(info_span!("task", name)));
+        self.names.push((handle.id(), name));
+        handle
+    }
+
+    /// Starts a part that works for ever, and starts it anew whenever it ends.
+    pub fn supervise<F>(
+        &mut self,
+        name: &'static str,
+        make: impl FnMut() -> F + Send + 'static,
+    ) -> AbortHandle
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(name, supervised(name, make))
+    }
+
+    /// Waits until any of them ended, and names it; none if there are none.
+    pub async fn first_end(&mut self) -> Option<&'static str> {
+        let ended = self.set.join_next().await?;
+        Some(match ended {
+            Ok(name) => name,
+            Err(err) => {
+                let name = self.name(err.id());
+                log_death(name, &err);
+                name
+            }
+        })
+    }
+
+    fn name(&self, id: tokio::task::Id) -> &'static str {
+        self.names
+            .iter()
+            .find(|(known, _)| *known == id)
+            .map_or("unknown", |(_, name)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_task_is_told_by_name_also_after_a_panic() {
+        let mut tasks = Tasks::new();
+        assert_eq!(tasks.first_end().await, None);
+        tasks.spawn("returns", async {});
+        assert_eq!(tasks.first_end().await, Some("returns"));
+        tasks.spawn("panics", async { panic!("on purpose") });
+        assert_eq!(tasks.first_end().await, Some("panics"));
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_made_anew_and_the_others_go_on() {
+        let (starts_in, mut starts) = mpsc::channel(8);
+        let mut tasks = Tasks::new();
+        tasks.supervise("panics", move || {
+            let starts = starts_in.clone();
+            async move {
+                starts.send(()).await.unwrap();
+                panic!("on purpose");
+            }
+        });
+        let (alive_in, mut alive) = mpsc::channel(1);
+        tasks.spawn(
+            "other",
+            async move { while alive_in.send(()).await.is_ok() {} },
+        );
+        for _ in 0..3 {
+            starts.recv().await.expect("it is started again");
+            alive.recv().await.expect("the other goes on");
+        }
+    }
+
+    #[test]
+    fn the_pause_before_a_restart_doubles_up_to_a_bound() {
+        let mut pause = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            pause = next_pause(pause, Duration::ZERO);
+            pauses.push(pause);
+        }
+        assert_eq!(pauses[..3], [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4]);
+        assert_eq!(pauses[11], PAUSE_MAX);
+        assert_eq!(next_pause(PAUSE_MAX, HEALTHY_AFTER), PAUSE_MIN);
+    }
+
+    #[tokio::test]
+    async fn a_task_ends_with_its_owner() {
+        let held = Arc::new(AtomicU32::new(0));
+        let part = held.clone();
+        let task = supervise("forever", move || {
+            let part = part.clone();
+            async move {
+                part.fetch_add(1, Ordering::Relaxed);
+                std::future::pending().await
+            }
+        });
+        let other = held.clone();
+        let once = spawn("once", async move {
+            other.fetch_add(1, Ordering::Relaxed);
+            std::future::pending().await
+        });
+        while held.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+        drop((task, once));
+        while Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
