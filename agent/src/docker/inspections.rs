@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::dirty::Look;
 
 /// Inspections under way at once: enough to hide their latency, too few to
-/// crowd out others who use the engine.
+/// starve others who use the engine.
 const INSPECTIONS_MAX: usize = 8;
 /// How many of containers that could not be inspected last time, besides.
 const RETRIES_MAX: usize = 2;

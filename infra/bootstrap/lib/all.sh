@@ -8,6 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 . ./engine.sh
 # shellcheck source=images.sh
 . ./images.sh
+# shellcheck source=vm.sh
+. ./vm.sh
 # shellcheck source=stack.sh
 . ./stack.sh
 # shellcheck source=grid.sh

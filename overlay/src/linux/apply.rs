@@ -9,7 +9,8 @@ use kontena_schema::ids::PlacementId;
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoKind, InfoVeth,
+    LinkAttribute,
 };
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
@@ -252,8 +253,11 @@ impl<'a> Executor<'a> {
         } else {
             BridgeStpState::Disabled
         };
-        let bridge = LinkBridge::new(&Link::Bridge.name())
+        // By its number alone: kernels before 6.2 take a name beside it for a new one, which a
+        // device that is up does not get.
+        let bridge = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
             .index(index)
+            .up()
             .stp_state(stp)
             .mcast_snooping(settings.multicast_snooping)
             .build();

@@ -333,7 +333,7 @@ proptest! {
             }
         }
         for (id, end) in &model.host_ends {
-            let to = &second.attachments[id];
+            let to = second.attachment(*id).expect("it is asked for");
             let filter = end.filter.map(|filter| (filter.mac, filter.address));
             let filtered = filter == Some((to.mac, to.address));
             let was_up = before.get(id).is_some_and(|end| end.port.up);

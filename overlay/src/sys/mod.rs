@@ -1,4 +1,4 @@
-//! Doors to the operating system that several parts use: netlink sockets and network
+//! Access to the operating system that several parts use: netlink sockets and network
 //! namespaces, packet sockets, and the programs that own the packet filter's formats.
 
 pub(crate) mod netlink;

@@ -188,7 +188,11 @@ fn overlay_container_can_send_only_with_its_own_mac() {
     let seen = || others.map(|container| counted(&container.netns));
     let send = |mac: Mac| {
         let everybody = Mac([0xff; 6]);
-        let frame = datagram([mac, everybody], [attacker.address, Ipv4Addr::BROADCAST], &[]);
+        let frame = datagram(
+            [mac, everybody],
+            [attacker.address, Ipv4Addr::BROADCAST],
+            &[],
+        );
         kontena_lab::send(&attacker.netns, "ethwe", &frame);
     };
     for victim in others {

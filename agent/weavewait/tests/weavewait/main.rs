@@ -40,7 +40,7 @@ fn weavewait_does_not_start_on_another_interface() {
 }
 
 #[test]
-fn weavewait_hands_on_arguments_and_environment() {
+fn weavewait_passes_on_arguments_and_environment() {
     let script = "printf '%s|' \"$@\" \"$KONTENA_TEST\" $$";
     let waiting = Waiting::start(&[
         "env",
