@@ -123,7 +123,7 @@ impl fmt::Debug for Secret {
 #[error("the settings are wrong:\n  {}", .0.join("\n  "))]
 pub struct ConfigError(Vec<String>);
 
-/// WireGuard's core has a line for each greeting that is not answered, which in a large
+/// WireGuard's core logs each handshake initiation that is not answered, which in a large
 /// grid are thousands; what comes of them is told of each peer.
 const LOG: &str = "info,boringtun=off";
 

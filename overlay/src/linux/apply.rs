@@ -9,8 +9,7 @@ use kontena_schema::ids::PlacementId;
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoKind, InfoVeth,
-    LinkAttribute,
+    BridgeStpState, InfoData, InfoKind, InfoVeth,
 };
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
@@ -21,8 +20,10 @@ use rtnetlink::{
 
 use crate::error::Cause;
 use crate::linux::announce::announce;
+use crate::linux::container_end::{configure, remove_leftover};
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb::{self, UNKNOWN_MACS};
+use crate::linux::link::{gone_is_fine, no_ipv6_address, set_link};
 use crate::linux::port_filter::{self, Hooked};
 use crate::linux::{anti_spoofing, filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
@@ -30,7 +31,7 @@ use crate::model::intent::Attachment;
 use crate::model::state::{BridgeSettings, PortFilter, PortSettings, SleeveIdentity, TunnelRoute};
 use crate::peer::manager::PeerManager;
 use crate::plan::step::{EntryStep, Step, WireGuardStep};
-use crate::sys::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, Put};
+use crate::sys::netlink::{LAST_METRIC, Namespace, Netlink, Put};
 
 /// Executes the steps of one pass.
 pub(crate) struct Executor<'a> {
@@ -400,85 +401,6 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// Another interface that has taken the name is in the way.
-async fn remove_leftover(namespace: &Namespace) -> Result<(), Cause> {
-    let inside = Netlink::inside(namespace).await?;
-    let Some(link) = inside.link(CONTAINER_INTERFACE).await? else {
-        return Ok(());
-    };
-    let deleted = inside.handle.link().del(link.header.index).execute().await;
-    gone_is_fine(deleted.map_err(Cause::from))
-}
-
-/// Sets up the container's end.
-async fn configure(to: &Attachment, address: Ipv4Network, mtu: u32) -> Result<(), Cause> {
-    let inside = Netlink::inside(&Namespace::of(to.pid)?).await?;
-    let missing = || Cause::NoInterface(CONTAINER_INTERFACE.to_owned());
-    let index = inside
-        .link(CONTAINER_INTERFACE)
-        .await?
-        .ok_or_else(missing)?
-        .header
-        .index;
-    for other in inside
-        .addresses(index)
-        .await?
-        .into_iter()
-        .filter(|a| *a != address)
-    {
-        inside.remove_address(index, other).await?;
-    }
-    no_ipv6_address(&inside, index).await?;
-    set_link(&inside, index, mtu).await?;
-    let (group, prefix) = MULTICAST;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(group, prefix)
-        .output_interface(index)
-        .scope(RouteScope::Link)
-        .build();
-    inside.handle.route().add(route).replace().execute().await?;
-    let addresses = inside.handle.address();
-    Ok(addresses
-        .add(index, address.ip().into(), address.prefix())
-        .replace()
-        .execute()
-        .await?)
-}
-
-/// Sets a link's MTU, and sets it up.
-async fn set_link(netlink: &Netlink, index: u32, mtu: u32) -> Result<(), Cause> {
-    let links = netlink.handle.link();
-    links
-        .set(LinkUnspec::new_with_index(index).mtu(mtu).build())
-        .execute()
-        .await?;
-    Ok(links
-        .set(LinkUnspec::new_with_index(index).up().build())
-        .execute()
-        .await?)
-}
-
-/// Our links get no IPv6 address of their own, in containers neither: they would chatter
-/// over the VXLAN device. Where the kernel has no IPv6 there is nothing to do.
-async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
-    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
-    let link = LinkUnspec::new_with_index(index)
-        .append_extra_attribute(spec)
-        .build();
-    match netlink
-        .handle
-        .link()
-        .set(link)
-        .execute()
-        .await
-        .map_err(Cause::from)
-    {
-        Err(Cause::Kernel(e)) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(()),
-        other => other,
-    }
-}
-
 /// The entry of a step, at the link of this number, and what becomes of it.
 fn entry(step: EntryStep, index: u32) -> (NeighbourMessage, Put) {
     let all = |to| fdb::tunnel_entry(index, UNKNOWN_MACS, Some(to));
@@ -493,13 +415,5 @@ fn entry(step: EntryStep, index: u32) -> (NeighbourMessage, Put) {
         EntryStep::DeleteFlood(to) => (all(to), Put::Delete),
         EntryStep::SetBridgeEntry(mac, _) => (fdb::port_entry(index, mac), Put::Replace),
         EntryStep::DeleteBridgeEntry(mac, _) => (fdb::port_entry(index, mac), Put::Delete),
-    }
-}
-
-/// What was to be removed may have gone by itself.
-fn gone_is_fine(result: Result<(), Cause>) -> Result<(), Cause> {
-    match result {
-        Err(cause) if cause.is_missing() => Ok(()),
-        other => other,
     }
 }

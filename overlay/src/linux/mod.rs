@@ -8,6 +8,7 @@
 pub(crate) mod announce;
 pub(crate) mod anti_spoofing;
 pub(crate) mod apply;
+mod container_end;
 pub(crate) mod drops;
 pub(crate) mod fast_peers;
 pub(crate) mod fdb;
@@ -15,6 +16,7 @@ pub(crate) mod filter;
 pub(crate) mod filter_events;
 mod filter_frame;
 pub(crate) mod forwarding;
+mod link;
 mod live_table;
 pub(crate) mod nft;
 pub(crate) mod observe;
