@@ -8,9 +8,7 @@ use ipnetwork::Ipv4Network;
 use kontena_schema::ids::PlacementId;
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
-use netlink_packet_route::link::{
-    BridgeStpState, InfoData, InfoKind, InfoVeth,
-};
+use netlink_packet_route::link::{BridgeStpState, InfoData, InfoKind, InfoVeth};
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{

@@ -95,7 +95,7 @@ impl Crate {
                 Item::Mod(child) if is_test(&child.attrs) => {}
                 Item::Mod(child) => {
                     let name = child.ident.to_string();
-                    let path = [&module[..], &[name.clone()]].concat();
+                    let path = [&module[..], std::slice::from_ref(&name)].concat();
                     match &child.content {
                         Some((_, items)) => self.items(items, &folder.join(&name), &path),
                         None => {
