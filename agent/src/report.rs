@@ -125,6 +125,9 @@ pub fn derive(
     let matching = containers
         .iter()
         .find(|c| matches(c, placement, context.node));
+    // What is left alone is what the placement has, whatever is wanted of it.
+    let unknown = containers.iter().find(|c| c.is_unknown());
+    let matching = unknown.or(matching);
     let container = matching.or(containers.first()).copied();
     let origin = container.and_then(|container| container.origin.as_ref());
     let (state, error) = match (placement.desired, container, matching) {
@@ -330,12 +333,15 @@ mod tests {
         ] {
             placement.desired = desired;
             let container = container_of(&placement, State::Unknown { pid });
+            // It is not replaced, though another revision is wanted.
+            placement.service_revision.0 += 1;
             let context = Context {
                 attached: Some(&Ok(())),
                 ..context()
             };
             let report = derive(&placement, &[&container], &context);
             assert_eq!(report.state, state);
+            assert!(report.service_revision < placement.service_revision);
             assert_eq!(report.error.as_deref(), Some(SILENT));
         }
     }

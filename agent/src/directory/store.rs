@@ -253,7 +253,12 @@ mod tests {
         store.save_node_token("secret").unwrap();
 
         let again = Store::open(dir.path()).unwrap();
-        assert_eq!(again.directory(), Some(directory()));
+        // What was stored the Master has not confirmed yet.
+        let stored = Directory {
+            confirmed: false,
+            ..directory()
+        };
+        assert_eq!(again.directory(), Some(stored));
         assert_eq!(again.node_token(), Some(Secret::new("secret")));
         let mode = fs::metadata(dir.path().join(TOKEN))
             .unwrap()
