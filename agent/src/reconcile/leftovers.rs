@@ -14,11 +14,15 @@ use std::time::{Duration, Instant};
 
 use kontena_schema::agent::Desired;
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Identity};
 use crate::docker::volumes::{Owner, Volume};
 
 /// How long the Master must not have known a placement.
 const UNKNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a placement that was to be removed is remembered after the Master forgot it.
+/// Data that was made ours only then is found within seconds.
+const REMEMBERED_FOR: Duration = Duration::from_secs(3600);
 
 /// What is left of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +35,14 @@ enum Left {
     Unknown,
 }
 
-/// When the data of ended placements may go, by the volume's name.
+/// What has ended, and since when.
 #[derive(Debug, Default)]
-pub struct Leftovers(BTreeMap<String, Instant>);
+pub struct Leftovers {
+    /// When data may go, by the volume's name.
+    due: BTreeMap<String, Instant>,
+    /// Placements that were to be removed, and when that was last seen.
+    removed: BTreeMap<Owner, Instant>,
+}
 
 impl Leftovers {
     /// The volumes that nobody wants any more. A placement that was to be removed stays
@@ -44,19 +53,37 @@ impl Leftovers {
         directory: &Directory,
         volumes: &[Volume],
     ) -> BTreeSet<String> {
+        if let Some(me) = &directory.me {
+            let placements = directory.placements.values();
+            let removed = placements.filter(|placement| placement.desired == Desired::Removed);
+            self.removed.extend(removed.map(|placement| {
+                let (node, grid) = (me.node, me.grid_name.clone());
+                let placement = placement.id;
+                (
+                    Owner {
+                        placement,
+                        node,
+                        grid,
+                    },
+                    now,
+                )
+            }));
+        }
+        self.removed.retain(|_, at| now - *at < REMEMBERED_FOR);
         let mut due = BTreeMap::new();
         for volume in volumes {
+            let removed = self.removed.contains_key(&volume.owner);
             let from = match left(&volume.owner, directory) {
                 Left::Wanted => continue,
-                Left::Removed => now,
-                Left::Unknown => now + UNKNOWN_FOR,
+                Left::Unknown if !removed => now + UNKNOWN_FOR,
+                Left::Unknown | Left::Removed => now,
             };
-            let known = self.0.get(&volume.name);
+            let known = self.due.get(&volume.name);
             let from = known.map_or(from, |known| from.min(*known));
             due.insert(volume.name.clone(), from);
         }
-        self.0 = due;
-        let ended = self.0.iter().filter(|(_, from)| **from <= now);
+        self.due = due;
+        let ended = self.due.iter().filter(|(_, from)| **from <= now);
         ended.map(|(name, _)| name.clone()).collect()
     }
 }
@@ -70,8 +97,7 @@ fn left(owner: &Owner, directory: &Directory) -> Left {
     if directory.removed {
         return Left::Removed;
     }
-    let here =
-        |me: &crate::directory::Identity| owner.node == me.node && owner.grid == me.grid_name;
+    let here = |me: &Identity| owner.node == me.node && owner.grid == me.grid_name;
     let here = directory.me.as_ref().is_some_and(here);
     match directory.placements.get(&owner.placement) {
         Some(placement) if here && placement.desired == Desired::Removed => Left::Removed,
@@ -124,7 +150,9 @@ mod tests {
         assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 1);
         directory.placements.clear();
         directory.confirmed = true;
-        assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 1);
+        // Also what is found only now.
+        let volumes = [volume(11, "/data", None), volume(11, "/log", None)];
+        assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 2);
     }
 
     #[test]
