@@ -21,11 +21,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::Cause;
-use crate::linux::nft::KONTENA;
+use crate::linux::nft::{KONTENA, PORTS};
 use crate::sys::nfnetlink::Notifications;
 
-/// `NFT_MSG_DELTABLE`, `DELCHAIN`, `DELRULE`, `DELSET`, `DELOBJ`.
-const REMOVALS: [u8; 5] = [2, 5, 8, 11, 20];
+/// `NFT_MSG_DELTABLE`.
+const TABLE_REMOVED: u8 = 2;
+/// That, and `DELCHAIN`, `DELRULE`, `DELSET`, `DELOBJ`.
+const REMOVALS: [u8; 5] = [TABLE_REMOVED, 5, 8, 11, 20];
 
 /// A burst is gathered for so long; what it asks for is to be done a second after it began.
 const GATHER: Duration = Duration::from_millis(100);
@@ -107,8 +109,13 @@ async fn readable(socket: &Notifications) -> io::Result<()> {
     socket.readable().await.map(drop)
 }
 
+/// Chains of the ports' table come and go with containers; the table stays.
 fn is_ours((operation, table): &(u8, String)) -> bool {
-    REMOVALS.contains(operation) && table == KONTENA
+    match table.as_str() {
+        KONTENA => REMOVALS.contains(operation),
+        PORTS => *operation == TABLE_REMOVED,
+        _ => false,
+    }
 }
 
 /// When the next event may be: a bucket of [`BURST`] that is filled by one each [`REFILL`].
@@ -149,7 +156,8 @@ mod tests {
     #[test]
     fn only_removals_from_our_tables_are_events() {
         let of = |operation, table: &str| is_ours(&(operation, table.to_owned()));
-        assert!(of(2, KONTENA) && of(8, KONTENA));
+        assert!(of(2, KONTENA) && of(8, KONTENA) && of(2, PORTS));
+        assert!(!of(5, PORTS), "a container is gone");
         assert!(!of(6, KONTENA), "a rule is added");
         assert!(!of(2, "firewall") && !of(2, "kontena-live"));
     }

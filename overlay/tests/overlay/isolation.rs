@@ -291,8 +291,11 @@ fn overlay_closes_the_master_to_containers() {
     let connect = |netns: &Netns, to: (Ipv4Addr, u16)| {
         netns.inside(|| TcpStream::connect_timeout(&to.into(), Duration::from_secs(1)))
     };
-    // Other ports of that host are open.
-    connect(container, (MASTER, 80)).unwrap();
+    // Other ports of that host are open, once the new links are up.
+    eventually("it is answered", || {
+        let answered = connect(container, (MASTER, 80));
+        answered.map(drop).map_err(|err| err.to_string())
+    });
     connect(&host.netns, (MASTER, 443)).unwrap();
     connect(container, (MASTER, 443)).unwrap_err();
     assert!(dropped(host, "dropped_master") > 0);
