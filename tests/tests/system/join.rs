@@ -22,6 +22,8 @@ async fn an_agent_without_a_ca_goes_by_the_authorities_of_its_image() {
     ] {
         args.extend(["--env", setting]);
     }
+    // As `kontena-join` runs it: without them there is no overlay to bring up.
+    args.extend(["--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW"]);
     // Like the hosts it goes with the stack.
     let label = format!("com.docker.compose.project={project}");
     args.extend(["--label", &label, &image]);
