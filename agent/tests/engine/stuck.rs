@@ -234,7 +234,8 @@ async fn checked(dir: PathBuf) {
     host.until_named(1).await;
     execute(&host.docker, &id, "rm /ok").await;
     host.until_named(0).await;
-    assert_eq!(host.reported(FIRST).health, Health::Unhealthy);
+    let unhealthy = |host: &HostState| host.reported.placements[&FIRST].health == Health::Unhealthy;
+    host.until("it is unhealthy", unhealthy).await;
     host.change(Own {
         gone_placements: vec![FIRST],
         ..Own::default()
