@@ -21,8 +21,8 @@
 //! One that is killed has four seconds. The successor renews what it finds until its first
 //! pass has seen everything, for [`ADOPTED_FOR`] at most.
 //!
-//! No program is run for that: `nft` costs 3 ms and may hang, and one message costs less
-//! than 0.1 ms (`infra/adr/0011-filter.md`).
+//! No program is run for that: `nft` costs 4 ms and may hang, a message over netlink 0.1 ms
+//! (`infra/adr/0011-filter.md`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
