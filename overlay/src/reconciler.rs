@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use kontena_schema::agent::{Measures, PeerReport};
 use kontena_schema::ids::{NodeId, PlacementId};
+use kontena_task::{Task, supervise};
 use tokio::sync::{Mutex, watch};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Cause, OverlayError};
 use crate::filter_lease::{FilterLease, Permitted};
@@ -50,7 +50,7 @@ pub struct Overlay {
     permitted: watch::Sender<Permitted>,
     lease: FilterLease,
     filter_events: Mutex<FilterEvents>,
-    _listener: AbortOnDropHandle<()>,
+    _listener: Task,
 }
 
 /// What a pass left to the next one.
@@ -125,7 +125,7 @@ impl Overlay {
             permitted,
             filter_events: Mutex::new(FilterEvents::here().map_err(failed)?),
             peers,
-            _listener: AbortOnDropHandle::new(tokio::spawn(listener::keep_open())),
+            _listener: supervise("reachability-listener", listener::keep_open),
         })
     }
 

@@ -111,11 +111,17 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let task = async move {
+        self.start(name, future.instrument(info_span!("task", name)))
+    }
+
+    fn start<F>(&mut self, name: &'static str, future: F) -> AbortHandle
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let handle = self.set.spawn(async move {
             future.await;
             name
-        };
-        let handle = self.set.spawn(task.instrument(info_span!("task", name)));
+        });
         self.names.push((handle.id(), name));
         handle
     }
@@ -129,7 +135,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.spawn(name, supervised(name, make))
+        self.start(name, supervised(name, make))
     }
 
     /// Waits until any of them ends, and returns its name; none if there are none.

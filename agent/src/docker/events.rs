@@ -9,16 +9,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
+use bollard::errors::Error;
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt;
-use tokio::time::sleep;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::dirty::DirtySet;
 use super::labels::{TYPE, TYPE_CONTAINER};
 
 /// How soon a broken stream is opened again; the engine's restart takes longer.
-pub(super) const RETRY_EVERY: Duration = Duration::from_millis(250);
+const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// A health check has another result, which the action names: `health_status: healthy`.
 const HEALTH: &str = "health_status";
 /// The events after which a container has another state.
@@ -72,6 +74,43 @@ pub(super) struct Event {
     action: String,
     /// The id of what it happened to.
     id: String,
+}
+
+/// Looks at all objects of one kind whenever one is created or destroyed, and once in a
+/// while besides, for ever; a look that fails is soon repeated.
+pub(super) async fn look_at<T, F>(
+    docker: &Docker,
+    (kind, tick): (&str, Duration),
+    look: impl Fn() -> F,
+    mut take: impl FnMut(T),
+) where
+    F: Future<Output = Result<T, Error>>,
+{
+    let filters = HashMap::from([
+        ("type", vec![kind.to_owned()]),
+        ("event", vec!["create".to_owned(), "destroy".to_owned()]),
+    ]);
+    let due = Notify::new();
+    let follow = async {
+        loop {
+            follow(docker, &filters, |_| due.notify_one()).await;
+            sleep(RETRY_EVERY).await;
+        }
+    };
+    let look = async {
+        loop {
+            let _ = timeout(tick, due.notified()).await;
+            match look().await {
+                Ok(found) => take(found),
+                Err(err) => {
+                    debug!(%err, kind, "they cannot be listed");
+                    sleep(RETRY_EVERY).await;
+                    due.notify_one();
+                }
+            }
+        }
+    };
+    tokio::join!(follow, look);
 }
 
 /// Follows one stream to its end, and calls `tell` with each event; with none where

@@ -13,12 +13,11 @@ use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::Network;
 use bollard::query_parameters::ListNetworksOptionsBuilder;
-use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
-use tracing::{debug, info, warn};
+use tokio::sync::watch;
+use tracing::{info, warn};
 
 use super::bridge::NAME_OPTION;
-use super::events::{self, RETRY_EVERY};
+use super::events;
 use crate::net::default_interface;
 
 const DRIVER: &str = "bridge";
@@ -27,7 +26,7 @@ const ID_IN_NAME: usize = 12;
 
 /// Longest name of an interface in octets, `IFNAMSIZ` of `linux/if.h` without its end.
 const NAME_MAX: usize = 15;
-/// How often they are looked at even if nothing rang.
+/// How often they are looked at even without an event.
 const TICK: Duration = Duration::from_secs(10);
 
 /// Where their names are to be seen; none before the first look.
@@ -36,38 +35,15 @@ pub type BridgesSlot = watch::Receiver<Option<BTreeSet<String>>>;
 /// Publishes the names whenever they change, for ever. While the engine is away they stay
 /// as they were.
 pub async fn watch(docker: Docker, slot: watch::Sender<Option<BTreeSet<String>>>) {
-    let filters = HashMap::from([
-        ("type", vec!["network".to_owned()]),
-        ("event", vec!["create".to_owned(), "destroy".to_owned()]),
-    ]);
-    let due = Notify::new();
-    let follow = async {
-        loop {
-            events::follow(&docker, &filters, |_| due.notify_one()).await;
-            sleep(RETRY_EVERY).await;
+    let mut told = BTreeSet::new();
+    let take = |seen: Seen| {
+        publish(&slot, seen.containers);
+        if seen.others != told {
+            warn!(bridges = ?seen.others, "containers behind are not known as such");
+            told = seen.others;
         }
     };
-    let look = async {
-        let mut told = BTreeSet::new();
-        loop {
-            let _ = timeout(TICK, due.notified()).await;
-            match look(&docker).await {
-                Ok(seen) => {
-                    publish(&slot, seen.containers);
-                    if seen.others != told {
-                        warn!(bridges = ?seen.others, "containers behind are not known as such");
-                        told = seen.others;
-                    }
-                }
-                Err(err) => {
-                    debug!(%err, "the networks cannot be seen");
-                    sleep(RETRY_EVERY).await;
-                    due.notify_one();
-                }
-            }
-        }
-    };
-    tokio::join!(follow, look);
+    events::look_at(&docker, ("network", TICK), || look(&docker), take).await;
 }
 
 fn publish(slot: &watch::Sender<Option<BTreeSet<String>>>, names: BTreeSet<String>) {

@@ -29,11 +29,10 @@ use bollard::models::{
 };
 use bollard::query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptionsBuilder};
 use kontena_schema::ids::{NodeId, PlacementId};
-use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
-use tracing::{debug, info};
+use tokio::sync::watch;
+use tracing::info;
 
-use super::events::{self, RETRY_EVERY};
+use super::events;
 use super::labels::{GRID, NODE, PLACEMENT};
 use super::spec::WAIT_DIR;
 use super::status;
@@ -99,39 +98,16 @@ pub type VolumesSlot = watch::Receiver<Option<Arc<Vec<Volume>>>>;
 
 /// Publishes the volumes of placements whenever they change, for ever.
 pub async fn watch(docker: Docker, slot: watch::Sender<Option<Arc<Vec<Volume>>>>) {
-    let filters = HashMap::from([
-        ("type", vec!["volume".to_owned()]),
-        ("event", vec!["create".to_owned(), "destroy".to_owned()]),
-    ]);
-    let due = Notify::new();
-    let follow = async {
-        loop {
-            events::follow(&docker, &filters, |_| due.notify_one()).await;
-            sleep(RETRY_EVERY).await;
-        }
-    };
-    let look = async {
-        loop {
-            let _ = timeout(TICK, due.notified()).await;
-            match list(&docker).await {
-                Ok(volumes) => {
-                    slot.send_if_modified(|old| {
-                        let differs = old.as_deref() != Some(&volumes);
-                        if differs {
-                            *old = Some(Arc::new(volumes));
-                        }
-                        differs
-                    });
-                }
-                Err(err) => {
-                    debug!(%err, "the volumes cannot be listed");
-                    sleep(RETRY_EVERY).await;
-                    due.notify_one();
-                }
+    let publish = |volumes| {
+        slot.send_if_modified(|old| {
+            let differs = old.as_deref() != Some(&volumes);
+            if differs {
+                *old = Some(Arc::new(volumes));
             }
-        }
+            differs
+        });
     };
-    tokio::join!(follow, look);
+    events::look_at(&docker, ("volume", TICK), || list(&docker), publish).await;
 }
 
 /// The volumes of all placements that this engine ever had.

@@ -14,13 +14,13 @@ use std::sync::Arc;
 use kontena_schema::key::PublicKey;
 use kontena_schema::limits::PROBE_PORT;
 use kontena_sleeve::{Drops, Message, PeerStatus, Sleeve, Table};
+use kontena_task::{Task, supervise};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
 };
 use std::os::fd::AsRawFd;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Cause;
 use crate::model::devices::WIREGUARD;
@@ -146,7 +146,7 @@ pub(crate) struct HeartbeatSocket {
     /// another socket.
     pub(crate) at: (Ipv4Addr, u32),
     socket: Arc<UdpSocket>,
-    _reader: AbortOnDropHandle<()>,
+    _reader: Task,
 }
 
 impl HeartbeatSocket {
@@ -154,11 +154,12 @@ impl HeartbeatSocket {
     /// runtime.
     pub(crate) fn open(at: (Ipv4Addr, u32), inbox: mpsc::Sender<Message>) -> io::Result<Self> {
         let socket = Arc::new(UdpSocket::from_std(bound(at.0)?)?);
-        let reader = tokio::spawn(read(Arc::clone(&socket), inbox));
+        let received = Arc::clone(&socket);
+        let reader = move || read(Arc::clone(&received), inbox.clone());
         Ok(Self {
             at,
             socket,
-            _reader: AbortOnDropHandle::new(reader),
+            _reader: supervise("heartbeats", reader),
         })
     }
 

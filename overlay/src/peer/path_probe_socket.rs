@@ -6,15 +6,16 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use kontena_schema::limits::VXLAN_PORT;
 use kontena_schema::mac::Mac;
 use kontena_sleeve::{VXLAN_HEADER, vxlan_header};
+use kontena_task::{Task, supervise};
 use nix::sys::socket::{LinkAddr, bind, recvfrom};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::model::state::PathProbeIdentity;
 use crate::peer::path_probe::{BYTES, PathProbe};
@@ -39,7 +40,7 @@ pub(crate) struct PathProbeSocket {
     /// The index of the bridge: another bridge of the same name needs another socket.
     bridge: u32,
     out: UdpSocket,
-    _reader: AbortOnDropHandle<()>,
+    _reader: Task,
 }
 
 impl PathProbeSocket {
@@ -59,12 +60,13 @@ impl PathProbeSocket {
         bind(socket.as_raw_fd(), &at)?;
         // SAFETY: an owned descriptor stays the same one, and open, for as long as it lives.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
-        let reader = tokio::spawn(read(socket, inbox));
+        let socket = Arc::new(socket);
+        let reader = move || read(Arc::clone(&socket), inbox.clone());
         Ok(Self {
             identity,
             bridge,
             out,
-            _reader: AbortOnDropHandle::new(reader),
+            _reader: supervise("path-probes", reader),
         })
     }
 
@@ -96,7 +98,7 @@ fn datagram(identity: PathProbeIdentity, to: Mac, path_probe: PathProbe) -> Vec<
 }
 
 /// Forwards path probes to the inbox, for as long as the bridge exists.
-async fn read(socket: AsyncFd<OwnedFd>, inbox: mpsc::Sender<ReceivedPathProbe>) {
+async fn read(socket: Arc<AsyncFd<OwnedFd>>, inbox: mpsc::Sender<ReceivedPathProbe>) {
     // Only the start of a frame matters.
     let mut buffer = [0; BYTES];
     loop {

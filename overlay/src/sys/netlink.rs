@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt;
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use ipnetwork::Ipv4Network;
+use kontena_task::{Task, spawn};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
@@ -28,14 +29,13 @@ use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::Handle;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Cause;
 
 /// A connection to one network namespace.
 pub(crate) struct Netlink {
     pub(crate) handle: Handle,
-    _connection: AbortOnDropHandle<()>,
+    _connection: Task,
 }
 
 /// What becomes of a neighbour or FDB entry.
@@ -69,7 +69,7 @@ impl Netlink {
     fn spawned(connection: impl Future<Output = ()> + Send + 'static, handle: Handle) -> Self {
         Self {
             handle,
-            _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
+            _connection: spawn("netlink", connection),
         }
     }
 

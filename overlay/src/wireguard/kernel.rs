@@ -4,6 +4,7 @@ use std::io;
 
 use futures_util::StreamExt;
 use genetlink::{GenetlinkError, GenetlinkHandle};
+use kontena_task::{Task, spawn};
 use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
@@ -11,7 +12,6 @@ use netlink_packet_core::{
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_wireguard::WireguardMessage;
 use rtnetlink::LinkWireguard;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::WIREGUARD;
 use super::codec;
@@ -22,7 +22,7 @@ use crate::sys::netlink::Netlink;
 /// A connection to the WireGuard of one network namespace.
 pub(crate) struct Kernel {
     handle: GenetlinkHandle,
-    _connection: AbortOnDropHandle<()>,
+    _connection: Task,
 }
 
 impl Kernel {
@@ -32,7 +32,7 @@ impl Kernel {
         let (connection, handle, _) = genetlink::new_connection()?;
         Ok(Self {
             handle,
-            _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
+            _connection: spawn("genetlink", connection),
         })
     }
 

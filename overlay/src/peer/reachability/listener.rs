@@ -102,20 +102,20 @@ pub(crate) fn read(line: &[u8]) -> Option<SocketAddrV4> {
 mod tests {
     use std::time::Instant;
 
+    use kontena_task::{Task, spawn};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
-    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
 
     const BOUND: Duration = Duration::from_secs(10);
 
     /// A listener on a port of its own.
-    fn listener() -> (SocketAddr, AbortOnDropHandle<()>) {
+    fn listener() -> (SocketAddr, Task) {
         let listener = open((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let at = listener.local_addr().unwrap();
-        let task = tokio::spawn(async move { answer_all(&listener).await });
-        (at, AbortOnDropHandle::new(task))
+        let task = spawn("listener", async move { answer_all(&listener).await });
+        (at, task)
     }
 
     async fn connect(at: SocketAddr) -> TcpStream {
