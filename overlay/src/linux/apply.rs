@@ -28,7 +28,7 @@ use crate::model::devices::{CONTAINER_INTERFACE, Link};
 use crate::model::intent::Attachment;
 use crate::model::state::{BridgeSettings, PortFilter, PortSettings, SleeveIdentity, TunnelRoute};
 use crate::peer::manager::PeerManager;
-use crate::plan::step::{EntryStep, Step, WireGuardStep};
+use crate::plan::step::{EntryStep, FilterStep, Step, WireGuardStep};
 use crate::sys::netlink::{LAST_METRIC, Namespace, Netlink, Put};
 
 /// Executes the steps of one pass.
@@ -73,14 +73,7 @@ impl<'a> Executor<'a> {
     /// Executes one step.
     async fn apply(&mut self, step: &Step) -> Result<(), Cause> {
         match step {
-            Step::InstallFilter(_)
-            | Step::SetEgressPolicy { .. }
-            | Step::SetAccess { .. }
-            | Step::AllowPeers(_)
-            | Step::ForbidPeers(_)
-            | Step::RemoveFilter
-            | Step::StartLiveFilter(_)
-            | Step::StopLiveFilter => self.apply_to_filter(step).await,
+            Step::Filter(step) => self.apply_filter(step).await,
             Step::InstallAntiSpoofing(senders) => anti_spoofing::install(senders).await,
             Step::ChangeAntiSpoofing { old, new } => anti_spoofing::change(old, new).await,
             Step::RemoveAntiSpoofing => anti_spoofing::remove().await,
@@ -127,21 +120,20 @@ impl<'a> Executor<'a> {
         }
     }
 
-    async fn apply_to_filter(&self, step: &Step) -> Result<(), Cause> {
+    async fn apply_filter(&self, step: &FilterStep) -> Result<(), Cause> {
         match step {
-            Step::InstallFilter(whole) => {
+            FilterStep::Install(whole) => {
                 filter::install(whole).await?;
                 // The live table may be there, and not know of them.
                 self.fast_peers.allow(&whole.peers).await
             }
-            Step::SetEgressPolicy { old, new } => filter::egress(old, new).await,
-            Step::SetAccess { old, new } => filter::access(old, new).await,
-            Step::AllowPeers(peers) => self.fast_peers.allow(peers).await,
-            Step::ForbidPeers(peers) => self.fast_peers.forbid(peers).await,
-            Step::RemoveFilter => filter::remove().await,
-            Step::StartLiveFilter(peers) => self.fast_peers.start_live(peers).await,
-            Step::StopLiveFilter => self.fast_peers.stop_live().await,
-            _ => Ok(()),
+            FilterStep::SetEgressPolicy { old, new } => filter::egress(old, new).await,
+            FilterStep::SetAccess { old, new } => filter::access(old, new).await,
+            FilterStep::AllowPeers(peers) => self.fast_peers.allow(peers).await,
+            FilterStep::ForbidPeers(peers) => self.fast_peers.forbid(peers).await,
+            FilterStep::Remove => filter::remove().await,
+            FilterStep::StartLive(peers) => self.fast_peers.start_live(peers).await,
+            FilterStep::StopLive => self.fast_peers.stop_live().await,
         }
     }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::model::state::{
     Chain, ContainerEnd, ForwardPlace, HostEnd, TunnelRoute, Variant, WireGuardLink, WireGuardState,
 };
-use crate::plan::step::WireGuardStep;
+use crate::plan::step::{FilterStep, WireGuardStep};
 use crate::wireguard::{Looked, model::deliver};
 
 pub(super) const DOCKER_USER: ForwardPlace = ForwardPlace {
@@ -41,17 +41,10 @@ pub(super) fn bare(intent: &OverlayIntent) -> Observed {
 /// The effect of a step. It panics where the kernel would return an error.
 pub(super) fn apply(model: &mut Observed, step: &Step) {
     match step {
-        Step::InstallFilter(_)
-        | Step::SetEgressPolicy { .. }
-        | Step::SetAccess { .. }
-        | Step::AllowPeers(_)
-        | Step::ForbidPeers(_)
-        | Step::RemoveFilter
-        | Step::StartLiveFilter(_)
-        | Step::StopLiveFilter
-        | Step::InstallAntiSpoofing(_)
+        Step::Filter(step) => apply_to_filter(model, step),
+        Step::InstallAntiSpoofing(_)
         | Step::ChangeAntiSpoofing { .. }
-        | Step::RemoveAntiSpoofing => apply_to_filters(model, step),
+        | Step::RemoveAntiSpoofing => apply_to_anti_spoofing(model, step),
         Step::SetPortFilters(_) | Step::DiscardPortFilters(_) | Step::RemovePortFilters => {
             apply_to_port_filters(model, step);
         }
@@ -133,40 +126,45 @@ fn forget_forwarding(rules: &mut BTreeMap<ForwardPlace, usize>, place: ForwardPl
     rules.retain(|_, count| *count > 0);
 }
 
-fn apply_to_filters(model: &mut Observed, step: &Step) {
+fn apply_to_filter(model: &mut Observed, step: &FilterStep) {
     match step {
-        Step::InstallFilter(filter) => model.filter = FilterState::Sound(filter.clone()),
-        Step::SetEgressPolicy { old, new } => {
+        FilterStep::Install(filter) => model.filter = FilterState::Sound(filter.clone()),
+        FilterStep::SetEgressPolicy { old, new } => {
             let FilterState::Sound(filter) = &mut model.filter else {
                 panic!("no filter")
             };
             assert_eq!(&filter.egress, old);
             filter.egress = new.clone();
         }
-        Step::SetAccess { old, new } => {
+        FilterStep::SetAccess { old, new } => {
             let FilterState::Sound(filter) = &mut model.filter else {
                 panic!("no filter")
             };
             assert_eq!(&filter.access, old);
             filter.access = new.clone();
         }
-        Step::StartLiveFilter(peers) => {
+        FilterStep::StartLive(peers) => {
             assert_eq!(model.live_table, LiveTable::Missing);
             let there = allowed(model);
             assert_eq!(peers, there, "both say the same");
             model.live_table = LiveTable::Present;
         }
-        Step::StopLiveFilter => {
+        FilterStep::StopLive => {
             assert_eq!(model.live_table, LiveTable::Present);
             model.live_table = LiveTable::Missing;
         }
-        Step::AllowPeers(peers) => allowed(model).extend(peers),
-        Step::ForbidPeers(peers) => {
+        FilterStep::AllowPeers(peers) => allowed(model).extend(peers),
+        FilterStep::ForbidPeers(peers) => {
             let there = allowed(model);
             assert!(peers.is_subset(there), "only present peers can be removed");
             there.retain(|peer| !peers.contains(peer));
         }
-        Step::RemoveFilter => model.filter = FilterState::Missing,
+        FilterStep::Remove => model.filter = FilterState::Missing,
+    }
+}
+
+fn apply_to_anti_spoofing(model: &mut Observed, step: &Step) {
+    match step {
         Step::InstallAntiSpoofing(senders) => {
             // It is hooked to the device.
             if model.vxlan.is_some() {

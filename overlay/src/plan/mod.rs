@@ -21,7 +21,7 @@ use kontena_schema::mac::Mac;
 use kontena_sleeve::Table;
 
 use containers::{attach, detach, filter_ports};
-use step::{EntryStep, Step};
+use step::{EntryStep, FilterStep, Step};
 
 use crate::model::devices::{BRIDGE, Link};
 use crate::model::entries::Entries;
@@ -128,10 +128,10 @@ pub(crate) fn plan_removal(observed: &Observed) -> Vec<Step> {
         steps.push(Step::RemoveAntiSpoofing);
     }
     if observed.live_table == LiveTable::Present {
-        steps.push(Step::StopLiveFilter);
+        steps.push(Step::Filter(FilterStep::StopLive));
     }
     if observed.filter != FilterState::Missing {
-        steps.push(Step::RemoveFilter);
+        steps.push(Step::Filter(FilterStep::Remove));
     }
     steps
 }
@@ -166,7 +166,7 @@ fn open_filter(wanted: &Filter, observed: &Observed, steps: &mut Vec<Step>) {
     let open = change_filter(wanted, &observed.filter, steps);
     if observed.live_table == LiveTable::Missing {
         // It closes with the other one, not before.
-        steps.push(Step::StartLiveFilter(open));
+        steps.push(Step::Filter(FilterStep::StartLive(open)));
     }
 }
 
@@ -179,25 +179,25 @@ fn change_filter(
     let present = match filter {
         FilterState::Sound(present) if has_the_rules(present, wanted) => present,
         _ => {
-            steps.push(Step::InstallFilter(wanted.clone()));
+            steps.push(Step::Filter(FilterStep::Install(wanted.clone())));
             return wanted.peers.clone();
         }
     };
     let new: BTreeSet<_> = wanted.peers.difference(&present.peers).copied().collect();
     if !new.is_empty() {
-        steps.push(Step::AllowPeers(new));
+        steps.push(Step::Filter(FilterStep::AllowPeers(new)));
     }
     if present.access != wanted.access {
-        steps.push(Step::SetAccess {
+        steps.push(Step::Filter(FilterStep::SetAccess {
             old: present.access.clone(),
             new: wanted.access.clone(),
-        });
+        }));
     }
     if present.egress != wanted.egress {
-        steps.push(Step::SetEgressPolicy {
+        steps.push(Step::Filter(FilterStep::SetEgressPolicy {
             old: present.egress.clone(),
             new: wanted.egress.clone(),
-        });
+        }));
     }
     &present.peers | &wanted.peers
 }
@@ -216,7 +216,7 @@ fn close_filter(wanted: &Filter, filter: &FilterState, steps: &mut Vec<Step>) {
     {
         let old: BTreeSet<_> = present.peers.difference(fast).copied().collect();
         if !old.is_empty() {
-            steps.push(Step::ForbidPeers(old));
+            steps.push(Step::Filter(FilterStep::ForbidPeers(old)));
         }
     }
 }

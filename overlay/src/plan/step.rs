@@ -20,24 +20,7 @@ use crate::wireguard::WireGuardUpdate;
 /// One change to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Write our whole table of the packet filter, in one transaction.
-    InstallFilter(Filter),
-    /// Change what containers must not reach.
-    SetEgressPolicy {
-        old: EgressPolicy,
-        new: EgressPolicy,
-    },
-    /// Let others of the overlay reach other ports of this host than before.
-    SetAccess {
-        old: Access,
-        new: Access,
-    },
-    AllowPeers(BTreeSet<Ipv4Addr>),
-    ForbidPeers(BTreeSet<Ipv4Addr>),
-    RemoveFilter,
-    /// Write the table that nobody else can take away, for these peers.
-    StartLiveFilter(BTreeSet<Ipv4Addr>),
-    StopLiveFilter,
+    Filter(FilterStep),
     /// Write our whole table at the VXLAN device's device, in one transaction. The
     /// device must exist.
     InstallAntiSpoofing(BTreeSet<Mac>),
@@ -105,6 +88,29 @@ pub(crate) enum Step {
     Announce(BTreeMap<Ipv4Addr, Mac>),
 }
 
+/// One change to the packet filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FilterStep {
+    /// Write our whole table, in one transaction.
+    Install(Filter),
+    /// Change what containers must not reach.
+    SetEgressPolicy {
+        old: EgressPolicy,
+        new: EgressPolicy,
+    },
+    /// Let others of the overlay reach other ports of this host than before.
+    SetAccess {
+        old: Access,
+        new: Access,
+    },
+    AllowPeers(BTreeSet<Ipv4Addr>),
+    ForbidPeers(BTreeSet<Ipv4Addr>),
+    Remove,
+    /// Write the table that nobody else can take away, for these peers.
+    StartLive(BTreeSet<Ipv4Addr>),
+    StopLive,
+}
+
 /// One change to the WireGuard device, or to the routes of tunnel addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WireGuardStep {
@@ -161,9 +167,8 @@ impl Step {
     pub(crate) fn protects_paths(&self) -> bool {
         matches!(
             self,
-            Step::InstallFilter(_)
+            Step::Filter(FilterStep::Install(_) | FilterStep::AllowPeers(_))
                 | Step::WireGuard(WireGuardStep::AddRoute(TunnelRoute::Unreachable(_)))
-                | Step::AllowPeers(_)
                 | Step::InstallAntiSpoofing(_)
                 | Step::ChangeAntiSpoofing { .. }
                 | Step::CreateBridge { .. }
@@ -269,14 +274,7 @@ fn names<'a>(ports: impl IntoIterator<Item = &'a PlacementId>) -> String {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::InstallFilter(_)
-            | Step::SetEgressPolicy { .. }
-            | Step::SetAccess { .. }
-            | Step::AllowPeers(_)
-            | Step::ForbidPeers(_)
-            | Step::RemoveFilter
-            | Step::StartLiveFilter(_)
-            | Step::StopLiveFilter => fmt_filter(self, f),
+            Step::Filter(step) => step.fmt(f),
             Step::InstallAntiSpoofing(of) => {
                 write!(
                     f,
@@ -340,35 +338,35 @@ impl fmt::Display for Step {
     }
 }
 
-/// What a step does to the packet filter.
-fn fmt_filter(step: &Step, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match step {
-        Step::InstallFilter(filter) => {
-            write!(f, "install the packet filter for {:?}", filter.peers)
+impl fmt::Display for FilterStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Install(filter) => {
+                write!(f, "install the packet filter for {:?}", filter.peers)
+            }
+            Self::SetEgressPolicy { new, .. } => {
+                let EgressPolicy { masters, bridges } = new;
+                write!(
+                    f,
+                    "keep containers behind {bridges:?} from the Master at {masters:?}"
+                )
+            }
+            Self::SetAccess { new, .. } => {
+                let services = &new.services;
+                write!(
+                    f,
+                    "answer {} nodes, and others at {services:?}",
+                    new.nodes.len()
+                )
+            }
+            Self::StartLive(peers) => {
+                write!(f, "install the live packet filter for {peers:?}")
+            }
+            Self::StopLive => write!(f, "remove the live packet filter"),
+            Self::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
+            Self::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
+            Self::Remove => write!(f, "remove the packet filter"),
         }
-        Step::SetEgressPolicy { new, .. } => {
-            let EgressPolicy { masters, bridges } = new;
-            write!(
-                f,
-                "keep containers behind {bridges:?} from the Master at {masters:?}"
-            )
-        }
-        Step::SetAccess { new, .. } => {
-            let services = &new.services;
-            write!(
-                f,
-                "answer {} nodes, and others at {services:?}",
-                new.nodes.len()
-            )
-        }
-        Step::StartLiveFilter(peers) => {
-            write!(f, "install the live packet filter for {peers:?}")
-        }
-        Step::StopLiveFilter => write!(f, "remove the live packet filter"),
-        Step::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
-        Step::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
-        Step::RemoveFilter => write!(f, "remove the packet filter"),
-        _ => Ok(()),
     }
 }
 

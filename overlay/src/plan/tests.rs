@@ -156,7 +156,7 @@ proptest! {
         for step in &steps {
             apply(&mut model, step);
         }
-        prop_assert!(matches!(steps.last(), Some(Step::RemoveFilter)));
+        prop_assert!(matches!(steps.last(), Some(Step::Filter(FilterStep::Remove))));
         prop_assert_eq!(plan_removal(&model), vec![]);
         prop_assert_eq!(&model.anti_spoofing, &AntiSpoofingState::Missing);
         prop_assert_eq!(&model.stale_port_filters, &None);
