@@ -10,7 +10,7 @@ DEBIAN=bookworm
 DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 DEBIAN_SECURITY_MIRROR=${DEBIAN_SECURITY_MIRROR:-http://deb.debian.org/debian-security}
 ROOT_IMAGE=kontena/debian:$DEBIAN
-INPUTS_LABEL=io.kontena.inputs
+INPUTS_LABEL=io.kontena.image.inputs
 
 # In the order of building: base comes first.
 IMAGES=(base postgres redis registry edge node toolbox testapp-webservice api agent)
@@ -116,9 +116,9 @@ image_build() {
   context=$(mktemp -d)
   image_context "$name" "$context"
   hash=$(image_hash "$name" "$context")
-  if [[ -z $(image_built "$hash") ]]; then image_build_context "$name" "$context" "$hash"; fi
+  if [[ -z $(image_built "$name" "$hash") ]]; then image_build_context "$name" "$context" "$hash"; fi
   rm -rf "$context"
-  image_tag "$name" "$(image_built "$hash")"
+  image_tag "$name" "$(image_built "$name" "$hash")"
 }
 
 image_tag() {
@@ -153,8 +153,12 @@ image_hash() {
   } | sha256sum | cut -d' ' -f1
 }
 
-# The image that was made of these inputs, if there is one.
-image_built() { docker images --quiet --no-trunc --filter "label=$INPUTS_LABEL=$1" | head -n 1; }
+# The image that was made of these inputs, if there is one. What somebody committed from one of ours has its label, too,
+# but not its name.
+image_built() {
+  local name=$1 hash=$2
+  docker images --quiet --no-trunc --filter "label=$INPUTS_LABEL=$hash" --filter "reference=kontena/$name" | head -n 1
+}
 
 image_build_context() {
   local name=$1 context=$2 hash=$3 args=()
