@@ -1,4 +1,4 @@
-//! What a node does to make the Master's decisions true on its host.
+//! What a node does to apply the Master's decisions to its host.
 
 pub mod apply;
 pub mod config;
@@ -6,7 +6,7 @@ pub mod directory;
 pub mod dns;
 pub mod docker;
 pub mod facts;
-// For this crate's tests and for the fuzzer, which sees no more of the parsers than that.
+// For this crate's tests and for the fuzzer, which reaches the parsers only through this.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

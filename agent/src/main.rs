@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
     match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            tracing::error!(%err, "ending");
+            tracing::error!(%err, "stopping");
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,4 @@
-//! What the Master is told of measurements: a slot that is filled anew once in a
-//! while, whoever reads it.
+//! The statistics for the Master: a slot refilled at intervals, read or not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,13 +11,13 @@ use tracing::debug;
 use crate::docker::sizes::DataSlot;
 use kontena_overlay::{Overlay, extra_intervals};
 
-/// How often the overlay is measured in a small grid.
+/// How often statistics are read in a small grid.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Where measurements are to be seen; none before the first.
+/// The latest statistics; none before the first.
 pub type MeasuresSlot = watch::Receiver<Option<Arc<HostMeasures>>>;
 
-/// Measures, for ever.
+/// Collects statistics, for ever.
 pub async fn watch(
     overlay: Arc<Overlay>,
     data: DataSlot,
@@ -39,7 +38,7 @@ pub async fn watch(
                 };
                 slot.send_replace(Some(Arc::new(measures)));
             }
-            Err(err) => debug!(%err, "nothing is measured"),
+            Err(err) => debug!(%err, "no statistics"),
         }
     }
 }

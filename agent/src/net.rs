@@ -12,8 +12,8 @@ pub fn interface_address(name: &str) -> Option<Ipv4Addr> {
         .find_map(|found| Some(found.address?.as_sockaddr_in()?.ip()))
 }
 
-/// Whether an address of this host is on none of its interfaces: it is that of a NAT,
-/// then. None if the interfaces cannot be seen.
+/// Whether an address of this host is on none of its interfaces, and thus a NAT's.
+/// None if the interfaces cannot be read.
 pub fn is_elsewhere(address: Ipv4Addr) -> Option<bool> {
     let mut addresses = getifaddrs().ok()?;
     let here = addresses.any(|found| {

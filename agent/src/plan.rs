@@ -1,16 +1,16 @@
-//! What is to be done about containers: a pure function of what the Master wants
-//! and what is there.
+//! What to do about containers: a pure function of what the Master wants and what
+//! exists.
 //!
-//! At most one step per subject and pass; what follows is found by the next pass,
-//! which observes again. A subject with a step under way, or held back after a
-//! failure, gets none, and neither does one with a container that Docker does not
-//! answer for: what is unknown is left alone.
+//! At most one step per subject and pass; the next pass observes again and finds
+//! what follows. A subject with a step under way, or held back after a failure, gets
+//! none, nor does one with a container that Docker does not answer for: the unknown
+//! is left alone.
 //!
 //! Invariants: a container is adopted if and only if placement, node, revision,
-//! lease and address all match; one that no own placement confirms goes; a
-//! container that lost its lease goes before anything else is done for its
-//! placement; otherwise the image is there before the old container goes; data goes
-//! last, with its placement.
+//! lease and address all match; one without a placement on this node is removed; one
+//! that lost its lease is removed before anything else is done for its placement;
+//! otherwise the image is present before the old container is removed; data is
+//! removed last, with its placement.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,12 +21,12 @@ use crate::docker::container::{Container, State};
 use crate::docker::labels::container_name;
 use crate::docker::volumes::Volume;
 
-/// What a step is about; no two steps about the same are under way at once.
+/// What a step is about; no two steps about one subject are under way at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// A placement and its containers.
     Placement(PlacementId),
-    /// A container that no placement confirms, by Docker's id.
+    /// A container without a placement, by Docker's id.
     Container(String),
     /// A volume of a placement, by Docker's name.
     Volume(String),
@@ -44,7 +44,7 @@ pub struct Step {
 /// The kinds of steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Bring the image of the placement.
+    /// Pull the placement's image.
     Pull,
     /// Create and start the placement's container.
     Create,
@@ -58,7 +58,7 @@ pub enum Action {
     RemoveVolume(Volume),
 }
 
-/// What a step under way is, as it shows in reports.
+/// The kind of a step under way, as reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// An image is being pulled.
@@ -78,7 +78,7 @@ impl Action {
         }
     }
 
-    /// How it shows in reports.
+    /// How it is reported.
     pub fn phase(&self) -> Phase {
         match self {
             Self::Pull => Phase::Pulling,
@@ -94,9 +94,9 @@ pub struct PlanInput<'a> {
     pub node: NodeId,
     /// What the Master wants.
     pub placements: &'a BTreeMap<PlacementId, Placement>,
-    /// What is there.
+    /// What exists.
     pub containers: &'a [Container],
-    /// For which revision of its service a placement's image was brought.
+    /// The service revision for which a placement's image is ready.
     pub prepared: &'a BTreeMap<PlacementId, ServiceRevision>,
     /// Subjects that get no step now.
     pub held: &'a BTreeSet<Subject>,
@@ -115,7 +115,7 @@ pub fn matches(container: &Container, placement: &Placement, node: NodeId) -> bo
     holds_lease(container, placement, node) && revision == Some(placement.service_revision)
 }
 
-/// Whether a container is the placement's and has its address rightly.
+/// Whether a container is the placement's and holds its lease.
 pub fn holds_lease(container: &Container, placement: &Placement, node: NodeId) -> bool {
     container.origin.as_ref().is_some_and(|origin| {
         origin.placement == placement.id
@@ -126,8 +126,8 @@ pub fn holds_lease(container: &Container, placement: &Placement, node: NodeId) -
     })
 }
 
-/// The containers of each own placement, and those of none. What has not our
-/// whole labels, or not the name that goes with them, is somebody else's.
+/// The containers of each placement of this node, and those of none. One without
+/// all our labels, or without the name that goes with them, is not ours.
 pub fn by_placement<'a>(
     placements: &BTreeMap<PlacementId, Placement>,
     containers: &'a [Container],
@@ -152,7 +152,7 @@ pub fn by_placement<'a>(
     (of, unconfirmed)
 }
 
-/// The steps that bring what is there nearer to what is wanted.
+/// The steps that bring the host closer to what is wanted.
 pub fn plan(input: &PlanInput<'_>) -> Vec<Step> {
     let (of, unconfirmed) = by_placement(input.placements, input.containers);
     let known = |container: &&Container| !container.is_unknown();
@@ -175,7 +175,7 @@ pub fn plan(input: &PlanInput<'_>) -> Vec<Step> {
         .collect()
 }
 
-/// Data goes after its placement has ended and no container has it any more.
+/// Data is removed once its placement has ended and has no container left.
 fn removals_of_data(input: &PlanInput<'_>) -> Vec<Step> {
     let origins = input.containers.iter().filter_map(|c| c.origin.as_ref());
     let used: BTreeSet<PlacementId> = origins.map(|origin| origin.placement).collect();
@@ -192,8 +192,8 @@ fn removals_of_data(input: &PlanInput<'_>) -> Vec<Step> {
     steps.collect()
 }
 
-/// Why a step takes a container away whose lease its placement has no more, in
-/// the Master's words.
+/// The Master's reason, if a step removes a container whose lease its placement no
+/// longer has.
 pub fn lease_reason<'a>(step: &Step, on: &PlanInput<'a>) -> Option<&'a str> {
     let (Subject::Placement(id), Action::Remove(container)) = (&step.subject, &step.action) else {
         return None;
@@ -250,7 +250,7 @@ fn keep_running(right: &Container) -> Option<Action> {
     }
 }
 
-/// Creates, unless a container that is still to go has the name.
+/// Creates, unless a container yet to be removed has the name.
 fn create(placement: &Placement, on: &PlanInput<'_>) -> Option<Action> {
     let name = container_name(placement);
     on.containers

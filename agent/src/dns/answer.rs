@@ -1,9 +1,9 @@
 //! From the bytes of a query to the bytes of its answer. Pure: no sockets.
 //!
-//! The header and the question decide. A question about a foreign name is handed
-//! on as it is, byte for byte; one about a grid's name is answered with
-//! authority. What is no query at all gets `FORMERR` if it can be told apart from
-//! an answer, else silence, so that two servers never talk to each other.
+//! The header and the question decide. A question about a foreign name is forwarded
+//! unchanged, byte for byte; one about a grid's name is answered authoritatively. A
+//! malformed query gets `FORMERR`; what may be an answer gets none, so that two
+//! servers never talk to each other.
 
 use std::net::Ipv4Addr;
 use std::sync::LazyLock;
@@ -18,47 +18,46 @@ use kontena_schema::name::ZONE;
 
 use super::zone::Zone;
 
-/// What an answer over UDP may measure without EDNS (RFC 1035 section 4.2.1).
+/// The longest answer over UDP without EDNS (RFC 1035 section 4.2.1).
 const UDP_BYTES: usize = 512;
-/// What it may measure with EDNS: fits every path without fragments (DNS flag
-/// day 2020).
+/// The longest with EDNS: fits every path unfragmented (DNS flag day 2020).
 const EDNS_BYTES: u16 = 1232;
-/// What it may measure over TCP.
+/// The longest over TCP.
 const TCP_BYTES: usize = u16::MAX as usize;
-/// An address record whose name is compressed.
+/// An A record with a compressed name.
 const A_BYTES: usize = 16;
-/// Seconds for which a client may keep an answer, and a denial.
+/// Seconds for which a client may cache an answer or a denial.
 const TTL: u32 = 1;
 /// Bytes of a header.
 pub(super) const HEADER_BYTES: usize = 12;
 
-/// Where the names of grids end.
+/// The zone of the grids' names.
 static APEX: LazyLock<Name> = LazyLock::new(|| {
     let apex = Name::from_ascii(format!("{ZONE}."));
     apex.expect("short labels of letters")
 });
 
-/// How the query came.
+/// How a query arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// In a datagram; long answers are cut off.
+    /// In a datagram; long answers are truncated.
     Udp,
     /// In a stream.
     Tcp,
 }
 
-/// What is to be done with a query.
+/// What to do with a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Send this back.
     Reply(Vec<u8>),
     /// Ask the host's resolvers.
     Forward,
-    /// Say nothing.
+    /// Do not answer.
     Drop,
 }
 
-/// Decides about a query.
+/// Decides what to do with a query.
 pub fn answer(zone: &Zone, packet: &[u8], over: Transport) -> Verdict {
     if packet.len() < HEADER_BYTES || packet[2] & 0x80 != 0 {
         return Verdict::Drop;
@@ -90,14 +89,14 @@ pub fn answer(zone: &Zone, packet: &[u8], over: Transport) -> Verdict {
 pub fn refusal(packet: &[u8], code: ResponseCode) -> Vec<u8> {
     let mut reply = vec![0; HEADER_BYTES];
     reply[..2].copy_from_slice(&packet[..2]);
-    // QR, the operation and RD of the query; RA and the code.
+    // QR, the opcode and RD of the query; RA and the code.
     reply[2] = 0x80 | (packet[2] & 0x79);
     reply[3] = 0x80 | code.low();
     reply
 }
 
 /// Header and question of `packet`, as an answer with a code. Without the question, some
-/// clients wait on for an answer (Go's).
+/// clients keep waiting (Go's).
 pub fn failure(packet: &[u8], code: ResponseCode) -> Vec<u8> {
     let mut reply = refusal(packet, code);
     if packet[4..6] == [0, 1]
@@ -109,7 +108,7 @@ pub fn failure(packet: &[u8], code: ResponseCode) -> Vec<u8> {
     reply
 }
 
-/// Where the first question ends, if its name is spelled out.
+/// Where the first question ends, if its name is uncompressed.
 fn question_end(packet: &[u8]) -> Option<usize> {
     let mut at = HEADER_BYTES;
     loop {
@@ -126,7 +125,7 @@ fn question_end(packet: &[u8]) -> Option<usize> {
 /// A name that is answered here.
 #[derive(Debug, PartialEq, Eq)]
 enum Subject {
-    /// In lower case, without the last dot.
+    /// In lower case, without the trailing dot.
     Name(String),
     /// A reverse name.
     Address(Ipv4Addr),
@@ -136,7 +135,7 @@ impl Subject {
     fn of(zone: &Zone, name: &Name) -> Option<Self> {
         let text = name.to_ascii().to_ascii_lowercase();
         let text = text.trim_end_matches('.');
-        // By labels: one may have a dot inside, and the name belongs to others.
+        // By label: one may contain a dot, and then the name is foreign.
         if APEX.zone_of(name) {
             return Some(Self::Name(text.to_owned()));
         }
@@ -149,7 +148,7 @@ impl Subject {
         zone.has_reverse(address).then_some(Self::Address(address))
     }
 
-    /// Whether nothing of it may come to light that is not known yet.
+    /// Whether an empty answer about it is certain to be right.
     fn is_settled(&self, zone: &Zone) -> bool {
         zone.is_complete()
             || match self {
@@ -259,7 +258,7 @@ fn soa(zone: &Zone, subject: &Subject) -> Record {
     let name = |label: &str| {
         Name::from_ascii(format!("{label}.{ZONE}.")).expect("short labels of letters")
     };
-    // Nobody transfers the zone; the last figure is how long a denial is kept.
+    // The zone is never transferred; the last field is how long to cache a denial.
     let soa = SOA::new(
         name("ns"),
         name("hostmaster"),
@@ -272,8 +271,8 @@ fn soa(zone: &Zone, subject: &Subject) -> Record {
     Record::from_rdata(subject.apex(), TTL, RData::SOA(soa))
 }
 
-/// As many answers as fit. Over UDP the rest is asked for over TCP; over TCP a
-/// client that gets 4000 addresses misses nothing.
+/// As many answers as fit. Over UDP the client retries over TCP; over TCP 4000
+/// addresses are enough for any client.
 fn encode(mut reply: Message, request: &Message, over: Transport) -> Option<Vec<u8>> {
     let limit = match (over, &request.edns) {
         (Transport::Tcp, _) => TCP_BYTES,
@@ -283,7 +282,7 @@ fn encode(mut reply: Message, request: &Message, over: Transport) -> Option<Vec<
         }
     };
     let count = reply.answers.len();
-    // More cannot fit; without this bound an answer for nobody is encoded whole.
+    // More cannot fit, and encoding them would be wasted work.
     reply.answers.truncate(limit / A_BYTES);
     let mut bytes = reply.to_vec().ok()?;
     if bytes.len() > limit {

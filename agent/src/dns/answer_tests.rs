@@ -119,13 +119,13 @@ fn while_there_may_be_more_nothing_is_denied_and_what_is_known_is_served() {
     let stored = Zone::build(&directory(), []).incomplete();
     let never_joined = Zone::default();
     for (zone, name, kind, expected) in [
-        // One of the own host, which the directory has and which was not looked at yet.
+        // One on this host, in the directory but not yet observed.
         (&stored, "testapp-web-1.kontena.local.", A, (ServFail, 0)),
         (&stored, "testapp-web-1.kontena.local.", AAAA, (ServFail, 0)),
         (&stored, "1.1.81.10.in-addr.arpa.", PTR, (ServFail, 0)),
         (&stored, "nobody.demo.kontena.local.", A, (ServFail, 0)),
         (&stored, "testapp.demo.kontena.local.", A, (ServFail, 0)),
-        // What is on another node.
+        // One on another node.
         (&stored, "testapp-web.demo.kontena.local.", A, (NoError, 1)),
         (&stored, "testapp-web-2.kontena.local.", AAAA, (NoError, 0)),
         (&stored, "2.1.81.10.in-addr.arpa.", PTR, (NoError, 1)),

@@ -1,9 +1,9 @@
 //! One query to one resolver, and its answer.
 //!
-//! Who is not the resolver may send something to the port as well: containers reach the
-//! host, and may give themselves the resolver's address. So each query has a socket of its
-//! own at a port that nobody can guess, a number of ours in the place of the client's,
-//! which may be a bad one, and only an answer to its question counts.
+//! Not only the resolver may send to the port: containers reach the host, and may spoof the
+//! resolver's address. So each query has its own socket on an unpredictable port and a random
+//! ID in place of the client's, which may be a weak one, and only an answer to its question
+//! counts.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use super::answer::{HEADER_BYTES, Transport};
 use super::stream::{read_message, write_message};
 
-/// Asks, and waits for ever.
+/// Asks, without a timeout.
 pub async fn ask(resolver: SocketAddr, query: &[u8], over: Transport) -> io::Result<Vec<u8>> {
     let mut sent = query.to_vec();
     sent[..2].copy_from_slice(&fastrand::u16(..).to_be_bytes());
@@ -35,7 +35,7 @@ async fn ask_udp(resolver: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(resolver).await?;
     socket.send(query).await?;
-    // Room for the longest one; only what is written to costs memory.
+    // Room for the longest one; only pages written to use memory.
     let mut answer = Vec::with_capacity(usize::from(u16::MAX));
     loop {
         answer.clear();
@@ -54,8 +54,8 @@ async fn ask_tcp(resolver: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     answer.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an answer to nothing asked"))
 }
 
-/// Whether this is an answer to that query: the same number, operation and question. One
-/// that only says what is wrong may leave the question out.
+/// Whether this answers that query: the same ID, opcode and question. A bare error may
+/// leave the question out.
 pub(super) fn answers(query: &[u8], answer: &[u8]) -> bool {
     if query.len() < HEADER_BYTES || answer.len() < HEADER_BYTES {
         return false;
@@ -71,12 +71,12 @@ pub(super) fn answers(query: &[u8], answer: &[u8]) -> bool {
     }
 }
 
-/// What an answer says in one word.
+/// The response code of an answer.
 pub(super) fn code(answer: &[u8]) -> ResponseCode {
     ResponseCode::from(0, answer[3] & 0xf)
 }
 
-/// The only question; the case of its letters makes no difference.
+/// The only question; it compares without case.
 fn question(packet: &[u8]) -> Option<Query> {
     let mut decoder = BinDecoder::new(packet);
     decoder.read_slice(HEADER_BYTES).ok()?;

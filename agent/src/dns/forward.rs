@@ -1,14 +1,14 @@
-//! Foreign names: the query goes to the host's resolvers as it came, and the
-//! answer back as it came, the number apart.
+//! Foreign names: queries go to the host's resolvers and answers come back
+//! unchanged, except for the ID.
 //!
 //! The resolvers are asked in the order of the host's list. The next one is asked when one
-//! says that it cannot or will not answer, when it cannot be reached, and when it has been
-//! silent for a while, without giving it up: the first good answer wins. If there is none in
-//! the time that clients wait, the best of the bad ones is passed on. Dead ones are asked last, or not at all
-//! ([`super::health`]).
+//! cannot or will not answer, when it cannot be reached, and when it has been silent for a
+//! while, though it may still answer: the first good answer wins. If there is none in the
+//! time that clients wait, the best of the bad ones is passed on. Dead ones are asked last,
+//! or not at all ([`super::health`]).
 //!
-//! Invariants: a query takes no longer than clients wait; it never goes back to where it came
-//! from, and one of this host's own to no program of this host, which would ask here again.
+//! Invariants: a query takes no longer than clients wait; it never goes back to its sender,
+//! and one from this host itself never to a program of this host, which would ask here again.
 //!
 //! Absent on purpose: `hickory-resolver`, see `infra/adr/0009-forwarding.md`.
 
@@ -30,14 +30,14 @@ use super::upstream::{Resolver, Turns, Upstreams};
 
 /// Clients give up after five seconds (libc's default).
 const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
-/// So long one resolver alone is waited for. Most names take a resolver less, and with the
-/// third one there is still time left.
+/// How long a resolver has before the next one is asked too. Most names take less, and
+/// there is still time left for a third.
 const NEXT_AFTER: Duration = Duration::from_secs(1);
 
-/// Forwards what containers ask.
+/// Forwards containers' queries.
 pub struct Forwarder {
     upstreams: Arc<Upstreams>,
-    /// This server itself: asking it would go round in circles.
+    /// This server itself: asking it would loop.
     own: Ipv4Addr,
 }
 
@@ -61,7 +61,7 @@ fn may_ask(resolver: &Resolver, own: Ipv4Addr, client: IpAddr) -> bool {
     ip != own && ip != client && !(resolver.local && client == own)
 }
 
-/// The best answer to a query of those whose turn it is; none if nobody answers.
+/// The best answer to a query from these resolvers; none if none answers.
 pub(super) async fn resolve(
     upstreams: &Arc<Upstreams>,
     turns: Turns,
@@ -81,7 +81,7 @@ pub(super) async fn resolve(
         best: None,
     };
     let answer = race.run().await;
-    // Who has just been asked may be about to answer.
+    // One that has just been asked may be about to answer.
     race.give_up(if answer.is_some() {
         NEXT_AFTER
     } else {
@@ -99,7 +99,7 @@ struct Race<'a> {
     over: Transport,
     turns: Turns,
     pending: FuturesUnordered<Exchange<'a>>,
-    /// Who has not answered yet, and when it was asked.
+    /// Those yet to answer, and when each was asked.
     asked: Vec<(SocketAddr, Instant)>,
     /// The best of the bad answers.
     best: Option<Vec<u8>>,
@@ -155,7 +155,7 @@ impl Race<'_> {
         }));
     }
 
-    /// Takes what came of asking a resolver; a good answer is handed on.
+    /// Takes a resolver's result; returns a good answer.
     fn ended(&mut self, resolver: SocketAddr, result: io::Result<Vec<u8>>) -> Option<Vec<u8>> {
         let place = self.asked.iter().position(|(asked, _)| *asked == resolver);
         let (_, asked) = self.asked.swap_remove(place?);
@@ -185,7 +185,7 @@ impl Race<'_> {
         None
     }
 
-    /// Holds against those that did not answer that they had so long.
+    /// Counts as failed those that had this long and did not answer.
     fn give_up(&mut self, had: Duration) {
         for (resolver, asked) in self.asked.drain(..) {
             if asked.elapsed() >= had {
@@ -195,12 +195,12 @@ impl Race<'_> {
     }
 }
 
-/// What an answer is worth to who asked.
+/// What an answer is worth to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
     /// The resolver does not serve this host.
     Refused,
-    /// It does, and could not find out.
+    /// It does, but failed.
     Failed,
     /// It knows.
     Good,
@@ -210,12 +210,12 @@ fn worth(answer: &[u8]) -> Worth {
     match code(answer) {
         ResponseCode::Refused | ResponseCode::NotImp => Worth::Refused,
         ResponseCode::ServFail => Worth::Failed,
-        // What the client has to mend is no resolver's fault.
+        // Other errors are the client's, not the resolver's.
         _ => Worth::Good,
     }
 }
 
-/// Whether this host itself has not the means to ask.
+/// Whether this host itself lacks the resources to ask.
 fn is_ours(err: &io::Error) -> bool {
     let ours = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     err.raw_os_error().is_some_and(|code| ours.contains(&code))

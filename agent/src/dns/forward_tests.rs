@@ -57,7 +57,7 @@ fn query(name: &str) -> Vec<u8> {
 }
 
 impl Bed {
-    /// Sends a query from an address of the loopback.
+    /// Sends a query from a loopback address.
     async fn send(&self, from: Ipv4Addr, name: &str) -> UdpSocket {
         let socket = UdpSocket::bind((from, 0)).await.unwrap();
         socket.connect(self.address).await.unwrap();
@@ -154,7 +154,7 @@ async fn a_dead_resolver_is_skipped_and_comes_back() {
     let (port, resolvers) = resolvers([Says::Nothing, Says::Address(OTHER)]).await;
     let bed = bed(port, &resolvers).await;
     let name = "example.com.";
-    // It is found dead once; of the queries that follow at most one asks it again.
+    // Once it is found dead, at most one of the later queries asks it again.
     for _ in 0..20 {
         let answer = bed.udp_from(Ipv4Addr::LOCALHOST, name).await;
         assert_eq!(said(&answer), right(OTHER));
@@ -189,7 +189,7 @@ async fn only_an_answer_to_the_question_counts() {
 async fn one_client_does_not_use_up_all_forwards() {
     let (port, resolvers) = resolvers([Says::Nothing]).await;
     let bed = bed(port, &resolvers).await;
-    // More than there is place for, and none is answered.
+    // More than there are slots, and none is answered.
     let greedy = UdpSocket::bind("127.0.0.77:0").await.unwrap();
     greedy.connect(bed.address).await.unwrap();
     let wait = async {
@@ -208,7 +208,7 @@ async fn one_client_does_not_use_up_all_forwards() {
     let answer = bed.udp_from([127, 0, 0, 78].into(), "example.com.").await;
     assert_eq!(said(&answer), right(RIGHT));
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
-    // Go waits on if an answer lacks the question.
+    // Go keeps waiting if an answer lacks the question.
     assert_eq!(refused.queries.len(), 1);
 }
 
@@ -226,7 +226,7 @@ async fn one_client_does_not_use_up_all_connections() {
     write_message(&mut stream, &query("example.com."))
         .await
         .unwrap();
-    // Less than it takes until idle connections are closed.
+    // Less than the timeout of idle connections.
     let answer = timeout(Duration::from_secs(5), read_message(&mut stream, 4096)).await;
     let answer = answer.expect("no answer").unwrap().expect("closed");
     assert_eq!(said(&Message::from_vec(&answer).unwrap()), right(RIGHT));
@@ -264,7 +264,7 @@ async fn what_is_too_long_for_a_query_goes_nowhere() {
     let end = timeout(BOUND, read_message(&mut stream, 4096)).await;
     let end = end.expect("the connection stays open");
     assert!(!matches!(end, Ok(Some(_))), "{end:?}");
-    // What comes after is answered, so the long one was looked at.
+    // The next query is answered, so the long one was read.
     assert_eq!(said(&bed.udp().await), right(RIGHT));
     assert_eq!(resolvers[0].asked(), 1);
 }

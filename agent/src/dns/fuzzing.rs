@@ -1,4 +1,4 @@
-//! What containers ask, and what the host says of its resolvers.
+//! Fuzz targets: queries, answers, and the host's `resolv.conf`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -16,22 +16,22 @@ use super::resolv_conf::{RESOLVERS_MAX, ResolvConf};
 use super::zone::Zone;
 use crate::directory::Directory;
 
-/// Whatever looks like a query gets an answer to its question that fits and that its
-/// sender can read, is handed on if its name is foreign, and no answer is answered.
+/// Anything that looks like a query gets a readable answer to its question that fits, or
+/// is forwarded if its name is foreign; an answer is never answered.
 pub(crate) const DNS: Target = Target {
     name: "dns",
     check: dns,
     seeds: dns_seeds,
 };
 
-/// An answer that is taken for one to a query has its number, and its question or none.
+/// An answer accepted for a query has its ID, and its question or none.
 pub(crate) const ANSWERS: Target = Target {
     name: "answers",
     check: answers_match,
     seeds: answers_seeds,
 };
 
-/// A few addresses that the text names.
+/// A few addresses, all named in the text.
 pub(crate) const RESOLVERS: Target = Target {
     name: "resolvers",
     check: resolvers,
@@ -42,7 +42,7 @@ pub(crate) const RESOLVERS: Target = Target {
     },
 };
 
-/// As many instances as no datagram holds.
+/// More instances than fit into a datagram.
 const INSTANCES: u8 = 100;
 
 static ZONE: LazyLock<Zone> = LazyLock::new(zone);
@@ -67,7 +67,7 @@ fn zone() -> Zone {
             address: [10, 81, 1, last].into(),
             lease: LeaseNumber(last.into()),
             stack: Some("testapp".to_owned()),
-            // One of them alone.
+            // One has its own service.
             service: if last == 1 { "db" } else { "web" }.to_owned(),
             instance: last.into(),
             ready: true,
@@ -77,7 +77,7 @@ fn zone() -> Zone {
     Zone::build(&directory, [])
 }
 
-/// The first octet says how the query comes.
+/// The first octet selects the transport.
 fn dns(octets: &[u8]) {
     let mut input = Input::new(octets);
     let over = if input.octet() & 1 == 0 {
@@ -107,7 +107,7 @@ fn asked(packet: &[u8]) -> Option<Name> {
     Some(query.name().clone())
 }
 
-/// By labels, and not as text: a label may have dots in it.
+/// By label, not as text: a label may contain dots.
 fn is_ours(name: &Name) -> bool {
     let labels: Vec<Vec<u8>> = name.iter().map(<[u8]>::to_ascii_lowercase).collect();
     let labels: Vec<&[u8]> = labels.iter().map(Vec::as_slice).collect();
@@ -147,7 +147,7 @@ fn is_reply(packet: &[u8], reply: &[u8], over: Transport) {
     are_addresses(name, &said);
 }
 
-/// What the sender takes.
+/// The longest answer the sender takes.
 fn most(request: &Message, over: Transport) -> usize {
     let told = request.edns.as_ref().map(Edns::max_payload);
     match over {
@@ -156,8 +156,8 @@ fn most(request: &Message, over: Transport) -> usize {
     }
 }
 
-/// The answers are addresses of the name, each once, and all of them if nothing says
-/// that there are more.
+/// The answers are addresses of the name, without duplicates, and all of them unless
+/// truncated.
 fn are_addresses(name: &Name, said: &Message) {
     let known = ZONE.addresses(name.to_ascii().to_ascii_lowercase().trim_end_matches('.'));
     let mut addresses = Vec::new();
@@ -226,7 +226,7 @@ fn resolvers(octets: &[u8]) {
     assert_eq!(ResolvConf::parse(&again).nameservers, found);
 }
 
-/// The first octet says how long the query is; the answer comes after it.
+/// The first octet is the length of the query; the answer follows it.
 fn answers_match(octets: &[u8]) {
     let mut input = Input::new(octets);
     let length = usize::from(input.octet());

@@ -1,38 +1,37 @@
 //! Whether a resolver is worth waiting for. Pure.
 //!
-//! A name whose own servers are slow makes any resolver silent, and a container can have
-//! such names. So a resolver is dead only if it left two queries unanswered, one after the
-//! other, and said nothing at all meanwhile; one answer to anybody makes it alive again.
+//! A name whose own servers are slow makes any resolver silent, and a container can own
+//! such names. So a resolver is dead only if it left two queries in a row unanswered and
+//! sent no answer at all meanwhile; any answer makes it alive again.
 
 use std::time::{Duration, Instant};
 
 /// One packet may be lost.
 const DEAD_AFTER: u32 = 2;
-/// How long a resolver is skipped that was found dead; twice as long each time that it is found
-/// dead once more.
+/// How long a dead resolver is skipped; doubled each time it is found dead again.
 const SKIPPED: Duration = Duration::from_secs(1);
-/// A resolver that comes back is noticed this late at most.
+/// A resolver that comes back is noticed this late at the most.
 const SKIPPED_MAX: Duration = Duration::from_secs(30);
 
-/// What is known of a resolver.
+/// What is known about a resolver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     answered: Option<Instant>,
     failed: Option<Instant>,
-    /// How often it failed since it answered.
+    /// Failures since its last answer.
     failures: u32,
     /// When it is asked again; none while it is alive.
     again: Option<Instant>,
 }
 
-/// What follows from that.
+/// Whether to ask it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It answers, as far as is known.
+    /// It answers, as far as known.
     Alive,
-    /// It was dead, and may be asked whether it still is.
+    /// It was dead and is due for a retry.
     Due,
-    /// It was found dead a short while ago.
+    /// It was found dead recently.
     Skipped,
 }
 
@@ -46,7 +45,7 @@ impl Health {
         }
     }
 
-    /// One query asks whether it is still dead; until something comes of it, no other does.
+    /// One query is sent to see if it is still dead; no other is until that has a result.
     pub fn retried(&mut self, now: Instant) {
         self.again = Some(now + SKIPPED_MAX);
     }
@@ -61,8 +60,8 @@ impl Health {
         was_dead
     }
 
-    /// A query got no answer; true if that makes a resolver dead that was alive. Of queries that were
-    /// under way together, one counts.
+    /// A query got no answer; true if that makes a live resolver dead. Of concurrent queries
+    /// one counts.
     pub fn failed(&mut self, asked: Instant, now: Instant) -> bool {
         let since = |event: Option<Instant>| event.is_some_and(|event| event > asked);
         if since(self.answered) || since(self.failed) {

@@ -1,9 +1,9 @@
-//! Files of the host's, read from within the agent's container.
+//! The host's files, read from within the agent's container.
 //!
-//! The host's root is seen through its first process. A link there that begins with a
-//! slash, as `/etc/resolv.conf` is where systemd-resolved manages it, would lead into the
+//! The host's root is reached through its first process. An absolute link there, as
+//! `/etc/resolv.conf` may be where systemd-resolved manages it, would lead into the
 //! agent's own root if the kernel followed it; so links are followed here. (`openat2` with
-//! `RESOLVE_IN_ROOT` does that too, since Linux 5.6 only.)
+//! `RESOLVE_IN_ROOT` does that too, but only since Linux 5.6.)
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -12,13 +12,13 @@ use std::path::{Component, Path, PathBuf};
 
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
-/// What is read is a few lines; a list of blocked hosts may have some thousands.
+/// Most files have a few lines; a `hosts` that blocks sites may have thousands.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// The text of a file below a root, whose links stay below it as well.
+/// The text of a file below a root; links stay below it as well.
 pub fn read(root: &Path, path: &str) -> io::Result<String> {
     let path = follow(root, Path::new(path))?;
-    // A pipe could be waited for without an end.
+    // Reading a pipe could block for ever.
     if !fs::metadata(&path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
     }
@@ -29,7 +29,7 @@ pub fn read(root: &Path, path: &str) -> io::Result<String> {
 
 fn follow(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let mut ahead = parts(path);
-    // Where that led so far, below the root.
+    // The path so far, below the root.
     let mut at = PathBuf::new();
     let mut links = 0;
     while let Some(part) = ahead.pop() {
@@ -48,7 +48,7 @@ fn follow(root: &Path, path: &Path) -> io::Result<PathBuf> {
                 }
                 ahead.extend(parts(&target));
             }
-            // It is there and no link.
+            // It exists and is not a link.
             Err(err) if err.kind() == io::ErrorKind::InvalidInput => at.push(part),
             Err(err) => return Err(err),
         }
@@ -56,7 +56,7 @@ fn follow(root: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(root.join(at))
 }
 
-/// The parts of a path, the first one last.
+/// The parts of a path in reverse order.
 fn parts(path: &Path) -> Vec<OsString> {
     let part = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),

@@ -1,13 +1,13 @@
-//! The agent's own lookups, above all that of the Master's name: they go the same way as
-//! those of containers.
+//! The agent's own lookups, above all that of the Master's name; they take the same path
+//! as those of containers.
 //!
 //! Not through libc: it sees the agent's container, whose `resolv.conf` and `hosts` were copied
-//! when it was created, asks the resolvers one after the other for five seconds each, and
-//! skips none that is dead. As with libc, `hosts` comes first, and short names are
-//! searched in the host's domains.
+//! when it was created, tries the resolvers in turn for five seconds each, and skips no
+//! dead ones. As with libc, `hosts` comes first, and short names are searched in the
+//! host's domains.
 //!
-//! Absent on purpose: a cache (the resolvers have one), and all other sources of names that
-//! `nsswitch.conf` may have: a static program cannot load them.
+//! Absent on purpose: a cache (the resolvers have one), and the other sources that
+//! `nsswitch.conf` may name: a static binary cannot load them.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +26,7 @@ use super::upstream::{Root, Upstreams};
 /// Search domains included.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(5);
 const HOSTS: &str = "/etc/hosts";
-/// What an answer may measure that fits every path without fragments.
+/// The longest answer that fits every path unfragmented.
 const UDP_BYTES: u16 = 1232;
 
 /// Why a name has no address here.
@@ -38,7 +38,7 @@ pub enum LookupError {
     /// The resolvers know none.
     #[error("the host's resolvers know no address of it")]
     NoAddress,
-    /// They answered, and did not find out.
+    /// They answered with an error.
     #[error("the host's resolvers could not find out: {0}")]
     Failed(ResponseCode),
     /// They did not answer.
@@ -63,12 +63,12 @@ impl Lookup {
         Self::new(Arc::new(Upstreams::new(Root::of_host())))
     }
 
-    /// Whom it asks.
+    /// The resolvers.
     pub fn upstreams(&self) -> &Arc<Upstreams> {
         &self.upstreams
     }
 
-    /// The addresses of a host, those of IPv4 first; a host may be given by its address.
+    /// The addresses of a host, IPv4 first; the host may be an address itself.
     pub async fn addresses(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, LookupError> {
         let bare = host.trim_matches(['[', ']']);
         let ips = match bare.parse() {
@@ -107,7 +107,7 @@ impl Lookup {
         Err(error)
     }
 
-    /// Both kinds of addresses; one kind is enough.
+    /// IPv4 and IPv6 addresses; one kind is enough.
     async fn of(&self, name: &Name) -> Result<Vec<IpAddr>, LookupError> {
         let (v4, v6) = tokio::join!(
             self.ask(name, RecordType::A),
@@ -141,7 +141,7 @@ impl Resolve for Lookup {
     fn resolve(&self, name: reqwest::dns::Name) -> Resolving {
         let lookup = self.clone();
         Box::pin(async move {
-            // The port is put in by who asks.
+            // The caller sets the port.
             let found = lookup.addresses(name.as_str(), 0).await?;
             let addresses: Addrs = Box::new(found.into_iter());
             Ok(addresses)
@@ -149,7 +149,7 @@ impl Resolve for Lookup {
     }
 }
 
-/// The names to look up for a host, in turn.
+/// The names to look up for a host, in order.
 fn candidates(host: &str, search: &[String], ndots: usize) -> Result<Vec<Name>, LookupError> {
     let parse = |text: &str| {
         let mut name = Name::from_ascii(text).ok()?;
@@ -182,7 +182,7 @@ fn query(name: &Name, kind: RecordType) -> Option<Vec<u8>> {
     message.to_vec().ok()
 }
 
-/// The addresses in an answer. Whose they are is the resolver's to say: it has followed
+/// The addresses in an answer, whatever name they are for: the resolver has followed
 /// the aliases.
 fn addresses(said: &Message) -> Result<Vec<IpAddr>, LookupError> {
     let found: BTreeSet<IpAddr> = said

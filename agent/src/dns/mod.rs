@@ -1,18 +1,18 @@
 //! The name server for this host's containers, on the address of Docker's
 //! bridge, port 53, UDP and TCP.
 //!
-//! [`zone`] is what is known, [`answer`] turns a query into its answer, both
-//! without IO; [`server`] has the sockets, of which each client gets its share ([`shares`]).
+//! [`zone`] holds the names, [`answer`] turns a query into its answer, both without IO;
+//! [`server`] owns the sockets, which clients share fairly ([`shares`]).
 //!
-//! Foreign names are the business of the host's resolvers. [`upstream`] knows who they are
-//! ([`resolv_conf`], [`host_file`]) and which of them are dead ([`health`]), [`forward`] asks them in
-//! turn, [`exchange`] one of them. The agent's own lookups ([`lookup`]) go the same way.
+//! Foreign names go to the host's resolvers. [`upstream`] knows which they are
+//! ([`resolv_conf`], [`host_file`]) and which are dead ([`health`]), [`forward`] asks them in
+//! turn, [`exchange`] asks one. The agent's own lookups ([`lookup`]) take the same path.
 //!
-//! Invariants: answering needs neither the Master nor the Docker engine; nothing is
-//! denied that may exist ([`startup`]).
+//! Invariants: answering needs neither the Master nor the Docker engine; no name that
+//! may exist is denied ([`startup`]).
 //!
 //! Absent on purpose: a cache. The host's resolvers have one, and our own names
-//! are right within a quarter of a second because nothing keeps them.
+//! are right within a quarter of a second because nothing caches them.
 
 pub mod answer;
 mod exchange;

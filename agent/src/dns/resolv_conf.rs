@@ -1,26 +1,26 @@
-//! What `/etc/resolv.conf` says, as far as it matters here. Pure.
+//! The parts of `/etc/resolv.conf` that matter here. Pure.
 //!
-//! Absent on purpose: `sortlist`, and the options about time and turns; whom to ask when
-//! is decided by what the resolvers do (`upstream`). Resolvers at link-local
-//! addresses of IPv6 are left out, as they need an interface besides.
+//! Absent on purpose: `sortlist`, and the options for timeouts and rotation; which
+//! resolver is asked when depends on how they behave (`upstream`). Resolvers at IPv6
+//! link-local addresses are left out, as they need an interface too.
 
 use std::net::IpAddr;
 
-/// More resolvers than this are not tried: libc does not either.
+/// No more resolvers than this are tried, as in libc.
 pub const RESOLVERS_MAX: usize = 3;
-/// More domains than this are not searched: each costs two queries.
+/// No more domains than this are searched: each costs two queries.
 const SEARCH_MAX: usize = 6;
-/// As libc has it.
+/// As in libc.
 const NDOTS_MAX: usize = 15;
 
-/// The settings of a host's resolvers.
+/// A host's resolver settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvConf {
-    /// Whom to ask, each once.
+    /// The resolvers, deduplicated.
     pub nameservers: Vec<IpAddr>,
     /// The domains in which short names are searched.
     pub search: Vec<String>,
-    /// How many dots a name has that is first looked up as it is.
+    /// A name with this many dots is first looked up as it is.
     pub ndots: usize,
 }
 
@@ -35,7 +35,7 @@ impl Default for ResolvConf {
 }
 
 impl ResolvConf {
-    /// Reads the text of a file; what it does not know it skips.
+    /// Parses the text of a file; the unknown is skipped.
     pub fn parse(text: &str) -> Self {
         let mut conf = Self::default();
         for line in text.lines() {
@@ -61,7 +61,7 @@ impl ResolvConf {
         let Some(Ok(ip)) = word.map(str::parse::<IpAddr>) else {
             return;
         };
-        // An IPv4 address in IPv6's clothes is the same resolver.
+        // An IPv4-mapped IPv6 address is the same resolver.
         let ip = ip.to_canonical();
         if self.nameservers.len() < RESOLVERS_MAX && !self.nameservers.contains(&ip) {
             self.nameservers.push(ip);

@@ -1,7 +1,7 @@
 //! The sockets of the name server.
 //!
-//! Whoever asks is a container, and may be hostile: what it can hold of this server at once is
-//! a fair share ([`super::shares`]), and each wait for it has an end.
+//! The clients are containers and may be hostile: each can hold only a fair share of this
+//! server ([`super::shares`]), and every wait for one has a timeout.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,15 +31,15 @@ const CONNECTIONS_MAX: usize = 128;
 /// An idle connection is closed after this time (RFC 7766 section 6.2.3 speaks of
 /// seconds).
 const IDLE_MAX: Duration = Duration::from_secs(10);
-/// A query, in a datagram or in a stream; they are far smaller.
+/// The longest query, over UDP or TCP; real ones are far smaller.
 const QUERY_BYTES_MAX: usize = 4096;
 /// How soon a failed bind is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
-/// How soon connections are accepted again after one could not be.
+/// How long accepting pauses after an error.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PORT: u16 = 53;
 
-/// Where the names are to be seen.
+/// The current zone.
 pub type ZoneSlot = watch::Receiver<Arc<Zone>>;
 
 /// Serves on the bridge's address, for ever, and follows it when it changes.
@@ -57,7 +57,7 @@ pub async fn run(
         let forwarder = Forwarder::new(upstreams.clone(), address);
         let served = async {
             let server = Server::bind(address, PORT, zone.clone(), forwarder).await?;
-            info!(%address, "names are served");
+            info!(%address, "serving DNS");
             told = false;
             server.serve().await
         };
@@ -65,7 +65,7 @@ pub async fn run(
             Ok(()) = bridge.changed() => {}
             Err(err) = served => {
                 if !told {
-                    warn!(%address, %err, "names are not served");
+                    warn!(%address, %err, "not serving DNS");
                     told = true;
                 }
                 sleep(RETRY_EVERY).await;
@@ -134,7 +134,7 @@ impl Shared {
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) -> io::Result<Infallible> {
-    // One byte more shows what is too long.
+    // One byte more reveals a query that is too long.
     let mut buffer = vec![0; QUERY_BYTES_MAX + 1];
     let mut forwards = JoinSet::new();
     loop {
@@ -165,10 +165,10 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) -> io::Result<In
     }
 }
 
-/// A client that is gone is no reason to stop.
+/// Does not fail if the client is gone.
 async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
     if let Err(err) = socket.send_to(reply, to).await {
-        debug!(%to, %err, "an answer was not sent");
+        debug!(%to, %err, "cannot send an answer");
     }
 }
 
@@ -182,13 +182,13 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) -> io::Result<Inf
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(err) => {
-                // It is the fault of one connection, or of all descriptors being in use.
-                debug!(%err, "a connection was not accepted");
+                // One connection failed, or all descriptors are in use.
+                debug!(%err, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        // Who has its share finds the connection closed.
+        // A client beyond its share finds the connection closed.
         if let Some(place) = shared.connections.take(from.ip()) {
             connections.spawn(connection(stream, from, shared.clone(), place));
         }
@@ -197,13 +197,13 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) -> io::Result<Inf
 
 async fn connection(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>, _place: Place) {
     if let Err(err) = serve_connection(stream, from.ip(), &shared).await {
-        debug!(%from, %err, "a connection broke");
+        debug!(%from, %err, "a connection failed");
     }
 }
 
 async fn serve_connection(mut stream: TcpStream, from: IpAddr, shared: &Shared) -> io::Result<()> {
     loop {
-        // Bounds who says nothing, and who says it slowly.
+        // Bounds both silent and slow clients.
         let read = timeout(IDLE_MAX, read_message(&mut stream, QUERY_BYTES_MAX));
         let Ok(read) = read.await else { return Ok(()) };
         let Some(query) = read? else { return Ok(()) };

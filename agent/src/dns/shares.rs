@@ -1,12 +1,12 @@
-//! Fair shares of what the server has a limited number of.
+//! Fair shares of the server's limited resources.
 //!
 //! A client may hold as many as are free (the dynamic threshold of Choudhury and Hahne,
-//! 1998): one alone gets half of all, of two that want everything each gets a third, and
-//! somebody who holds nothing is served as long as anything is free. What is beyond a
-//! share is refused at once; nobody waits.
+//! 1998): a greedy one alone gets half of all, two of them a third each, and a client that
+//! holds none is served as long as any is free. Requests beyond a share are refused at
+//! once, not queued.
 //!
-//! A client is an IP address. Over TCP it is a true one. Over UDP a container may send from
-//! invented addresses and so use up the forwards of UDP; what comes over TCP has its own.
+//! A client is an IP address. Over TCP it is genuine. Over UDP a container may spoof
+//! addresses and so use up the forwards of UDP; TCP has its own limit.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-/// How often it is told that somebody asks for more than its share.
+/// How often refusals are logged at most.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
-/// So many places.
+/// A limited number of slots.
 pub struct Shares {
     what: &'static str,
     total: usize,
@@ -40,7 +40,7 @@ pub struct Place {
 }
 
 impl Shares {
-    /// Places for so many at once.
+    /// This many slots.
     pub fn new(what: &'static str, total: usize) -> Arc<Self> {
         Arc::new(Self {
             what,
@@ -49,7 +49,7 @@ impl Shares {
         })
     }
 
-    /// A place for a client; none if it has its share.
+    /// A slot for a client; none if its share is used up.
     pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let mut state = self.state();
         let held = state.held.get(&client).copied().unwrap_or_default();
@@ -75,7 +75,7 @@ impl Shares {
         if state.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
             state.told = Some(Instant::now());
             let (what, used, refused) = (self.what, state.used, state.refused);
-            warn!(%client, what, held, used, refused, "a client of the names has its share");
+            warn!(%client, what, held, used, refused, "a DNS client asks for more than its share");
         }
     }
 
@@ -105,7 +105,7 @@ mod tests {
         [172, 17, 0, last].into()
     }
 
-    /// Gives places in turn until nobody gets any more.
+    /// Fills the clients' shares in turn.
     fn fill(shares: &Arc<Shares>, clients: u8) -> Vec<Place> {
         let mut places = Vec::new();
         loop {

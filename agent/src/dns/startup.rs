@@ -1,9 +1,8 @@
-//! When an agent that has just started knows enough to say of a name that it does not
-//! exist. Pure.
+//! When an agent that has just started knows enough to deny that a name exists. Pure.
 //!
-//! It must have seen what runs here, and it must have heard from the Master what happened
-//! while it was not there. A Master that is away is not waited for: names that clients
-//! search in several domains are found only when those before them are denied.
+//! It must have seen what runs here and heard from the Master what happened while it was
+//! down. It does not wait long for a Master that is away: a client with search domains
+//! finds a name only after the candidates before it are denied.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,10 @@ use kontena_schema::ids::Epoch;
 
 use crate::directory::{Directory, Reached};
 
-/// How long the Master is waited for; a connection takes a fraction of a second.
+/// How long to wait for the Master; connecting takes a fraction of a second.
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
 
-/// What an agent had when it started, until that is of no interest any more.
+/// What an agent had stored when it started, and whether its startup is over.
 #[derive(Debug)]
 pub struct Startup {
     began: Instant,
@@ -23,7 +22,7 @@ pub struct Startup {
 }
 
 impl Startup {
-    /// It starts with a stored directory.
+    /// Starts with a stored directory.
     pub fn new(stored: &Directory, now: Instant) -> Self {
         Self {
             began: now,
@@ -32,8 +31,8 @@ impl Startup {
         }
     }
 
-    /// Whether names may be denied, now that it is known or not what runs here. Once they
-    /// may, they always may.
+    /// Whether names may be denied; `own_known` says whether it is known what runs here.
+    /// Once they may, they always may.
     pub fn is_over(&mut self, directory: &Directory, own_known: bool, now: Instant) -> bool {
         let heard = position(directory) != self.stored;
         let waited = now.duration_since(self.began) >= HEARD_WITHIN;

@@ -5,7 +5,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Reads one message of at most so many bytes; none at the end of the stream.
+/// Reads one message of at most `bytes_max`; none at the end of the stream.
 pub async fn read_message(
     stream: &mut (impl AsyncRead + Unpin),
     bytes_max: usize,

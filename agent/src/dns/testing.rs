@@ -1,5 +1,5 @@
-//! Resolvers for tests: real sockets on addresses of the loopback, all at one port,
-//! that say what the test wants.
+//! Resolvers for tests: real sockets on loopback addresses, all on one port, that
+//! answer what the test wants.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,19 +20,19 @@ use kontena_task::Tasks;
 /// Nothing that a test waits for takes this long.
 pub const BOUND: Duration = Duration::from_secs(20);
 
-/// What a resolver says to every query.
+/// How a resolver answers every query.
 #[derive(Clone, Copy, Debug)]
 pub enum Says {
-    /// This address, to who asks for addresses.
+    /// With this address, if asked for one.
     Address(Ipv4Addr),
-    /// The same, and over UDP only that it is too long.
+    /// The same; over UDP a truncated answer.
     Truncated(Ipv4Addr),
-    /// This code alone.
+    /// With this code alone.
     Code(ResponseCode),
-    /// Nothing.
+    /// Not at all.
     Nothing,
-    /// First an answer with another number, then one to another question, each with a wrong
-    /// address, then this address.
+    /// First with another ID, then to another question, each with a wrong address, then with
+    /// this address.
     Late(Ipv4Addr),
 }
 
@@ -50,7 +50,7 @@ impl Resolver {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Lets it say something else.
+    /// Changes its answer.
     pub fn says(&self, says: Says) {
         *self.says.lock().unwrap() = says;
     }
@@ -64,7 +64,7 @@ pub fn root(resolvers: &[Resolver]) -> TempDir {
     root
 }
 
-/// Lets a root name these resolvers.
+/// Makes a root name these resolvers.
 pub fn name(root: &TempDir, resolvers: impl IntoIterator<Item = IpAddr>) {
     let lines: Vec<String> = resolvers
         .into_iter()
@@ -73,7 +73,7 @@ pub fn name(root: &TempDir, resolvers: impl IntoIterator<Item = IpAddr>) {
     std::fs::write(root.path().join("etc/resolv.conf"), lines.concat()).unwrap();
 }
 
-/// Whom these roots name, all at one port.
+/// The resolvers of these roots, on one port.
 pub fn upstreams(roots: &[&TempDir], port: u16) -> Arc<Upstreams> {
     let root = |dir: &&TempDir| Root {
         path: dir.path().to_path_buf(),
@@ -82,7 +82,7 @@ pub fn upstreams(roots: &[&TempDir], port: u16) -> Arc<Upstreams> {
     Arc::new(Upstreams::new(roots.iter().map(root).collect()).with_port(port))
 }
 
-/// Resolvers at 127.0.1.1 and on, and their port.
+/// Resolvers at 127.0.1.1 and up, and their port.
 pub async fn resolvers<const N: usize>(says: [Says; N]) -> (u16, [Resolver; N]) {
     'ports: loop {
         let mut port = 0;
@@ -123,7 +123,7 @@ async fn serve_udp(socket: UdpSocket, says: Arc<Mutex<Says>>, asked: Arc<AtomicU
         asked.fetch_add(1, Ordering::SeqCst);
         let says = *says.lock().unwrap();
         for answer in answers(&buffer[..length], says, true) {
-            // Who asked may have gone on to another resolver.
+            // The client may have moved on to another resolver.
             let _ = socket.send_to(&answer, from).await;
         }
     }
@@ -145,7 +145,7 @@ async fn serve_tcp(listener: TcpListener, says: Arc<Mutex<Says>>, asked: Arc<Ato
     }
 }
 
-/// What is sent for a query, one after the other.
+/// The answers to a query, in order.
 fn answers(query: &[u8], says: Says, udp: bool) -> Vec<Vec<u8>> {
     let query = Message::from_vec(query).unwrap();
     let reply = |code| {
@@ -188,5 +188,5 @@ fn answers(query: &[u8], says: Says, udp: bool) -> Vec<Vec<u8>> {
     messages.into_iter().map(encode).collect()
 }
 
-/// What nobody is to believe.
+/// Must never be believed.
 pub const WRONG: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);

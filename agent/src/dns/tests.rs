@@ -19,7 +19,7 @@ use crate::directory::tests::{directory, placement};
 use crate::testing::TempDir;
 use kontena_task::Tasks;
 
-/// Another address than the client's, whose queries do not go back to it.
+/// Not the client's address: queries never go back to their sender.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 struct Bed {
@@ -99,7 +99,7 @@ async fn foreign_queries_go_to_the_resolver_and_back_unchanged() {
     let tcp = TcpListener::bind((RESOLVER, 0)).await.unwrap();
     let udp = UdpSocket::bind(tcp.local_addr().unwrap()).await.unwrap();
     let bed = bed(udp.local_addr().unwrap().port()).await;
-    // The resolver's answer is the query with the bit of an answer and a mark.
+    // The resolver's answer is the query with the QR bit set and a mark.
     let answered = |query: &[u8], mark: &[u8]| {
         let mut answer = query.to_vec();
         answer[2] |= 0x80;
@@ -110,7 +110,7 @@ async fn foreign_queries_go_to_the_resolver_and_back_unchanged() {
     tasks.spawn("udp", async move {
         let mut buffer = vec![0; 512];
         let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
-        // An answer to something else is not taken for this one's.
+        // An answer to something else is not accepted.
         udp.send_to(&[0xff; 12], from).await.unwrap();
         udp.send_to(&answered(&buffer[..length], b"udp"), from)
             .await

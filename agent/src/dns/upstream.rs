@@ -1,8 +1,8 @@
-//! The host's resolvers: who they are, and which of them answer.
+//! The host's resolvers: which they are, and which of them answer.
 //!
-//! They are read from the host's `/etc/resolv.conf` anew when somebody asks and the last
-//! time is a second ago, aside from the tasks that answer: a disk may hang. A file that names
-//! nobody, such as one that is just being written, changes nothing.
+//! On a lookup, the host's `/etc/resolv.conf` is reread if the last read is a second old, on
+//! a blocking thread, as a disk may hang. A file that names none, such as one that is just
+//! being written, changes nothing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -24,9 +24,9 @@ use super::resolv_conf::ResolvConf;
 
 /// How old the list of resolvers may be.
 const READ_EVERY: Duration = Duration::from_secs(1);
-/// A disk that is slower hangs.
+/// A slower disk counts as hung.
 const READ_WITHIN: Duration = Duration::from_secs(1);
-/// How long it is left alone then; each try may cost a thread.
+/// How long a hung disk is left alone; each try may cost a thread.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 /// A resolver that is slower is as good as dead.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The host's root, seen through its first process.
 const HOST_ROOT: &str = "/proc/1/root";
 
-/// A root below which there may be a `/etc/resolv.conf`.
+/// A root that may have an `/etc/resolv.conf`.
 #[derive(Clone, Debug)]
 pub struct Root {
     /// Where it is.
@@ -48,7 +48,7 @@ impl Root {
     /// The host's own root, and that of the agent's container, whose file was copied when the
     /// container was created.
     pub fn of_host() -> Vec<Self> {
-        // A stub at 127.0.0.53 is the host's, and answers in the host's namespace alone.
+        // A stub at 127.0.0.53 is the host's and answers only in the host's namespace.
         let namespace = |process| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
         let shared = namespace("1").is_some() && namespace("1") == namespace("self");
         let root = |path: &str, loopback| Self {
@@ -59,12 +59,12 @@ impl Root {
     }
 }
 
-/// Somebody to ask.
+/// A resolver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolver {
     /// Its address.
     pub address: SocketAddr,
-    /// Whether it is a program of this host.
+    /// Whether it runs on this host.
     pub local: bool,
 }
 
@@ -73,31 +73,31 @@ pub struct Upstreams {
     roots: Vec<Root>,
     port: u16,
     state: Mutex<State>,
-    /// Who holds it reads the files.
+    /// Held while reading the files.
     reading: AsyncMutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// When the files are to be read again; none before they were read.
+    /// When to read the files again; none before the first read.
     read_again: Option<Instant>,
-    /// What the files said last, in the order of the roots.
+    /// The files as last read, in the order of the roots.
     files: Vec<ResolvConf>,
-    /// Whom each of them names.
+    /// The resolvers in each of them.
     resolvers: Vec<Vec<Resolver>>,
-    /// Over TCP a resolver may be dead that answers over UDP.
+    /// A resolver that answers over UDP may be dead over TCP.
     health: HashMap<(SocketAddr, Transport), Health>,
     probes: JoinSet<()>,
 }
 
-/// Whom to ask for one query.
+/// The resolvers to ask for one query.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Turns {
-    /// One after the other.
+    /// In turn.
     pub first: VecDeque<SocketAddr>,
-    /// After that, when nobody said anything.
+    /// After that, if none has answered.
     pub last: VecDeque<SocketAddr>,
-    /// Whether they are still dead, beside all that.
+    /// Alongside, to see whether they are still dead.
     pub probed: Vec<SocketAddr>,
 }
 
@@ -118,7 +118,7 @@ impl Upstreams {
         Self { port, ..self }
     }
 
-    /// What a file says below each of the roots.
+    /// The text of a file below each of the roots.
     pub async fn texts(&self, path: &'static str) -> Vec<String> {
         let roots = self.roots.clone();
         let read = move |root: &Root| host_file::read(&root.path, path).unwrap_or_default();
@@ -127,7 +127,7 @@ impl Upstreams {
             .unwrap_or_default()
     }
 
-    /// In which domains short names are searched, and which names are short.
+    /// The search domains and `ndots`.
     pub async fn search(&self) -> (Vec<String>, usize) {
         self.read().await;
         let state = self.state();
@@ -136,7 +136,7 @@ impl Upstreams {
         (conf.search, conf.ndots)
     }
 
-    /// Whom to ask of those who may be.
+    /// Which of the permitted resolvers to ask.
     pub async fn turns(&self, over: Transport, may: impl Fn(&Resolver) -> bool) -> Turns {
         self.read().await;
         let now = Instant::now();
@@ -163,7 +163,7 @@ impl Upstreams {
         turns
     }
 
-    /// Asks a dead resolver what a client wants to know, while another one answers the client.
+    /// Sends a client's query to a dead resolver, while another one answers the client.
     pub fn probe(self: &Arc<Self>, resolver: SocketAddr, query: &[u8], over: Transport) {
         let (upstreams, query) = (self.clone(), query.to_vec());
         let probe = async move {
@@ -174,7 +174,7 @@ impl Upstreams {
             }
         };
         let mut state = self.state();
-        // One for each resolver at most: who is probed is not due.
+        // At most one for each resolver: one being probed is not due.
         while state.probes.try_join_next().is_some() {}
         state.probes.spawn(probe);
     }
@@ -188,12 +188,12 @@ impl Upstreams {
         }
     }
 
-    /// A resolver did not answer what it was asked then.
+    /// A resolver did not answer a query sent at `asked`.
     pub fn failed(&self, resolver: SocketAddr, over: Transport, asked: Instant) {
         if let Some(health) = self.state().health.get_mut(&(resolver, over))
             && health.failed(asked, Instant::now())
         {
-            info!(%resolver, ?over, "the resolver does not answer; it is skipped for a while");
+            info!(%resolver, ?over, "the resolver does not answer; skipping it for a while");
         }
     }
 
@@ -201,7 +201,7 @@ impl Upstreams {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the files if that is due. Only the first time is waited for.
+    /// Reads the files if due. While another task does, only the first read is waited for.
     async fn read(&self) {
         let again = self.state().read_again;
         if again.is_some_and(|again| again > Instant::now()) {
@@ -230,7 +230,7 @@ impl Upstreams {
     }
 }
 
-/// Does what may block; none if it does not end soon.
+/// Runs blocking work; none if it does not end soon.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     timeout(READ_WITHIN, spawn_blocking(work)).await.ok()?.ok()
 }

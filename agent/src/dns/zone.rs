@@ -1,12 +1,12 @@
-//! The names of a grid as this node knows them, made once per change and never
-//! changed: whoever answers holds an `Arc` of it.
+//! The names of a grid as this node knows them: immutable, rebuilt on every change,
+//! and shared as an `Arc`.
 //!
-//! Endpoints of other nodes come from the directory; those of this node from
-//! what is observed to run, so that a container that starts or dies here is
-//! right at once and while the Master is away.
+//! Endpoints of other nodes come from the directory; those of this node from the
+//! containers observed running, so that one that starts or dies here shows at once,
+//! even while the Master is away.
 //!
-//! An agent that has just started knows what was on disk, and not yet what runs here
-//! ([`super::startup`]). Its zone is not complete: what it has is served, and nothing is denied.
+//! An agent that has just started knows what was on disk, but not yet what runs here
+//! ([`super::startup`]). Its zone is incomplete: what it has is served, and nothing is denied.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -17,7 +17,7 @@ use kontena_schema::name::{ZONE, instance_names, service_names};
 
 use crate::directory::Directory;
 
-/// An instance of this host whose names answer.
+/// An instance of this host whose names resolve.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Local {
     stack: Option<String>,
@@ -41,8 +41,8 @@ impl Local {
 /// The names of a grid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Zone {
-    /// Lower case, without the last dot. A name without addresses exists and is
-    /// only the parent of others.
+    /// Lower case, without the trailing dot. A name without addresses exists as the
+    /// parent of others.
     names: HashMap<String, Vec<Ipv4Addr>>,
     reverse: HashMap<Ipv4Addr, String>,
     /// The addresses whose reverse names are answered here.
@@ -118,7 +118,7 @@ impl Zone {
         }
     }
 
-    /// Whether a name that is not there does not exist.
+    /// Whether a name missing here does not exist.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
@@ -128,7 +128,7 @@ impl Zone {
         self.names.get(name).map(Vec::as_slice)
     }
 
-    /// The name of an address's instance.
+    /// The instance name of an address.
     pub fn name(&self, address: Ipv4Addr) -> Option<&str> {
         self.reverse.get(&address).map(String::as_str)
     }

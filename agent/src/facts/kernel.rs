@@ -1,11 +1,11 @@
-//! What the kernel knows of the host, in the words of an engine; for an agent that
-//! runs without one.
+//! What the kernel knows about the host, in an engine's format; for an agent that runs
+//! without an engine.
 
 use std::fs;
 
 use bollard::models::SystemInfo;
 
-/// What an engine with this id would say of its host, as far as the agent asks.
+/// What an engine with this id would say about its host, as far as the agent asks.
 pub fn info(id: &str) -> SystemInfo {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
     let line = |file| Some(read(file).trim().to_owned());

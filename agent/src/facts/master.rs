@@ -1,8 +1,8 @@
-//! Where the Master is, as this host resolves its name.
+//! The Master's addresses, as this host resolves its name.
 //!
-//! Containers have no business with it; the packet filter keeps them away from these
-//! addresses. An answer that is not repeated counts for an hour: a name may have
-//! more addresses than one answer holds.
+//! The packet filter keeps containers away from these addresses. An address counts
+//! for an hour after it was last in an answer: a name may have more addresses than
+//! one answer holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ pub async fn watch(
                 LOOK_EVERY
             }
             Err(error) => {
-                debug!(%error, host, "the Master's address is not known");
+                debug!(%error, host, "cannot resolve the Master's name");
                 RETRY_EVERY
             }
         };
@@ -51,11 +51,11 @@ pub async fn watch(
 struct Seen(BTreeMap<SocketAddr, Instant>);
 
 impl Seen {
-    /// Takes an answer; whether anything changed.
+    /// Adds an answer; true if anything changed.
     fn add(&mut self, found: impl Iterator<Item = SocketAddr>, now: Instant) -> bool {
         let before: BTreeSet<_> = self.0.keys().copied().collect();
         for at in found {
-            // The scope of an IPv6 address is this host's own business.
+            // The scope of an IPv6 address is local to this host.
             self.0.insert((at.ip(), at.port()).into(), now);
         }
         self.0.retain(|_, seen| now.duration_since(*seen) < KEPT);

@@ -1,9 +1,9 @@
-//! What the host is: the engine, the kernel, the region, the addresses, the networks
-//! (DESIGN section 7).
+//! Facts about the host: the engine, kernel, region, addresses and networks (DESIGN
+//! section 7).
 //!
-//! Facts are looked up again every minute and published when they differ. The
-//! public address may have to be asked for on the Internet; nothing waits for
-//! it, and an answer that does not come leaves the one that was known.
+//! Facts are read again every minute and published when they differ. The public
+//! address may have to be looked up on the Internet; nothing waits for it, and a
+//! failed lookup leaves the last known one.
 
 pub mod kernel;
 pub mod master;
@@ -28,20 +28,20 @@ use crate::docker::words;
 use crate::keys::HostKeys;
 use crate::net;
 
-/// How often the host is looked at; an address that moved is told this late.
+/// How often facts are read; a changed address is reported this late.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How soon a look that failed is tried again.
+/// How soon a failed read is retried.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-/// How often the public address is asked for once it is known.
+/// How often the public address is looked up once known.
 const RESOLVE_EVERY: Duration = Duration::from_secs(600);
-/// How often it is asked for while it is not known.
+/// How often it is looked up until it is known.
 const RESOLVE_RETRY_EVERY: Duration = Duration::from_secs(60);
-/// A resolver that is slower is as good as away.
+/// A slower resolver counts as unreachable.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// The region of an engine without a `region=` label.
 const DEFAULT_REGION: &str = "default";
 
-/// Facts, and what `hello` says besides.
+/// Facts, and what else `hello` has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// The id of the Docker engine.
@@ -52,14 +52,14 @@ pub struct HostFacts {
     pub facts: Facts,
 }
 
-/// Who is asked for what the engine knows of its host.
+/// Where the engine's facts about its host come from.
 #[derive(Clone)]
 pub enum Source {
     /// The engine.
     Engine(Docker),
     /// The kernel, where there is no engine.
     Kernel {
-        /// What tells this host from others.
+        /// Identifies this host.
         id: String,
     },
 }
@@ -73,7 +73,7 @@ impl Source {
     }
 }
 
-/// Where the facts are to be seen; none before the first look succeeded.
+/// The latest facts; none before the first successful read.
 pub type FactsSlot = watch::Receiver<Option<Arc<HostFacts>>>;
 
 /// Publishes the facts whenever they change, for ever.
@@ -94,7 +94,7 @@ pub async fn watch(
                 LOOK_EVERY
             }
             Err(reason) => {
-                debug!(reason, "the facts are not known");
+                debug!(reason, "cannot read the facts");
                 RETRY_EVERY
             }
         };
@@ -140,7 +140,7 @@ async fn look(
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let networks = networks::look().await;
     if let Err(reason) = &networks {
-        debug!(reason, "the host's networks are not known");
+        debug!(reason, "cannot read the host's networks");
     }
     Ok(HostFacts {
         engine_id: engine.id.clone().ok_or("the Docker engine has no id")?,
@@ -189,7 +189,7 @@ fn region(labels: &[String]) -> String {
         .to_owned()
 }
 
-/// As given, else of the peer interface, else of `eth0`, else of the default
+/// As configured, else that of the peer interface, of `eth0`, or of the default
 /// route's interface.
 fn private_ip(config: &Config) -> Option<Ipv4Addr> {
     config
@@ -219,7 +219,7 @@ pub async fn watch_public_ip(
             Err(reason) if !told => {
                 warn!(
                     reason,
-                    "the public address is not known; KONTENA_PUBLIC_IP would say it"
+                    "the public address is not known; set KONTENA_PUBLIC_IP"
                 );
                 told = true;
             }
@@ -241,7 +241,7 @@ async fn resolve(url: &Url, lookup: &Lookup) -> Result<Ipv4Addr, String> {
         .dns_resolver(lookup.clone())
         .timeout(RESOLVE_WITHIN);
     if url.scheme() == "http" {
-        // A host without certificates of authorities can ask all the same.
+        // A host without CA certificates can ask all the same.
         client = client.tls_certs_only([]);
     }
     let answer = client

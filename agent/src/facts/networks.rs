@@ -1,19 +1,19 @@
 //! The networks that this host has or reaches, as far as a grid could overlap them.
 //!
-//! They are the networks of the addresses on its interfaces, and what its routes lead to, in
-//! every routing table: a policy rule sends packets to a table before the main one is asked, so
-//! what overlaps there takes packets of the overlay, too. Networks of Docker count like all
-//! others: their bridges are on-link on the host, and a container that is behind one of them and
-//! on the overlay would find only one of the two.
+//! They are the networks of the addresses on its interfaces, and the destinations of its routes,
+//! in every routing table: policy rules can select a table before the main one, so an overlap
+//! there takes packets of the overlay, too. Docker's networks count like all others: their
+//! bridges are on-link on the host, and a container that is both behind one of them and on the
+//! overlay would reach only one of the two.
 //!
 //! Left out are the overlay's own interfaces; routes that lead nowhere (`blackhole`,
-//! `unreachable`), which a longer prefix takes nothing from; and routes that say where everything
-//! goes that is not known better. These are the default route, its pieces as VPNs make them
+//! `unreachable`), which a longer prefix takes nothing from; and catch-all routes, which do not
+//! mean that a network exists. These are the default route, its pieces as VPNs install them
 //! (0.0.0.0/1), and a whole block of private address space through a gateway, which is the
-//! default route of hosts with two networks: they do not say that there is a network.
+//! default route of hosts with two networks.
 //!
 //! Absent on purpose: networks that only containers are in (macvlan, Swarm's own overlay); the
-//! host neither has nor reaches them. Networks inside a VRF are taken as if they were outside.
+//! host neither has nor reaches them. Networks inside a VRF are treated as if outside it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -36,14 +36,14 @@ use kontena_overlay::BRIDGE;
 /// The kernel answers at once unless something has hung.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
-/// The prefix of the widest network that one party has, 10.0.0.0/8. What is wider is a default
-/// route in pieces.
+/// The prefix length of the widest real network, 10.0.0.0/8. A wider one is a piece of a default
+/// route.
 const PREFIX_MIN: u8 = 8;
 
-/// Names of interfaces by their index.
+/// Interface names by index.
 type Names = BTreeMap<u32, String>;
 
-/// The networks of the namespace that the calling thread is in.
+/// The networks of the calling thread's namespace.
 pub async fn look() -> Result<HostNetworks, String> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(|err| err.to_string())?;
     let found = async {
@@ -58,13 +58,13 @@ pub async fn look() -> Result<HostNetworks, String> {
     if more > 0 {
         warn!(
             more,
-            "this host has more networks than the Master can be told"
+            "this host has more networks than can be reported to the Master"
         );
     }
     Ok(networks)
 }
 
-/// Addresses first: what is on an interface is named before what a route leads to.
+/// Addresses first: of equal networks the first is kept.
 async fn read(handle: &Handle) -> Result<Vec<HostNetwork>, rtnetlink::Error> {
     let names = names(handle).await?;
     let mut found = Vec::new();
@@ -75,7 +75,7 @@ async fn read(handle: &Handle) -> Result<Vec<HostNetwork>, rtnetlink::Error> {
     let mut all = RouteMessage::default();
     all.header.address_family = AddressFamily::Inet;
     let mut routes = handle.route().get(all).execute();
-    // Of a router's hundred thousands of routes only some are kept.
+    // Of a router's hundreds of thousands of routes only some are kept.
     while let Some(route) = routes.try_next().await? {
         found.extend(of_route(&route, &names));
     }
@@ -117,7 +117,7 @@ fn of_address(message: &AddressMessage, names: &Names) -> Vec<HostNetwork> {
         .collect()
 }
 
-/// Where a route leads.
+/// The destination of a route.
 fn of_route(route: &RouteMessage, names: &Names) -> Option<HostNetwork> {
     if !matches!(route.header.kind, RouteType::Unicast | RouteType::Local) {
         return None;
@@ -141,7 +141,7 @@ fn of_route(route: &RouteMessage, names: &Names) -> Option<HostNetwork> {
     (!default).then_some(found)
 }
 
-/// A network that is of interest, on an interface that is not the overlay's.
+/// A relevant network, on an interface that is not the overlay's.
 fn network_on(ip: Ipv4Addr, prefix: u8, index: Option<u32>, names: &Names) -> Option<HostNetwork> {
     let interface = index.and_then(|index| names.get(&index));
     if interface.is_some_and(|name| is_of_overlay(name)) {

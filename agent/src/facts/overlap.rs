@@ -1,11 +1,11 @@
 //! Whether this host's overlay may be brought up at all.
 //!
-//! The Master refuses a host whose own networks overlap the grid's. But it may be of the version
-//! before, or away, and a host may get a network after it joined. Where the overlay would take the
-//! host's LAN or its way to the Master, it is not brought up.
+//! The Master refuses a host whose own networks overlap the grid's. But it may be of the previous
+//! version, or away, and a host may get a network after joining. Where the overlay would shadow
+//! the host's LAN or its route to the Master, it is not brought up.
 //!
-//! Invariant: an overlay that is up stays, and is changed as ever: containers are on it, and what
-//! it takes from the host it has taken already.
+//! Invariant: an overlay that is up stays up and is maintained as usual: containers are on it, and
+//! what it shadows is shadowed already.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,11 +22,11 @@ use kontena_overlay::BRIDGE;
 /// Why the overlay is not brought up, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A network of this host is one of the grid.
+    /// A network of this host overlaps one of the grid's.
     Network(Overlap),
-    /// The Master's address is one of the grid.
+    /// The Master's address is in one of the grid's.
     Master(SocketAddr, Ipv4Network),
-    /// What networks this host has is not known.
+    /// This host's networks are not known.
     Unknown(String),
 }
 
@@ -45,13 +45,13 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Why the overlay of a grid must not be brought up on this host; none where it may, or is up.
-/// It is for the network namespace that the calling thread is in.
+/// Why the overlay of a grid must not be brought up on this host; none if it may, or is up.
+/// Looks at the calling thread's network namespace.
 pub async fn refusal(
     grid: &GridSettings,
     masters: Option<&BTreeSet<SocketAddr>>,
 ) -> Option<Refusal> {
-    // Its address is what puts the grid's networks on-link.
+    // The bridge's address puts the grid's networks on-link.
     if net::interface_address(BRIDGE).is_some() {
         return None;
     }
@@ -72,7 +72,7 @@ fn decide(
     }
     let grids = [grid.supernet, grid.inner_subnet.network()];
     masters.into_iter().flatten().find_map(|at| {
-        // The grid has no address of IPv6.
+        // The grid has no IPv6 address.
         let IpAddr::V4(ip) = at.ip() else {
             return None;
         };

@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 use kontena_schema::agent::close;
 use kontena_schema::limits::{DEAD_AFTER, HELLO_WITHIN, PING_EVERY};
 
-/// The first retry comes within this time, so that a replica that stops costs
-/// its agents nothing that anybody notices.
+/// The first retry comes within this time, so that the stop of a replica goes
+/// unnoticed.
 const FIRST_RETRY_MAX: Duration = Duration::from_millis(300);
 /// Later retries come at least this often: a Master that returns sees all of its
-/// agents within seconds, and 254 agents at this pace are no load.
+/// agents within seconds, and 254 agents at this rate are no load.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// After a refusal that only a person can lift.
 const REFUSED_RETRY_MAX: Duration = Duration::from_secs(30);
-/// A connection that was accepted for this long was a good one: the next retry
-/// is a first one again. Without it a Master that accepts and closes would be
-/// called three times a second.
+/// After a connection that lasted this long, the next retry is a first one again.
+/// Without this, a Master that accepts and closes would be called three times a
+/// second.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
-/// How many frames an agent that waited too long for the welcome takes to find it.
+/// How many frames an agent past the deadline reads to find the welcome.
 const LOOKS: u8 = 4;
 
 /// Which token to show.
@@ -31,10 +31,10 @@ pub enum Credential {
     Join,
 }
 
-/// How a connection, or the try to get one, ended.
+/// How a connection, or an attempt at one, ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum End {
-    /// There is no way to the Master.
+    /// The Master cannot be reached.
     #[error("{0}")]
     Failed(String),
     /// The Master answered the upgrade with this HTTP status.
@@ -46,12 +46,12 @@ pub enum End {
     /// Nothing was heard for too long.
     #[error("the Master was silent for too long")]
     Silent,
-    /// The Master said what makes no sense.
+    /// The Master broke the protocol.
     #[error("the Master broke the protocol: {0}")]
     Protocol(String),
 }
 
-/// What is to be done while no connection is open.
+/// What to do while no connection is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Connect now, with this token.
@@ -62,14 +62,14 @@ pub enum Next {
     Stop,
 }
 
-/// What is to be done while a connection is open.
+/// What to do while a connection is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Send a ping.
     Ping,
-    /// Nothing was heard for too long: take what is there by now, and if nothing is, give
-    /// the connection up. Where this agent had no turn on the processors for long, it is
-    /// this end that did not listen.
+    /// Nothing was heard for too long: read what has arrived by now, and if nothing has,
+    /// give the connection up. If this agent was starved of CPU time, it was this end that
+    /// did not listen.
     Look,
     /// Give the connection up.
     Dead,
@@ -82,7 +82,7 @@ pub enum Due {
 pub struct Machine {
     has_node_token: bool,
     credential: Credential,
-    /// Failed tries since the last good connection.
+    /// Failed attempts since the last good connection.
     failures: u32,
     phase: Phase,
 }
@@ -120,7 +120,7 @@ impl Machine {
         }
     }
 
-    /// What to do without a connection; a connect is asked for once.
+    /// What to do without a connection.
     pub fn next(&mut self, now: Instant) -> Next {
         match self.phase {
             Phase::Waiting { until } if now < until => Next::Wait(until),
@@ -183,7 +183,7 @@ impl Machine {
         }
     }
 
-    /// The connection, or the try, is over. `roll` in 0..1 spreads the agents.
+    /// The connection, or the attempt, is over. `roll` in 0..1 spreads the agents.
     pub fn ended(&mut self, now: Instant, end: &End, roll: f64) {
         if matches!(self.phase, Phase::Live { since, .. } if now >= since + GOOD_AFTER) {
             self.failures = 0;
@@ -304,7 +304,7 @@ mod tests {
         let mut machine = Machine::new(start, false);
         machine.next(start);
         assert_eq!(machine.due(start), Due::Nothing(start + HELLO_WITHIN));
-        // It is looked at what is there, but not without end.
+        // It reads what has arrived, but not for ever.
         for _ in 0..LOOKS {
             assert_eq!(machine.due(start + HELLO_WITHIN), Due::Look);
             machine.heard(start + HELLO_WITHIN);
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(machine.next(until), Next::Connect(Credential::Node));
         assert!(pause(&mut machine, until, &closed(close::NETWORK_OVERLAP), 0.0) > RETRY_MAX);
         let until = until + REFUSED_RETRY_MAX;
-        // It may have been the end of a dead connection; the Master tells if it was a copy.
+        // It may have replaced a dead connection; the Master says if it was a duplicate.
         machine.welcomed(until, false);
         let good = until + GOOD_AFTER;
         assert!(pause(&mut machine, good, &closed(close::SUPERSEDED), 0.0) < RETRY_MAX);

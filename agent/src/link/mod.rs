@@ -1,13 +1,13 @@
 //! The WebSocket to the Master.
 //!
-//! It says `hello`, takes in what the Master decided, and tells what the host
-//! looks like. Nothing waits in a queue: what is known of the grid and what is
-//! known of the host are watch slots, and a slow reader sees the newest value.
-//! What a connection loses is sent again on the next one.
+//! It sends `hello`, receives the Master's decisions and reports the host's state.
+//! Nothing waits in a queue: the state of the grid and that of the host are watch
+//! slots, and a slow reader sees the newest value. What a connection loses is sent
+//! again on the next one.
 //!
 //! Invariants: `changes` are merged only onto the revision that they name, else
-//! the next `hello` asks for everything; the first report of a connection holds
-//! everything; a report is about the node that the Master welcomed, never about
+//! the next `hello` asks for everything; the first report of a connection is
+//! complete; a report is about the node that the Master welcomed, never about
 //! the one that this host was before.
 //!
 //! The decisions are in [`machine`], which has no clock and no IO.
@@ -34,16 +34,16 @@ use crate::pings::PingsSlot;
 use crate::report::HostSlot;
 use machine::{Credential, End, Machine, Next};
 
-/// What the link tells.
+/// What the link sends.
 #[derive(Clone)]
 pub struct Slots {
     /// The state of the host.
     pub host: HostSlot,
-    /// What was found out about it.
+    /// Facts about it.
     pub facts: FactsSlot,
-    /// What was measured.
+    /// The statistics.
     pub measures: MeasuresSlot,
-    /// What came of pings.
+    /// The results of pings.
     pub pings: PingsSlot,
 }
 
@@ -51,20 +51,20 @@ pub struct Slots {
 pub struct Link {
     config: Arc<Config>,
     store: Store,
-    /// What the Master said, merged.
+    /// The Master's changes, merged.
     directory: watch::Sender<Arc<Directory>>,
     host: HostSlot,
     facts: FactsSlot,
     measures: MeasuresSlot,
     pings: PingsSlot,
-    /// Rung when another node of the grid has this host's key.
+    /// Notified when another node of the grid has this host's key.
     key_taken: Arc<Notify>,
     /// How the Master's name is looked up.
     lookup: Lookup,
     machine: Machine,
-    /// Tells this run of the agent from any other that shows the same engine id.
+    /// Tells this run of the agent from any other with the same engine id.
     instance: Uuid,
-    /// Connections that this run began.
+    /// Connections that this run opened.
     connections: u32,
     /// The next `hello` names no position.
     ask_everything: bool,
@@ -105,8 +105,8 @@ impl Link {
         }
     }
 
-    /// Keeps a connection open until the node is removed from its grid; then it
-    /// says so in the directory and does nothing any more.
+    /// Keeps a connection open until the node is removed from its grid; then
+    /// records that in the directory and does nothing more.
     pub async fn run(mut self) {
         loop {
             match self.machine.next(Instant::now()) {
@@ -120,7 +120,7 @@ impl Link {
             removed: true,
             ..Directory::default()
         }));
-        // The owner of this task takes its end for a fault.
+        // The supervisor treats the end of this task as a failure.
         std::future::pending::<()>().await;
     }
 
@@ -131,16 +131,16 @@ impl Link {
             End::Failed(_) | End::Status(_) | End::Silent => warn!(%end, "not connected"),
             End::Closed(close::NODE_DUPLICATE, _) => error!(
                 %end,
-                "another host with the same Docker engine id is connected; everything here stays \
-                 as it is, but this host learns nothing new until one of the two gets another id"
+                "another host with the same Docker engine id is connected; this host keeps running \
+                 as it is, but gets no updates until one of the two has another id"
             ),
             End::Closed(close::NETWORK_OVERLAP, _) => error!(
                 %end,
-                "this host cannot join the grid, which would take its network from it; `kontena grid \
-                 create` chooses other networks with --subnet, and with --inner-subnet for the tunnel"
+                "this host cannot join the grid, whose networks overlap its own; `kontena grid \
+                 create` chooses others with --subnet, and with --inner-subnet for the tunnel"
             ),
             End::Closed(close::KEY_TAKEN, _) => {
-                warn!(%end, "this host makes another key");
+                warn!(%end, "generating another key");
                 self.key_taken.notify_one();
             }
             End::Closed(..) => info!(%end, "not connected"),

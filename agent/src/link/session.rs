@@ -21,11 +21,11 @@ use crate::config::Secret;
 use crate::facts::HostFacts;
 use crate::report::{HostState, Sent};
 
-/// How long a Master that seems to be silent is listened to once more: what came meanwhile
-/// is there as soon as this end looks.
+/// How long to listen once more to a Master that seems silent: frames that have arrived are
+/// there at once.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
-/// What is open besides the socket.
+/// One connection.
 struct Session {
     socket: Socket,
     /// The node that the Master welcomed.
@@ -37,7 +37,7 @@ struct Session {
 }
 
 impl Link {
-    /// Connects and keeps the connection; the end of it is all that returns.
+    /// Connects and keeps the connection; returns only how it ended.
     pub(super) async fn session(&mut self, token: &Secret) -> Result<Infallible, End> {
         let (facts, host) = self.known().await;
         let deadline = match self.machine.due(Instant::now()) {
@@ -68,8 +68,8 @@ impl Link {
         }
     }
 
-    /// Facts and inventory: without them there is no `hello`. Both are there as
-    /// soon as the Docker engine answers.
+    /// Facts and inventory, which `hello` needs. Both are there as soon as the Docker
+    /// engine answers.
     async fn known(&mut self) -> (Arc<HostFacts>, Arc<HostState>) {
         let facts = self
             .facts
@@ -85,7 +85,7 @@ impl Link {
             .and_then(|slot| slot.clone());
         match (facts, host) {
             (Some(facts), Some(host)) => (facts, host),
-            // The agent stops: their owners are gone.
+            // The agent is stopping: the senders are gone.
             _ => std::future::pending().await,
         }
     }
@@ -151,7 +151,7 @@ impl Link {
                 None => End::Closed(close::GOING_AWAY, String::new()),
             }),
             Message::Binary(_) => Err(End::Protocol("a binary frame".to_owned())),
-            // A pong has been queued; this pushes it out.
+            // A pong has been queued; this sends it.
             Message::Ping(_) => session.flush().await,
             Message::Pong(_) | Message::Frame(_) => Ok(()),
         }
@@ -185,7 +185,7 @@ impl Link {
         if let Some(token) = &welcome.node_token
             && let Err(err) = self.store.save_node_token(token)
         {
-            error!(%err, "the node's token is lost with this agent");
+            error!(%err, "cannot save the node's token; it is lost when the agent stops");
         }
         self.machine
             .welcomed(Instant::now(), welcome.node_token.is_some());
@@ -230,7 +230,7 @@ impl Link {
         session.send(&message).await
     }
 
-    /// Tells all that is known of pings: the Master leaves as it is what has ended.
+    /// Sends all known pings: the Master leaves those that have ended as they are.
     async fn tell_pings(&mut self, session: &mut Session) -> Result<(), End> {
         let told = self.pings.borrow_and_update().clone();
         if told.node != session.node || told.reports.is_empty() {
@@ -240,7 +240,7 @@ impl Link {
         session.send(&message).await
     }
 
-    /// Tells the facts if they are not those last told.
+    /// Sends the facts if they differ from those last sent.
     async fn tell(&mut self, session: &mut Session) -> Result<(), End> {
         let Some(facts) = self.facts.borrow_and_update().clone() else {
             return Ok(());
@@ -254,7 +254,7 @@ impl Link {
     }
 }
 
-/// The first protocol whose Master takes measures.
+/// The first protocol whose Master takes statistics.
 const MEASURES_SINCE: u32 = 2;
 
 impl Session {

@@ -1,7 +1,7 @@
-//! Getting a WebSocket to the Master: name, TCP, TLS, upgrade.
+//! Opens a WebSocket to the Master: name, TCP, TLS, upgrade.
 //!
-//! The authorities are read for every try: a new file is used without a restart,
-//! and an agent that was started before its file was there gets through later.
+//! The CA certificates are read for every attempt: a new file is used without a
+//! restart, and an agent started before its file existed gets through later.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ async fn connect_tcp(lookup: &Lookup, host: &str, port: u16) -> Result<TcpStream
     for address in addresses {
         match timeout(TCP_WITHIN, TcpStream::connect(address)).await {
             Ok(Ok(tcp)) => {
-                // Reports are small and each one counts.
+                // Reports are small and must not wait.
                 tcp.set_nodelay(true)
                     .map_err(|err| failed(err.to_string()))?;
                 return Ok(tcp);

@@ -305,7 +305,7 @@ async fn every_connection_is_told_everything_first_and_then_differences() {
         assert_eq!(peer.report().await.applied, Revision(first));
         bed.host.send_replace(host(1, first + 1));
         assert_eq!(peer.report().await.applied, Revision(first + 1));
-        // What is known of another node is not this one's business.
+        // The state of another node is not reported.
         bed.host.send_replace(host(2, 99));
         bed.host.send_replace(host(1, first + 2));
         assert_eq!(peer.report().await.applied, Revision(first + 2));
@@ -346,7 +346,7 @@ async fn measures_are_told_when_there_are_new_ones() {
         other => panic!("{other:?}"),
     }
     peer.close(close::GOING_AWAY).await;
-    // The version before knows them too; an older one is left alone.
+    // The previous version knows them too; the agent leaves an older one.
     let mut before = bed.accept().await;
     before.hello().await;
     let mut welcome = welcome(1);
@@ -437,7 +437,7 @@ async fn pings_are_told_again_on_every_connection_to_a_master_that_knows_them() 
         assert_eq!(all.collect::<Vec<_>>(), [&reports], "{told:?}");
         peer.close(close::GOING_AWAY).await;
     }
-    // What this host did as another node is nobody's business.
+    // What this host did as another node is not reported.
     bed.pings.send_replace(of(2));
     let (mut peer, _) = bed.welcomed().await;
     assert!(matches!(peer.next().await, FromAgent::Report(_)));
@@ -466,11 +466,11 @@ async fn a_master_of_the_version_before_hears_nothing_of_pings() {
     );
 }
 
-/// As on a host whose processors are busy with something else.
+/// As on a host that is short of CPU time.
 #[tokio::test]
 async fn an_agent_that_had_no_turn_for_long_does_not_take_the_master_for_silent() {
     let mut beds = Vec::new();
-    // Many, for what is looked at first is left to chance.
+    // Many, as the order of polling is random.
     for _ in 0..48 {
         beds.push(bed(directory(), Some("node")).await);
     }
@@ -483,7 +483,7 @@ async fn an_agent_that_had_no_turn_for_long_does_not_take_the_master_for_silent(
     for peer in &mut peers {
         peer.send(&ToAgent::Welcome(Box::new(welcome(1)))).await;
     }
-    // Nothing of the agents runs meanwhile: they are on this thread.
+    // The agents do not run meanwhile: they are on this thread.
     std::thread::sleep(HELLO_WITHIN + Duration::from_secs(1));
     for peer in &mut peers {
         assert_eq!(peer.report().await.applied, Revision(7));

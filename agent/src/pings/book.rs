@@ -1,7 +1,7 @@
-//! Which pings were begun, and what came of them. Pure.
+//! Which pings were started, and their results. Pure.
 //!
-//! None is begun twice: pings are begun in rising order, and what a former run of the
-//! agent may have begun, it had on disk in its directory. So no journal is needed.
+//! None is started twice: pings start in ascending order, and those that an earlier run
+//! of the agent may have started are in its directory on disk. So no journal is needed.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::directory::{Directory, PINGS_KEPT, Scope};
 #[derive(Debug, Default)]
 pub struct Book {
     scope: Option<Scope>,
-    /// No ping up to this one is begun any more.
+    /// No ping up to this one is started again.
     begun_up_to: Option<PingId>,
-    /// How far the last ones are.
+    /// The states of the last ones.
     states: BTreeMap<PingId, PingState>,
 }
 
 impl Book {
-    /// The book of an agent that starts with what a former run left: any of its pings
-    /// may have been begun.
+    /// The book of an agent that starts with the directory of an earlier run: any of its
+    /// pings may have been started.
     pub fn resumed(directory: &Directory) -> Self {
         let mut book = Self::default();
         book.enter(directory);
@@ -34,7 +34,7 @@ impl Book {
         book
     }
 
-    /// Starts anew where ids count anew; whether they do.
+    /// Starts over where ids do; true if they do.
     pub fn enter(&mut self, directory: &Directory) -> bool {
         let scope = directory.scope();
         let anew = self.scope != scope;
@@ -47,7 +47,7 @@ impl Book {
         anew
     }
 
-    /// The next ping to be begun, in rising order; each is given once.
+    /// The next ping to start, in ascending order; each is returned once.
     pub fn begin(&mut self, directory: &Directory) -> Option<Ping> {
         let mut pings = directory.pings.values();
         let ping = pings.find(|ping| Some(ping.id) > self.begun_up_to)?;
@@ -56,12 +56,12 @@ impl Book {
         Some(*ping)
     }
 
-    /// Writes down what came of a ping.
+    /// Records the result of a ping.
     pub fn ended(&mut self, ping: PingId, state: PingState) {
         self.set(ping, state);
     }
 
-    /// What is told of pings.
+    /// What to report.
     pub fn reports(&self) -> Vec<PingReport> {
         let report = |(&ping, state): (&PingId, &PingState)| PingReport {
             ping,
@@ -113,7 +113,7 @@ mod tests {
         let mut book = Book::default();
         assert_eq!(begun(&mut book, &with_pings(&[5, 3])), [3, 5]);
         assert!(begun(&mut book, &with_pings(&[3, 5])).is_empty());
-        // One that comes late is not begun out of order.
+        // A late one is not started out of order.
         assert_eq!(begun(&mut book, &with_pings(&[3, 4, 5, 6])), [6]);
         book.ended(PingId(5), failed("no address"));
         let told: Vec<_> = book

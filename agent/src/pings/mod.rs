@@ -1,11 +1,11 @@
-//! Pings: whether frames of this node reach another one, when the Master asks.
+//! Pings: checks whether frames of this node reach another one, when the Master asks.
 //!
-//! A task of its own begins each ping as soon as the directory has it. It waits for no
-//! pass of the reconciler and no pass waits for it: nothing of the host changes with a
-//! ping. What came of it is in a slot from which the link tells it, on every connection
-//! again.
+//! A separate task starts each ping as soon as the directory has it. It waits for no
+//! pass of the reconciler and no pass waits for it: a ping changes nothing on the host.
+//! The results are in a slot from which the link reports them, again on every
+//! connection.
 //!
-//! Invariants: no ping is begun twice ([`book`]); no more than [`PINGS_MAX`] are under way.
+//! Invariants: no ping is started twice ([`book`]); no more than [`PINGS_MAX`] are under way.
 
 mod book;
 
@@ -27,22 +27,22 @@ use crate::directory::Directory;
 use crate::report::HostSlot;
 use kontena_overlay::{Echoes, Overlay};
 
-/// What is told of pings, and of which node they are.
+/// The reports on pings, and their node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Who this host was.
+    /// Which node this host was.
     pub node: Option<NodeId>,
-    /// How far the last pings are, by their numbers.
+    /// The states of the last pings, by number.
     pub reports: Vec<PingReport>,
 }
 
-/// Where that is to be seen.
+/// The latest reports.
 pub type PingsSlot = watch::Receiver<Arc<Told>>;
 
 /// The pings of this node.
 pub struct Pings {
     directory: watch::Receiver<Arc<Directory>>,
-    /// On which path frames leave.
+    /// Has the paths to peers.
     host: HostSlot,
     overlay: Arc<Overlay>,
     slot: watch::Sender<Arc<Told>>,
@@ -52,7 +52,7 @@ pub struct Pings {
 }
 
 impl Pings {
-    /// Nothing is under way; what a former run may have begun is not begun again.
+    /// Nothing is under way; what an earlier run may have started is not repeated.
     pub fn new(
         directory: watch::Receiver<Arc<Directory>>,
         host: HostSlot,
@@ -78,17 +78,17 @@ impl Pings {
             tokio::select! {
                 Ok(()) = self.directory.changed() => {}
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
-                // The agent stops.
+                // The agent is stopping.
                 else => std::future::pending().await,
             }
         }
     }
 
-    /// Begins what is to be begun, and tells how far all are.
+    /// Starts new pings, and publishes the states of all.
     fn begin(&mut self) {
         let directory = self.directory.borrow_and_update().clone();
         if self.book.enter(&directory) {
-            // What is under way is of another grid, or of another history of it.
+            // Those under way are of another grid, or of another timeline of it.
             self.tasks = JoinSet::new();
             self.under_way.clear();
         }
@@ -114,7 +114,7 @@ impl Pings {
         });
     }
 
-    /// What a ping does; or why it cannot be done.
+    /// What a ping does, or why it cannot run.
     fn task(
         &self,
         ping: Ping,
@@ -132,7 +132,7 @@ impl Pings {
         Ok(run(self.overlay.clone(), between, ping.count, path))
     }
 
-    /// On which path frames to a peer leave, as the last pass has it.
+    /// The path to a peer, as of the last pass.
     fn path(&self, peer: NodeId) -> Path {
         let host = self.host.borrow();
         let report = host

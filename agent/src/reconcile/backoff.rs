@@ -1,4 +1,4 @@
-//! Who is held back after a failure, and until when. Pure.
+//! What is held back after a failure, and until when. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use crate::apply::ApplyError;
 use crate::plan::Subject;
 
 /// The first retry; most failures that pass at all (a name or a port that is
-/// just being given free) pass within it.
+/// just being freed) pass within it.
 const RETRY_MIN: Duration = Duration::from_secs(1);
-/// A failure that others may end, such as a registry that is down, is tried once a
-/// minute.
+/// A failure that may pass by itself, such as a registry that is down, is retried once
+/// a minute.
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// One that the engine says is a mistake in what is wanted (no such image, a setting that
-/// it refuses) passes when that is changed, which resets the pause, or when somebody
-/// pushes the image.
+/// A mistake in the request according to the engine (no such image, a setting that it
+/// refuses) passes when the request changes, which resets the pause, or when the image is
+/// pushed.
 const MISTAKE_RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// How a job failed.
@@ -25,7 +25,7 @@ const MISTAKE_RETRY_MAX: Duration = Duration::from_secs(300);
 pub struct Failed {
     /// Why, in words for the user.
     pub reason: String,
-    /// What is wanted cannot be done as it is.
+    /// The request itself is wrong.
     pub mistake: bool,
 }
 
@@ -48,7 +48,7 @@ impl From<ApplyError> for Failed {
     }
 }
 
-/// What was wanted of a placement; something else is tried at once.
+/// What was wanted of a placement; a change is tried at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted(Desired, ServiceRevision, Option<LeaseNumber>);
 
@@ -94,8 +94,8 @@ impl Backoff {
         self.0.remove(subject);
     }
 
-    /// Forgets what does not count any more: `placement` tells what is wanted of
-    /// a subject now, and `exists` whether there is such a thing still.
+    /// Drops failures that no longer count: `placement` says what is wanted of a
+    /// subject now, and `exists` whether it still exists.
     pub fn forget<'a>(
         &mut self,
         placement: impl Fn(&Subject) -> Option<&'a Placement>,

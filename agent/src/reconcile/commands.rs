@@ -1,14 +1,13 @@
 //! Commands, each started at most once, in the order of their numbers.
 //!
-//! Starting a command is one act: it takes its turn, and the journal on disk says so.
-//! Turns come in rising order and wait for nothing, so the journal needs one number:
-//! none up to it is started any more. A command that was started runs as soon as its
-//! own placement is free (`jobs`); commands of one placement run one after the other,
-//! in order, and those of another wait neither for them nor for its pull.
+//! A command is started once the journal on disk says so. Commands start in ascending
+//! order and wait for nothing, so the journal needs one number: none up to it is
+//! started again. A started command runs as soon as its own placement is free
+//! (`jobs`); commands of one placement run one after the other, in order, and those
+//! of another wait neither for them nor for its pull.
 //!
-//! A command whose start is in the journal and whose end is not was interrupted by
-//! the end of an agent; whether it took effect is not known, and it is not started
-//! again.
+//! A command with a start but no end in the journal was interrupted by the end of an
+//! agent; whether it took effect is not known, and it is not started again.
 
 use std::collections::BTreeMap;
 
@@ -18,15 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::directory::{Directory, Scope};
 
-/// Outcomes kept for the Master to hear again; it asks for those of the last
+/// Outcomes kept to be reported again; the Master asks for those of the last
 /// minutes at most.
 const OUTCOMES_MAX: usize = 256;
 
-/// Which commands were started, and what came of them.
+/// Which commands were started, and their outcomes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
     scope: Option<Scope>,
-    /// No command up to this one is started any more.
+    /// No command up to this one is started again.
     started_up_to: Option<CommandId>,
     outcomes: BTreeMap<CommandId, CommandReport>,
 }
@@ -44,7 +43,7 @@ impl Journal {
     }
 
     /// The journal of an agent that ended and whose own cannot be read: any
-    /// command that it knew of may have been begun.
+    /// command that it knew of may have been started.
     pub fn lost(directory: &Directory) -> Self {
         let mut journal = Self::default();
         journal.enter(directory);
@@ -52,7 +51,7 @@ impl Journal {
         journal
     }
 
-    /// Starts anew where ids count anew.
+    /// Starts over where ids do.
     pub fn enter(&mut self, directory: &Directory) {
         let Some(scope) = directory.scope() else {
             return;
@@ -65,25 +64,25 @@ impl Journal {
         }
     }
 
-    /// The next command to be started, in rising order.
+    /// The next command to start, in ascending order.
     pub fn next<'a>(&self, directory: &'a Directory) -> Option<&'a Command> {
         let mut commands = directory.commands.values();
         commands.find(|command| Some(command.id) > self.started_up_to)
     }
 
-    /// Writes down that a command is about to be begun.
+    /// Records that a command is about to start.
     pub fn started(&mut self, command: CommandId) {
         self.started_up_to = self.started_up_to.max(Some(command));
         self.set(command, CommandState::Started, None);
     }
 
-    /// Writes down what came of it.
+    /// Records its outcome.
     pub fn ended(&mut self, command: CommandId, state: CommandState, error: Option<String>) {
         self.set(command, state, error);
     }
 
-    /// What is told of commands: also of those that were started before and of
-    /// which nothing is known any more.
+    /// What to report: also those that were started earlier and whose outcome is no
+    /// longer known.
     pub fn reports(&self, directory: &Directory) -> BTreeMap<CommandId, CommandReport> {
         let mut reports = self.outcomes.clone();
         for &command in directory.commands.keys() {
@@ -146,7 +145,7 @@ mod tests {
             journal.enter(&directory);
         }
         assert_eq!(journal.next(&directory), None);
-        // One that comes late is not begun out of order.
+        // A late one is not started out of order.
         let directory = with_commands(&[3, 4, 5]);
         assert_eq!(journal.next(&directory), None);
         assert_eq!(

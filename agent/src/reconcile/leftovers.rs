@@ -1,13 +1,13 @@
 //! The data of placements that have ended. Pure.
 //!
-//! Usually the Master says that a placement is to be removed, and its data goes after
-//! its container. Where that was missed (the agent died in between, the node was lost
-//! when the placement ended) there is data left whose placement the Master does not
-//! know. It goes a day later, so that a mistake with the Master's database can be
-//! noticed; where the Master removed the whole node, it goes at once.
+//! Usually the Master says that a placement is to be removed, and its data is removed
+//! after its container. If that was missed (the agent died in between, the node was lost
+//! when the placement ended), data is left whose placement the Master does not know. It
+//! is removed a day later, so that a mistake with the Master's database can be noticed;
+//! if the Master removed the whole node, at once.
 //!
-//! Invariant: what is only on disk makes no data unknown: the Master must have spoken
-//! to this run of the agent.
+//! Invariant: a directory from disk alone makes no data unknown: the Master must have
+//! spoken to this run of the agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -17,17 +17,17 @@ use kontena_schema::agent::Desired;
 use crate::directory::{Directory, Identity};
 use crate::docker::volumes::{Owner, Volume};
 
-/// How long the Master must not have known a placement.
+/// How long a placement must have been unknown to the Master.
 const UNKNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a placement that was to be removed is remembered after the Master forgot it.
-/// Data that was made ours only then is found within seconds.
+/// Data that was labelled only then is found within seconds.
 const REMEMBERED_FOR: Duration = Duration::from_secs(3600);
 
 /// What is left of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
-    /// Nothing: it is there.
+    /// Nothing: it is wanted.
     Wanted,
     /// The Master wants it removed.
     Removed,
@@ -45,8 +45,8 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// The volumes that nobody wants any more. A placement that was to be removed stays
-    /// so when the Master has forgotten it.
+    /// The volumes no longer wanted. A placement that was to be removed stays so when the
+    /// Master has forgotten it.
     pub fn ended(
         &mut self,
         now: Instant,
@@ -130,7 +130,7 @@ mod tests {
         directory.confirmed = true;
         assert!(ended(&directory, 2).is_empty());
         assert_eq!(ended(&directory, 3), [volumes[1].name.clone()].into());
-        // Wanted again, it begins anew.
+        // Wanted again, its day starts over.
         let mut wanted = directory.placements[&PlacementId(11)].clone();
         wanted.id = PlacementId(99);
         directory.placements.insert(wanted.id, wanted.clone());
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 1);
         directory.placements.clear();
         directory.confirmed = true;
-        // Also what is found only now.
+        // Also data found only now.
         let volumes = [volume(11, "/data", None), volume(11, "/log", None)];
         assert_eq!(leftovers.ended(now, &directory, &volumes).len(), 2);
     }

@@ -13,7 +13,7 @@ use crate::dns::startup::Startup;
 use crate::dns::zone::{Local, Zone};
 use crate::docker::container::Container;
 
-/// The names, as they were last published.
+/// The names, as last published.
 pub struct Names {
     startup: Startup,
     last: Option<Made>,
@@ -23,7 +23,7 @@ pub struct Names {
 type Made = (Arc<Directory>, BTreeSet<Local>, bool);
 
 impl Names {
-    /// None yet; this is what was stored of the grid.
+    /// None yet; `stored` is the directory from disk.
     pub fn new(stored: &Directory) -> Self {
         Self {
             startup: Startup::new(stored, Instant::now()),
@@ -31,7 +31,7 @@ impl Names {
         }
     }
 
-    /// Publishes the names of what is there now.
+    /// Publishes the current names.
     pub fn publish(
         &mut self,
         zone: &watch::Sender<Arc<Zone>>,

@@ -1,10 +1,10 @@
 //! Tells the containers of this host that an address has a new MAC.
 //!
 //! An address that is leased again has another MAC, but a container that talked
-//! to the former holder remembers the old one for many seconds. A gratuitous ARP
-//! on the local bridge corrects it at once. It stays on this host: the bridge
-//! does not pass such frames to a port that suppresses ARP, and every other host
-//! tells its own containers.
+//! to the previous holder caches the old one for many seconds. A gratuitous ARP
+//! on the local bridge corrects that at once. It stays on this host: the bridge
+//! does not forward such frames to a port that suppresses ARP, and every other
+//! host tells its own containers.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

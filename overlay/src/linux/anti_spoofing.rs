@@ -1,21 +1,20 @@
-//! The anti_spoofing of the VXLAN device: out of it come only frames of those whom the
-//! directory has, and neither ARP nor what has a VLAN tag.
+//! The anti-spoofing filter of the VXLAN device: only frames from MACs in the directory
+//! come out of it, and neither ARP nor frames with a VLAN tag.
 //!
 //! A host that is cut off from the Master, but not from its peers, does not know
 //! that its containers lost their leases. They go on sending, with addresses that
-//! belong to others by now. What gives them away is the MAC of the old lease: so
-//! a frame comes in only if its sender's MAC is in the directory. Who has an address
-//! is advertised by the directory alone, so ARP of others is not listened to
-//! (`infra/adr/0008-arp.md`), nor to frames with a tag, which a kernel takes off and
-//! finds ARP. Nobody here can answer what never came in, and no
-//! container's memory is led astray by another host.
+//! belong to others by now. The MAC of the old lease gives them away: a frame comes
+//! in only if its source MAC is in the directory. Only the directory says who has an
+//! address, so ARP from other hosts is dropped (`infra/adr/0008-arp.md`), and so are
+//! tagged frames, from which a kernel may strip the tag to find ARP. No container here
+//! can answer what never came in, and no other host can poison its ARP cache.
 //!
-//! It is a table of the packet filter with one chain on the VXLAN device's device,
-//! which is hooked in before the device comes up. It stays when the agent dies.
-//! What it drops is counted in `dropped_sender` and `dropped_arp`.
+//! It is a table of the packet filter with one chain on the VXLAN device, which is
+//! hooked in before the device comes up. It outlives the agent. Drops are counted in
+//! `dropped_sender` and `dropped_arp`.
 //!
-//! Absent on purpose: a look at the source address of IP packets. The host that a frame
-//! comes from has looked already (`port_filter.rs`), and a MAC is of one lease.
+//! Absent on purpose: a check of the source address of IP packets. The host that sent
+//! the frame has checked it already (`port_filter.rs`), and a MAC is of one lease.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +35,7 @@ const CHAIN: &str = "ingress";
 const SENDERS: &str = "senders";
 const DROPPED_SENDER: &str = "dropped_sender";
 const DROPPED_ARP: &str = "dropped_arp";
-/// As the filter's, for no other reason; nobody else is at this device.
+/// As the filter's, for no other reason; nothing else hooks this device.
 const PRIORITY: i64 = -300;
 
 /// Reads our table.
@@ -46,8 +45,8 @@ pub(crate) async fn observe() -> Result<AntiSpoofingState, Cause> {
 
 /// Writes our whole table, for these senders. The VXLAN device must exist.
 pub(crate) async fn install(senders: &BTreeSet<Mac>) -> Result<(), Cause> {
-    // Listings of older versions do not show the device, so it is no part of the
-    // frame that is compared.
+    // Older versions of `nft` do not list the device, so it is not part of the frame
+    // that is compared.
     let mut frame = frame();
     for object in &mut frame {
         if let Some(chain) = object.get_mut("chain") {
@@ -57,7 +56,7 @@ pub(crate) async fn install(senders: &BTreeSet<Mac>) -> Result<(), Cause> {
     TABLE.install(&frame, elements(senders)).await
 }
 
-/// Lets frames of others in, in one transaction.
+/// Changes who may send, in one transaction.
 pub(crate) async fn change(old: &BTreeSet<Mac>, new: &BTreeSet<Mac>) -> Result<(), Cause> {
     TABLE.change(elements(old), elements(new)).await
 }
@@ -82,7 +81,7 @@ fn frame() -> Vec<Value> {
     let set = TABLE.object("set", json!({"name": SENDERS, "type": "ether_addr"}));
     let counters = [DROPPED_SENDER, DROPPED_ARP]
         .map(|counter| TABLE.object("counter", json!({"name": counter})));
-    // Without its rules it lets nothing in.
+    // Without its rules the chain lets nothing in.
     let chain = json!({
         "name": CHAIN, "type": "filter", "hook": "ingress", "prio": PRIORITY, "policy": "drop",
     });

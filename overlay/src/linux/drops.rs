@@ -1,7 +1,7 @@
 //! What this host dropped, by reason.
 //!
-//! Three count: the packet filter in our tables, the sleeve, and the kernel in front of
-//! the sleeve. What WireGuard drops nobody counts. `README.md` explains each counter to
+//! Three parts count: the packet filter in our tables, the sleeve, and the kernel in front
+//! of the sleeve. WireGuard's drops are not counted. `README.md` explains each counter to
 //! users.
 
 use std::collections::BTreeMap;
@@ -15,11 +15,11 @@ use crate::model::devices::TAP;
 use crate::peer::manager::PeerManager;
 use crate::sys::netlink::Netlink;
 
-/// Frames that came while the sleeve had not taken the ones before: the kernel's queue
-/// for it is full. Whoever floods it takes room from all others of the host.
+/// Frames that came while the kernel's queue for the sleeve was full. A container that
+/// floods it takes capacity from all others on the host.
 const QUEUE_FULL: &str = "encrypted_queue_full";
 
-/// All counters. One begins anew when what counts is made anew.
+/// All counters. One restarts when what counts is recreated.
 pub(crate) async fn read(
     netlink: &Netlink,
     paths: &PeerManager,

@@ -1,18 +1,17 @@
-//! Whose clear packets pass, and for how long: the elements of the set `fast_peers`, which
-//! two tables of the packet filter have.
+//! Whose clear packets pass, and for how long: the elements of the set `fast_peers` in two
+//! tables of the packet filter.
 //!
-//! The one is our ordinary table (`filter.rs`), which stays when the agent dies. The other
-//! (`live_table.rs`) belongs to a socket of this process: whoever flushes the whole packet
-//! filter, as Debian's nftables service does when it is restarted, leaves it alone, so
-//! until the ordinary one is written anew nobody else's clear packets pass. Kernels before
-//! 5.12 have no such tables.
+//! One is our ordinary table (`filter.rs`), which outlives the agent. The other
+//! (`live_table.rs`) is owned by a socket of this process: a flush of the whole ruleset, as
+//! by a restart of Debian's nftables service, leaves it alone, so no others' clear packets
+//! pass until the ordinary table is written again. Kernels before 5.12 have no such tables.
 //!
-//! Every element has an end of its own, so whatever hangs, the kernel closes. That is put
-//! off by taking the element out and putting it in again, in one transaction: adding what
-//! is there changes nothing on kernels before 6.12, and what is not there any more cannot
-//! be taken out, so nobody gets in whom a pass or the clock has put out.
+//! Every element has a timeout, so whatever hangs, the kernel closes the filter. An element
+//! is renewed by deleting and adding it in one transaction: adding an existing one changes
+//! nothing on kernels before 6.12, and one that is gone cannot be deleted, so a renewal
+//! never lets back in a peer that a pass or the timeout removed.
 //!
-//! No program is run for it: one costs some milliseconds and may hang.
+//! No program is run for it: that takes some milliseconds and may hang.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,20 +30,20 @@ use crate::linux::nft::KONTENA;
 use crate::model::state::LiveTable;
 use crate::sys::nfnetlink::{Attributes, Batch, Batches, Operation};
 
-/// How long a peer's clear packets pass without word of this agent. `filter_lease.rs`
-/// has the arithmetic.
+/// How long a peer's clear packets pass without a renewal. `filter_lease.rs` has the
+/// arithmetic.
 pub(crate) const LIFE: Duration = Duration::from_secs(4);
 
-/// The kernel answers at once, unless somebody else's transaction is under way.
+/// The kernel answers at once, unless another transaction is under way.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
-/// The way to both sets.
+/// Access to both sets.
 pub(crate) struct FastPeers {
-    /// One batch at a time; one that hangs keeps all others.
+    /// One batch at a time; one that hangs blocks all others.
     socket: Arc<Mutex<Batches>>,
-    /// What became of the live table, as a [`LiveTable`].
+    /// The state of the live table, as a [`LiveTable`].
     live: AtomicU8,
 }
 
@@ -58,13 +57,13 @@ impl FastPeers {
         })
     }
 
-    /// The same, as on a kernel that has no tables with an owner.
+    /// The same, as on a kernel without tables that have an owner.
     pub(crate) fn without_live_table(self) -> Self {
         let live = AtomicU8::new(LiveTable::Unsupported as u8);
         Self { live, ..self }
     }
 
-    /// Whether the live table is there. Nobody else can take it away.
+    /// Whether the live table exists. No other process can remove it.
     pub(crate) fn live(&self) -> LiveTable {
         let all = [
             LiveTable::Missing,
@@ -85,9 +84,9 @@ impl FastPeers {
             Ok(()) => LiveTable::Present,
             Err(Cause::Kernel(error)) if lacks_owners(&error) => {
                 tracing::warn!(
-                    "this kernel has no tables of the packet filter with an owner (Linux 5.12): \
-                     after a flush of the whole packet filter clear packets pass until the \
-                     filter is written anew, about a second"
+                    "this kernel has no nftables tables with an owner (added in Linux 5.12): \
+                     after a flush of the whole ruleset, clear packets pass until the \
+                     filter is written again, about a second"
                 );
                 LiveTable::Unsupported
             }
@@ -113,14 +112,14 @@ impl FastPeers {
         self.send(batch).await
     }
 
-    /// Lets clear packets of these peers pass no more. Some may have come to their end.
+    /// Blocks clear packets of these peers. Some elements may have expired.
     pub(crate) async fn forbid(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
         let tables = self.tables();
         self.change(tables, peers, remove).await.map(drop)
     }
 
-    /// Puts off the end of these peers' elements; how many are not there any more in one of
-    /// the tables, and stay so.
+    /// Renews these peers' elements; returns how many are gone from one of the tables, and
+    /// stay gone.
     pub(crate) async fn renew(
         &self,
         peers: &BTreeSet<Ipv4Addr>,
@@ -133,8 +132,8 @@ impl FastPeers {
         self.change(self.tables(), peers, again).await
     }
 
-    /// Changes elements that are there, in as few transactions as it takes; for how many
-    /// there is nothing to change.
+    /// Changes existing elements, in as few transactions as possible; returns how many are
+    /// missing.
     async fn change(
         &self,
         tables: &[&'static str],
@@ -184,7 +183,7 @@ impl FastPeers {
     }
 }
 
-/// Whether it was done; if not, since something was not there.
+/// Whether it was done; false if something was missing.
 fn done(sent: Result<(), Cause>) -> Result<bool, Cause> {
     match sent {
         Ok(()) => Ok(true),

@@ -1,10 +1,9 @@
 //! The forwarding tables: whose frames go where.
 //!
-//! A remote MAC has two entries: in the bridge's table, which port leads to it
-//! (the VXLAN device), and in the VXLAN device's own table, at which underlay address it is, or at
-//! which tunnel_address one.
-//! Entries of the bridge are *sticky*: a container that sends with somebody
-//! else's source MAC cannot pull that MAC to its own port.
+//! A remote MAC has an entry in the bridge's table with the port that leads to it. If that
+//! is the VXLAN device, its own table has another, with the underlay or tunnel address.
+//! Entries of the bridge are *sticky*: a container that spoofs another's source MAC
+//! cannot pull that MAC to its own port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

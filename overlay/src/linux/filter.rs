@@ -1,34 +1,33 @@
 //! Our ordinary table of the packet filter: clear packets of the VXLAN device pass only
 //! from and to fast peers, and containers reach no more of hosts than the grid lets them.
 //!
-//! The VXLAN device's UDP socket takes packets from anyone, and a packet for it says
-//! nothing that proves its sender; so this table is what keeps strangers out,
-//! and what keeps clear packets in. It is written in one transaction before the
-//! VXLAN device exists, and it stays when the agent dies; but whose packets pass is known
-//! for seconds only, and an agent that lives says so again and again (`filter_lease.rs`):
-//! nobody is there any more to hear that a network is trusted no longer. What it drops is
-//! counted in `dropped_in` and `dropped_out`. Whose frames the packets may carry is the
-//! business of `anti_spoofing.rs`.
+//! The VXLAN device's UDP socket takes packets from anyone, and nothing in a packet proves
+//! its sender; so this table is what keeps foreign packets out, and clear packets in. It is
+//! written in one transaction before the VXLAN device exists, and it outlives the agent; but
+//! whose packets pass expires within seconds unless a live agent renews it
+//! (`filter_lease.rs`): a dead one does not learn that a network is no longer trusted. Drops
+//! are counted in `dropped_in` and `dropped_out`. Whose frames the packets may carry is up
+//! to `anti_spoofing.rs`.
 //!
-//! A container is a stranger too. What it sends to a peer would leave with this
-//! host's address, so nothing for the VXLAN device is forwarded, and nothing of a container
-//! for the encrypted path; what it sends to this host with a peer's address comes in where no
-//! way leads to that peer. And it has no business with the Master, whose port is closed to
-//! it; what was tried is counted in `dropped_master`. All of this is of IPv6, too, where
+//! Containers are not trusted either. What one sends to a peer would leave with this host's
+//! address, so nothing for the VXLAN device is forwarded, and nothing from a container for
+//! the encrypted path; what one sends to this host with a peer's address arrives on an
+//! interface without a route to that peer. The Master's port is closed to containers;
+//! attempts are counted in `dropped_master`. All of this applies to IPv6, too, where
 //! Docker's networks have it.
 //!
-//! The overlay's bridge is a way to the host, for containers here and, through the tunnels,
-//! for those of every other host. Nothing answers there but what the grid put there: pings,
-//! what is named as a service, etcd to other nodes; what is left is counted in
-//! `dropped_host`. And it is no way through the host: nothing is routed between the overlay
-//! and another network but what Docker's NAT sends to a published port, and the answers
-//! (`dropped_forward`). Rules that go by connections are only there where the kernel tracks
-//! them anyway, as it does for that NAT: they would make it track those of all packets.
+//! The overlay's bridge gives access to the host, for containers here and, through the
+//! tunnels, for those of every other host. Only what the grid put there answers: pings, the
+//! named services, etcd to other nodes; the rest is counted in `dropped_host`. It gives no
+//! access through the host: nothing is routed between the overlay and another network but
+//! what Docker's NAT sends to a published port, and the replies (`dropped_forward`). Rules
+//! that match connections exist only where the kernel tracks them anyway, as it does for that
+//! NAT: they would make it track every connection.
 //!
-//! Where WireGuard is a device (`wireguard/`), packets of the VXLAN device and the agents'
-//! heartbeats pass through it, between tunnel addresses, and nothing else does: neither what
-//! a peer's host may have for this one, nor what a container would send as this host. A
-//! tunnel address through any other device is nobody's.
+//! Where WireGuard is a device (`wireguard/`), only packets of the VXLAN device and the
+//! agents' heartbeats pass through it, between tunnel addresses: nothing else from a peer's
+//! host, and nothing that a container would send as this host. Through any other device, a
+//! tunnel address is not a peer's.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -58,7 +57,7 @@ pub(crate) async fn observe() -> Result<FilterState, Cause> {
     Ok(listing.map_or(FilterState::Missing, |listing| state(&listing)))
 }
 
-/// The table as it should be, where it is for the tunnel subnet that its rules have.
+/// Compares the table with what it should be for the tunnel subnet in its rules.
 fn state(listing: &Value) -> FilterState {
     let (tunnel_subnet, tracked) = (tunnel_subnet(listing), is_tracked(listing));
     TABLE.state(listing, &frame(tunnel_subnet, tracked), |elements| {
@@ -66,13 +65,13 @@ fn state(listing: &Value) -> FilterState {
     })
 }
 
-/// Everything that any rule asks or does.
+/// The expressions of all rules.
 fn expressions(listing: &Value) -> impl Iterator<Item = &Value> {
     let objects = listing["nftables"].as_array().into_iter().flatten();
     objects.flat_map(|object| object["rule"]["expr"].as_array().into_iter().flatten())
 }
 
-/// The first tunnel subnet in any rule. A table without one is none of ours.
+/// The first tunnel subnet in any rule. A table without one is not ours.
 fn tunnel_subnet(listing: &Value) -> InnerSubnet {
     let network = |part: &Value| {
         let prefix = &part["match"]["right"]["prefix"];
@@ -83,24 +82,24 @@ fn tunnel_subnet(listing: &Value) -> InnerSubnet {
     expressions(listing).find_map(network).unwrap_or_default()
 }
 
-/// Whether any rule goes by connections.
+/// Whether any rule matches connections.
 fn is_tracked(listing: &Value) -> bool {
     expressions(listing).any(|part| part["match"]["left"]["ct"].is_object())
 }
 
-/// Writes our whole table in the place of whatever had its name.
+/// Writes our whole table, replacing whatever had its name.
 pub(crate) async fn install(filter: &Filter) -> Result<(), Cause> {
     let frame = frame(filter.tunnel_subnet, filter.tracked);
     TABLE.install(&frame, all_elements(filter)).await
 }
 
-/// Keeps containers from others than before.
+/// Changes the egress policy.
 pub(crate) async fn egress(old: &EgressPolicy, new: &EgressPolicy) -> Result<(), Cause> {
     let (old, new) = (egress_elements(old), egress_elements(new));
     TABLE.change(old, new).await
 }
 
-/// Lets others of the overlay reach other ports of this host than before.
+/// Changes the overlay's access to this host.
 pub(crate) async fn access(old: &Access, new: &Access) -> Result<(), Cause> {
     let (old, new) = (access_elements(old), access_elements(new));
     TABLE.change(old, new).await

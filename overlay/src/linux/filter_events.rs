@@ -1,16 +1,16 @@
-//! Notices that somebody takes our tables away, or parts of them.
+//! Notices when our tables, or parts of them, are removed.
 //!
 //! Programs that own a host's packet filter flush all of it when they are restarted, and
-//! know nothing of us. The kernel tells of each change; of those that take something away
-//! from a table with our name, this makes an event, which asks for a pass.
+//! know nothing of us. The kernel notifies of each change; a removal from a table with our
+//! name becomes an event, which asks for a pass.
 //!
 //! Every change to a host's packet filter passes here, and some hosts have hundreds a
-//! second. So the kernel keeps additions and elements of sets from us, what is left is read
-//! a few times a second at most, and events are few, whoever causes them: our own pass
-//! replaces a table too, and a pass that would do so each time must not follow on itself.
+//! second. So the kernel filters out additions and elements of sets, the rest is read a few
+//! times a second at most, and events are rate-limited, whatever causes them: our own pass
+//! replaces a table too, and one that does so each time must not trigger itself.
 //!
-//! Absent on purpose: what is taken away in a transaction that begins with something else
-//! than that, and what is added to our tables. The next pass mends both.
+//! Absent on purpose: removals in a transaction that begins with something else, and
+//! additions to our tables. The next pass repairs both.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -29,12 +29,12 @@ const TABLE_REMOVED: u8 = 2;
 /// That, and `DELCHAIN`, `DELRULE`, `DELSET`, `DELOBJ`.
 const REMOVALS: [u8; 5] = [TABLE_REMOVED, 5, 8, 11, 20];
 
-/// A burst is gathered for so long; what it asks for is to be done a second after it began.
+/// How long a burst is gathered; the pass it asks for is due a second after it began.
 const GATHER: Duration = Duration::from_millis(100);
-/// What is nothing to us is waited for this much longer.
+/// The extra wait after changes that do not concern us.
 const REST: Duration = Duration::from_millis(250);
 
-/// So many events may follow on each other; another one comes this much later.
+/// This many events may come at once; another one comes this much later.
 const BURST: u32 = 4;
 const REFILL: Duration = Duration::from_secs(10);
 
@@ -43,7 +43,7 @@ pub(crate) struct FilterEvents {
     socket: Notifications,
     buffer: Vec<u8>,
     budget: Budget,
-    /// When the event is due that was noticed.
+    /// When the pending event is due.
     due: Option<Instant>,
 }
 
@@ -59,8 +59,7 @@ impl FilterEvents {
         })
     }
 
-    /// Waits until something of ours was taken away. Nothing is lost if it is dropped
-    /// meanwhile.
+    /// Waits until something of ours is removed. Cancel-safe.
     pub(crate) async fn changed(&mut self) {
         loop {
             if let Some(due) = self.due {
@@ -71,7 +70,7 @@ impl FilterEvents {
                 return;
             }
             if let Err(err) = readable(&self.socket).await {
-                tracing::warn!(%err, "the packet filter tells nothing");
+                tracing::warn!(%err, "cannot read notifications of the packet filter");
                 sleep(REFILL).await;
             }
             sleep(GATHER).await;
@@ -83,7 +82,7 @@ impl FilterEvents {
         }
     }
 
-    /// Reads all that was told. What there was no room for may have been of ours.
+    /// Reads all notifications. Lost ones may have been about ours.
     fn concerns_us(&mut self) -> bool {
         let mut ours = false;
         loop {
@@ -102,7 +101,7 @@ impl FilterEvents {
     }
 }
 
-/// Nobody is woken between two waits: it is registered for each of them.
+/// Registers for each wait anew, so that nothing wakes between two.
 async fn readable(socket: &Notifications) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed, so it stays open and the same meanwhile.
     let socket = unsafe { AsyncFd::register_with_interest(socket.as_fd(), Interest::READABLE) }?;
@@ -118,7 +117,7 @@ fn is_ours((operation, table): &(u8, String)) -> bool {
     }
 }
 
-/// When the next event may be: a bucket of [`BURST`] that is filled by one each [`REFILL`].
+/// When the next event may be: a bucket of [`BURST`] tokens, refilled by one each [`REFILL`].
 struct Budget {
     /// When the bucket is full again.
     full_at: Instant,
@@ -129,7 +128,7 @@ impl Budget {
         Self { full_at: now }
     }
 
-    /// Takes one, and says when it is there.
+    /// Takes a token; returns when it is available.
     fn next(&mut self, now: Instant) -> Instant {
         self.full_at = self.full_at.max(now) + REFILL;
         now.max(self.full_at - REFILL * BURST)

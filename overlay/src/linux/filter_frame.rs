@@ -2,8 +2,8 @@
 //! which says what they are for.
 //!
 //! Every packet of a host and of its containers passes the first rules of each hook, so
-//! those ask little: each expression of a rule costs time. What they find is sorted in
-//! chains of its own. What only returns from those goes on to the rules after.
+//! those are short: each expression of a rule costs time. What they match is sorted in
+//! chains of its own; packets that return from those go on to the next rules.
 
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT, WIREGUARD_PORT};
@@ -19,7 +19,7 @@ pub(super) const TABLE: Table = Table {
 };
 /// The overlay addresses of other nodes.
 pub(super) const NODES: &str = "nodes";
-/// The ports at which this host answers to all of the overlay.
+/// The ports at which this host answers the whole overlay.
 pub(super) const TCP_SERVICES: &str = "tcp_services";
 pub(super) const UDP_SERVICES: &str = "udp_services";
 /// Where the Master is: address and port.
@@ -28,14 +28,14 @@ pub(super) const MASTERS_IPV6: &str = "masters_ipv6";
 /// The bridges that containers are behind.
 pub(super) const BRIDGES: &str = "container_bridges";
 
-/// Before connection tracking (-200), so that what is dropped costs nothing. What comes in
-/// for the host is at its last hook, after that.
+/// Before connection tracking (-200), so that drops cost nothing. The input and forward
+/// hooks come after it in any case.
 const PRIORITY: i64 = -300;
-/// All devices of the overlay have names that begin so.
+/// Matches the names of all overlay devices.
 const OVERLAY_DEVICES: &str = "kontena*";
-/// Where etcd answers its clients, and where its members talk to each other.
+/// etcd's client port and peer port.
 const ETCD_PORTS: [u16; 2] = [2379, 2380];
-/// What pings and connections of the host's own need, in the order of their numbers.
+/// What pings and the host's own connections need, in the order of their numbers.
 const ICMP_TYPES: [&str; 5] = [
     "echo-reply",
     "destination-unreachable",
@@ -50,7 +50,7 @@ const DROPPED_HOST: &str = "dropped_host";
 const DROPPED_FORWARD: &str = "dropped_forward";
 const DROPPED_MASTER: &str = "dropped_master";
 
-/// Everything in the table but what its sets hold.
+/// Everything in the table but the elements of its sets.
 pub(super) fn frame(tunnel_subnet: InnerSubnet, tracked: bool) -> Vec<Value> {
     let counters = [
         DROPPED_IN,
@@ -84,12 +84,12 @@ fn sets() -> Vec<Value> {
     sets.map(|set| TABLE.object("set", set)).into()
 }
 
-/// Before Docker rewrites targets (-100), so that a Master behind a published port is
-/// told by the address that containers know.
+/// Before Docker's DNAT (-100), so that a Master behind a published port is matched by
+/// the address that containers know.
 fn prerouting() -> Vec<Value> {
     let rule = |(protocol, masters): (&str, &str)| {
         let to = json!({"concat": [field(protocol, "daddr"), field("tcp", "dport")]});
-        // What most packets are not is asked first.
+        // The rarest match comes first.
         let of_containers = vec![equals(&to, &set(masters)), from_containers()];
         [of_containers, drop(DROPPED_MASTER)].concat()
     };
@@ -123,8 +123,8 @@ fn input(tunnel_subnet: InnerSubnet, tracked: bool) -> Vec<Value> {
     .concat()
 }
 
-/// What comes from containers and other nodes by way of the overlay's bridge. What begins
-/// no connection belongs to one of this host's own, or is refused by the kernel itself.
+/// What comes from containers and other nodes through the overlay's bridge. A packet that
+/// opens no connection belongs to one of this host's own, or the kernel itself rejects it.
 fn to_host(tracked: bool) -> Vec<Vec<Value>> {
     let flags = is_in(&field("tcp", "flags"), &json!(["rst", "ack"]));
     let tracked = tracked.then(|| is_in(&ct("state"), &json!(["established", "related"])));
@@ -165,7 +165,7 @@ fn output(tunnel_subnet: InnerSubnet) -> Vec<Value> {
 }
 
 fn forward(tracked: bool) -> Vec<Value> {
-    // What Docker's NAT sends to a published port, and the answers.
+    // What Docker's NAT sends to a published port, and the replies.
     let published = tracked.then(|| is_in(&ct("status"), &json!("dnat")));
     let published = published.map(|what| vec![what, json!({"return": null})]);
     let routed = |in_here: [Value; 2]| [in_here.to_vec(), drop(DROPPED_FORWARD)].concat();
@@ -193,8 +193,8 @@ fn forward(tracked: bool) -> Vec<Value> {
 }
 
 /// What a container sends to the encrypted path of another host. It would come from this
-/// host's address, and each address may begin few handshakes. Between containers the port is
-/// like any other.
+/// host's address, and each address may initiate few handshakes. Between containers the port
+/// is like any other.
 fn initiation() -> Vec<Value> {
     let encrypted = equals(&field("udp", "dport"), &json!(WIREGUARD_PORT));
     let leaves = differs(&meta("oifname"), &set(BRIDGES));
@@ -228,7 +228,7 @@ fn hook(name: &str, rules: &[Vec<Value>]) -> Vec<Value> {
     with_rules(name, chain, rules)
 }
 
-/// A chain that only others jump to.
+/// A chain reached only by a jump.
 fn branch(name: &str, rules: &[Vec<Value>]) -> Vec<Value> {
     with_rules(name, json!({"name": name}), rules)
 }
@@ -267,7 +267,7 @@ fn for_vxlan() -> Value {
     equals(&field("udp", "dport"), &json!(VXLAN_PORT))
 }
 
-/// Something of the connection that a packet belongs to.
+/// A property of the connection of a packet.
 fn ct(key: &str) -> Value {
     json!({"ct": {"key": key}})
 }

@@ -1,4 +1,4 @@
-//! What is read of the table, against listings as `nft` would write them.
+//! Reading the table, from listings as `nft` would write them.
 
 use std::net::Ipv4Addr;
 
@@ -78,7 +78,7 @@ fn a_table_that_lacks_anything_or_has_more_is_broken() {
     let accept_all = json!({"chain": "input", "expr": [{"accept": null}]});
     more.insert(1, TABLE.object("rule", accept_all));
     assert_eq!(state(&more), FilterState::Broken);
-    // Rules of two tunnel subnets are of none.
+    // Rules for two tunnel subnets fit neither.
     let mut both = whole.clone();
     let other = Filter {
         tunnel_subnet: subnet("10.9.9.0/24"),

@@ -4,7 +4,7 @@
 //! chain, which Docker closes when it switches forwarding on. A table of ours
 //! cannot allow what another table drops, so the rule goes where Docker's are:
 //! into the implementation of iptables that holds its chains, into DOCKER-USER
-//! where that exists. An engine that restarts may drop it; each pass looks.
+//! where that exists. A restarting engine may drop it; each pass checks.
 //!
 //! There is no rule against masquerading: Docker rewrites only what comes from
 //! its own bridges' subnets, and overlay sources are not in them.
@@ -33,7 +33,7 @@ pub(crate) async fn observe() -> Result<Forwarding, Cause> {
     Ok(parse(&listings))
 }
 
-/// Puts our rule before all others of a chain.
+/// Inserts our rule at the head of a chain.
 pub(crate) async fn allow(place: ForwardPlace) -> Result<(), Cause> {
     change("-I", place).await
 }

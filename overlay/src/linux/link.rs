@@ -1,4 +1,4 @@
-//! What is done to links of every kind.
+//! Operations on links of every kind.
 
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::LinkUnspec;
@@ -6,7 +6,7 @@ use rtnetlink::LinkUnspec;
 use crate::error::Cause;
 use crate::sys::netlink::Netlink;
 
-/// Sets a link's MTU, and sets it up.
+/// Sets a link's MTU, and brings it up.
 pub(crate) async fn set_link(netlink: &Netlink, index: u32, mtu: u32) -> Result<(), Cause> {
     let links = netlink.handle.link();
     links
@@ -19,8 +19,8 @@ pub(crate) async fn set_link(netlink: &Netlink, index: u32, mtu: u32) -> Result<
         .await?)
 }
 
-/// Our links get no IPv6 address of their own, in containers neither: they would chatter
-/// over the VXLAN device. Where the kernel has no IPv6 there is nothing to do.
+/// Our links, also in containers, get no IPv6 link-local address: they would chatter over
+/// the VXLAN device. Where the kernel has no IPv6 there is nothing to do.
 pub(crate) async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(), Cause> {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
@@ -40,7 +40,7 @@ pub(crate) async fn no_ipv6_address(netlink: &Netlink, index: u32) -> Result<(),
     }
 }
 
-/// What was to be removed may have gone by itself.
+/// What is to be removed may be gone already.
 pub(crate) fn gone_is_fine(result: Result<(), Cause>) -> Result<(), Cause> {
     match result {
         Err(cause) if cause.is_missing() => Ok(()),

@@ -1,13 +1,13 @@
-//! The live table: the part of the packet filter that nobody but this agent can take away,
-//! and that ends with it.
+//! The live table: the part of the packet filter that only this agent can remove, and that
+//! ends with it.
 //!
-//! It says of clear packets what the ordinary table says (`filter.rs`), and less: who is
-//! no fast peer neither sends to the VXLAN device nor gets anything from it, and nothing
-//! for it is forwarded. It comes after the ordinary table, which counts, and finds
-//! something to drop only while that is not there.
+//! It filters clear packets as the ordinary table does (`filter.rs`), but does less: only
+//! fast peers send to the VXLAN device or get anything from it, and nothing for it is
+//! forwarded. It comes after the ordinary table, which counts, and finds something to drop
+//! only while that is missing.
 //!
 //! Every packet of a host passes it, so each hook has one rule that most packets leave at
-//! its first question.
+//! its first match.
 
 use kontena_schema::limits::VXLAN_PORT;
 
@@ -15,7 +15,7 @@ use crate::model::devices::WIREGUARD;
 use crate::sys::nfnetlink::{Attributes, Batch, Operation};
 
 pub(super) const NAME: &str = "kontena-live";
-/// The addresses of fast peers; both tables call the set so.
+/// The addresses of fast peers; the set has this name in both tables.
 pub(super) const FAST_PEERS: &str = "fast_peers";
 /// `NFT_TABLE_F_OWNER`.
 const OWNER: u32 = 2;
@@ -24,17 +24,17 @@ const PRIORITY: i32 = -299;
 /// `NFT_SET_TIMEOUT`, and what `nft` calls the type `ipv4_addr`.
 const TIMEOUT: u32 = 0x10;
 const IPV4_ADDR: u32 = 7;
-/// What the set is called within the transaction.
+/// The set's id within the transaction.
 const SET_ID: u32 = 1;
 
-/// The hooks (`NF_INET_*`), and where the address of the other host is in an IPv4 header.
+/// The hooks (`NF_INET_*`), and the offset of the other host's address in an IPv4 header.
 const HOOKS: [(&str, u32, Option<u32>); 3] = [
     ("input", 1, Some(12)),
     ("forward", 2, None),
     ("output", 3, Some(16)),
 ];
 
-/// Makes the table, with nobody in its set. One that is left is of an earlier try.
+/// Creates the table, with an empty set. One that exists is of an earlier attempt.
 pub(super) fn create() -> Batch {
     let mut batch = Batch::default();
     batch.add(Operation::NewTable, table());
@@ -96,8 +96,8 @@ fn chain(name: &str, hook: u32) -> Attributes {
         .text(KIND, "filter")
 }
 
-/// `NFTA_RULE_*`. Where a peer is at the other end, its address is looked for without a
-/// question for IPv4: the VXLAN device has no other socket.
+/// `NFTA_RULE_*`. Where a peer is at the other end, its address is matched without a check
+/// for IPv4: the VXLAN device has no other socket.
 fn rule(chain: &str, peer: Option<u32>) -> Attributes {
     const TABLE: u16 = 1;
     const CHAIN: u16 = 2;
@@ -127,7 +127,7 @@ const TRANSPORT: u32 = 2;
 /// `NFT_CMP_EQ` and `NFT_CMP_NEQ`.
 const EQUALS: u32 = 0;
 const DIFFERS: u32 = 1;
-/// `NFT_REG_1`; one is enough, for each question is about one thing.
+/// `NFT_REG_1`; one is enough, as each match is about one thing.
 const REGISTER: u32 = 1;
 /// `IFNAMSIZ`.
 const INTERFACE_BYTES: usize = 16;

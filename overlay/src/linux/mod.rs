@@ -1,9 +1,9 @@
-//! The host's kernel: what of ours it has, and how one step changes it.
+//! The host's kernel: what it has of ours, and how one step changes that.
 //!
-//! [`observe`] reads and changes nothing; [`apply`] carries out and decides nothing.
-//! Beside them stand the parts of the kernel that need words of their own: the packet
-//! filter ([`filter`], [`anti_spoofing`], [`port_filter`], [`forwarding`], all through [`nft`] or
-//! `iptables`; and without a program [`fast_peers`] and [`filter_events`]), forwarding tables ([`fdb`]), and counters ([`drops`]).
+//! [`observe`] reads and changes nothing; [`apply`] executes and decides nothing. The other
+//! modules each cover a part of the kernel: the packet filter ([`filter`], [`anti_spoofing`],
+//! [`port_filter`], [`forwarding`], all through [`nft`] or `iptables`; and without a program
+//! [`fast_peers`] and [`filter_events`]), forwarding tables ([`fdb`]), and counters ([`drops`]).
 
 pub(crate) mod announce;
 pub(crate) mod anti_spoofing;

@@ -1,9 +1,9 @@
 //! One table of the packet filter, as `nft` reads and writes it in JSON.
 //!
 //! A table is written whole in one transaction, and afterwards only the elements
-//! of its sets are changed. So what is read is compared in two parts: the frame,
-//! which must be exactly what would be written, and the elements, which say for
-//! whom it is.
+//! of its sets are changed. So a listing is compared in two parts: the frame,
+//! which must be exactly what would be written, and the elements, which hold the
+//! variable part.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,11 +15,11 @@ use crate::sys::program::{refused, run, run_ok};
 
 /// The name of our tables, one in each family.
 pub(crate) const KONTENA: &str = "kontena";
-/// The table of the filters of containers' ports, which are written one by one.
+/// The table of the containers' port filters, which are written one by one.
 pub(crate) const PORTS: &str = "kontena_ports";
 
-/// What differs from one listing of the same table to the next, or (`dev`) is
-/// shown by some versions of `nft` only.
+/// What varies between listings of the same table, or (`dev`) is shown only by
+/// some versions of `nft`.
 const CHANGING: [&str; 4] = ["handle", "packets", "bytes", "dev"];
 
 /// A table of ours.
@@ -30,8 +30,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Reads the table and compares it with `frame`; `elements` makes sense of
-    /// what the sets hold, or finds that it has none.
+    /// Reads the table and compares it with `frame`; `elements` parses what the sets
+    /// hold, and returns none if it cannot.
     pub(crate) async fn observe<T>(
         self,
         frame: &[Value],
@@ -42,7 +42,7 @@ impl Table {
         Ok(listing.map_or(TableState::Missing, state))
     }
 
-    /// What `nft` says of the table; none where there is no table.
+    /// The listing of the table; none if there is no table.
     pub(crate) async fn list(self) -> Result<Option<Value>, Cause> {
         let answer = run("nft", &["-j", "list", "table", self.family, self.name], &[]).await?;
         if answer.ok {
@@ -56,7 +56,7 @@ impl Table {
         Err(refused("nft", &answer))
     }
 
-    /// The same, where it was listed.
+    /// The same, from a listing.
     pub(crate) fn state<T>(
         self,
         listing: &Value,
@@ -66,7 +66,7 @@ impl Table {
         parse(listing, &self.whole(frame), elements)
     }
 
-    /// Writes the whole table in the place of whatever had its name.
+    /// Writes the whole table, replacing whatever had its name.
     pub(crate) async fn install(self, frame: &[Value], elements: Vec<Value>) -> Result<(), Cause> {
         // A table must exist to be deleted.
         let replace = [
@@ -78,7 +78,7 @@ impl Table {
         self.commit(replace.into_iter().chain(add).collect()).await
     }
 
-    /// Takes elements out of sets and puts others in, at once.
+    /// Deletes elements of sets and adds others, in one go.
     pub(crate) async fn change(self, old: Vec<Value>, new: Vec<Value>) -> Result<(), Cause> {
         let delete = old.into_iter().map(|object| json!({"delete": object}));
         let add = new.into_iter().map(|object| json!({"add": object}));
@@ -90,7 +90,7 @@ impl Table {
         self.commit(vec![json!({"delete": self.itself()})]).await
     }
 
-    /// Carries out commands in one transaction.
+    /// Runs commands in one transaction.
     pub(crate) async fn commit(self, commands: Vec<Value>) -> Result<(), Cause> {
         let input = json!({"nftables": commands}).to_string();
         let done = run_ok("nft", &["-j", "-f", "-"], input.as_bytes()).await;
@@ -124,8 +124,8 @@ impl Table {
     }
 }
 
-/// How many packets the counters of all our tables counted since they were written, by
-/// name; none where there is no table.
+/// The packets that the counters of all our tables counted since they were written, by
+/// name; none if there is no table.
 pub(crate) async fn counters() -> Result<BTreeMap<String, u64>, Cause> {
     let answer = run("nft", &["-j", "list", "counters"], &[]).await?;
     if !answer.ok {
@@ -141,7 +141,7 @@ pub(crate) async fn counters() -> Result<BTreeMap<String, u64>, Cause> {
     Ok(counted.collect())
 }
 
-/// What a listing has, each with its kind.
+/// The objects of a listing, with their kinds.
 pub(crate) fn objects(listing: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let objects = listing["nftables"].as_array().into_iter().flatten();
     objects.filter_map(|object| {
@@ -165,7 +165,7 @@ pub(crate) fn differs(left: &Value, right: &Value) -> Value {
     json!({"match": {"op": "!=", "left": left, "right": right}})
 }
 
-/// Something of a packet that is in none of its headers, in a rule.
+/// A property of a packet that is in none of its headers, in a rule.
 pub(crate) fn meta(key: &str) -> Value {
     json!({"meta": {"key": key}})
 }
@@ -180,7 +180,7 @@ pub(crate) fn count_and_drop(counter: &str) -> [Value; 2] {
     [json!({"counter": counter}), json!({"drop": null})]
 }
 
-/// What the sets of a table hold, by their names.
+/// What the sets of a table hold, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Elements(BTreeMap<String, Vec<Value>>);
 
@@ -204,7 +204,7 @@ struct Frame {
     rules: BTreeMap<String, Vec<String>>,
 }
 
-/// Compares what `nft -j list table` advertised with what the table is to be.
+/// Compares the output of `nft -j list table` with the wanted table.
 fn parse<T>(
     listing: &Value,
     wanted: &[Value],
@@ -280,7 +280,7 @@ pub(crate) mod listing {
         }
     }
 
-    /// What is made of a listing.
+    /// The state that a listing shows.
     pub(crate) fn state<T>(
         table: Table,
         objects: &[Value],
