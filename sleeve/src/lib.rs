@@ -22,6 +22,7 @@
 //! Invariants: nothing leaves unencrypted; a frame is accepted only from the peer that owns its
 //! source MAC according to the table; no ARP enters or leaves.
 
+mod bursts;
 mod checksum;
 mod coalesce;
 mod counters;

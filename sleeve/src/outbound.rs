@@ -13,11 +13,12 @@ use crate::peer::Tunnel;
 use crate::segment::segments;
 use crate::shared::{Shared, retry_later};
 use crate::snapshot::{Route, Snapshot};
+use crate::udp::SendTimeout;
 use crate::virtio::{self, Header};
 use crate::vxlan::Encapsulation;
 
 /// How long to wait for an underlay that accepts nothing.
-const SEND_TIMEOUT_MS: u16 = 500;
+const SEND_TIMEOUT: SendTimeout = SendTimeout(500);
 /// How many frames are read before what they became is sent.
 const FRAMES: usize = 64;
 
@@ -42,7 +43,7 @@ pub(crate) fn run(shared: &Shared) {
 /// waited for, since who calls has packets to receive.
 pub(crate) fn carry_answer(shared: &Shared, snapshot: &Snapshot) {
     if let Ok(mut kept) = shared.outgoing.try_lock() {
-        kept.burst.send_timeout_ms = 0;
+        kept.timeout = SendTimeout(0);
         // An error is met again by the thread above, and told there.
         let _ = Work { shared, kept }.carry_waiting(snapshot, 1);
     }
@@ -69,7 +70,7 @@ impl<'a> Work<'a> {
             *kept = Outgoing::new();
             kept
         });
-        kept.burst.send_timeout_ms = SEND_TIMEOUT_MS;
+        kept.timeout = SEND_TIMEOUT;
         Self { shared, kept }
     }
 }
@@ -136,7 +137,8 @@ impl Work<'_> {
         let Outgoing {
             packet,
             encrypted,
-            burst,
+            bursts,
+            timeout,
             ..
         } = &mut *self.kept;
         packet.clear();
@@ -155,15 +157,18 @@ impl Work<'_> {
         let endpoint = state.endpoint;
         drop(state);
         let lost = match endpoint {
-            Some(endpoint) => burst.add(&shared.socket, endpoint, encrypted),
+            Some(endpoint) => bursts.add(&shared.socket, endpoint, encrypted, timeout),
             None => 1,
         };
         shared.not_sent(lost);
     }
 
-    /// Sends what waits for more of its kind.
+    /// Sends what waits.
     pub(crate) fn flush(&mut self) {
-        let lost = self.kept.burst.flush(&self.shared.socket);
+        let Outgoing {
+            bursts, timeout, ..
+        } = &mut *self.kept;
+        let lost = bursts.flush(&self.shared.socket, timeout);
         self.shared.not_sent(lost);
     }
 }

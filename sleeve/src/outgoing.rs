@@ -2,9 +2,10 @@
 
 use kontena_schema::limits::OVERLAY_MTU;
 
+use crate::bursts::Bursts;
 use crate::headers::ETHERNET;
 use crate::message::WIREGUARD_OVERHEAD;
-use crate::udp::Burst;
+use crate::udp::SendTimeout;
 use crate::{virtio, vxlan};
 
 /// The longest frame of the device, with its header.
@@ -23,7 +24,8 @@ pub(crate) struct Outgoing {
     /// The packet that is to be encrypted.
     pub(crate) packet: Vec<u8>,
     pub(crate) encrypted: Vec<u8>,
-    pub(crate) burst: Burst,
+    pub(crate) bursts: Bursts,
+    pub(crate) timeout: SendTimeout,
 }
 
 impl Outgoing {
@@ -32,7 +34,8 @@ impl Outgoing {
             frame: vec![0; FRAME],
             packet: Vec::with_capacity(ENCRYPTED),
             encrypted: vec![0; ENCRYPTED],
-            burst: Burst::new(),
+            bursts: Bursts::default(),
+            timeout: SendTimeout(0),
         }
     }
 }

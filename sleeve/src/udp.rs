@@ -59,9 +59,9 @@ impl Socket {
     }
 
     /// Sends a burst; returns how many packets could not be sent.
-    fn send_burst(&self, burst: &Burst, to: SocketAddr) -> u64 {
+    fn send_burst(&self, burst: &Burst, to: SocketAddr, timeout: &mut SendTimeout) -> u64 {
         if burst.count > 1 && self.segments.load(Ordering::Relaxed) {
-            match self.send_as_one(burst, to) {
+            match self.send_as_one(burst, to, timeout) {
                 Ok(()) => return 0,
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => {
                     self.segments.store(false, Ordering::Relaxed);
@@ -74,9 +74,7 @@ impl Socket {
         }
         let mut lost = 0;
         for (number, packet) in burst.bytes.chunks(burst.size).enumerate() {
-            let sent = with_timeout(&self.socket, burst.send_timeout_ms, || {
-                self.send_now(packet, to)
-            });
+            let sent = timeout.wait(&self.socket, || self.send_now(packet, to));
             match sent {
                 Ok(()) => {}
                 // The rest would fail, too.
@@ -89,7 +87,12 @@ impl Socket {
         lost
     }
 
-    fn send_as_one(&self, burst: &Burst, to: SocketAddr) -> io::Result<()> {
+    fn send_as_one(
+        &self,
+        burst: &Burst,
+        to: SocketAddr,
+        timeout: &mut SendTimeout,
+    ) -> io::Result<()> {
         let SocketAddr::V4(to) = to else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -98,7 +101,7 @@ impl Socket {
         let pieces = [IoSlice::new(&burst.bytes)];
         let target = SockaddrIn::from(to);
         let fd = self.socket.as_raw_fd();
-        with_timeout(&self.socket, burst.send_timeout_ms, || {
+        timeout.wait(&self.socket, || {
             sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&target))?;
             Ok(())
         })
@@ -129,79 +132,83 @@ impl AsFd for Socket {
     }
 }
 
-/// Blocks until the socket can send, up to a timeout: this is what slows down a sender that is
-/// too fast.
-fn with_timeout(
-    socket: &UdpSocket,
-    timeout_ms: u16,
-    mut send: impl FnMut() -> io::Result<()>,
-) -> io::Result<()> {
-    loop {
-        match send() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-                match poll(&mut fds, timeout_ms) {
-                    Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(errno.into()),
+/// How long to wait for an underlay that accepts nothing, in milliseconds. It is for all packets
+/// together: after one wait in vain there is no other.
+#[derive(Clone, Copy)]
+pub(crate) struct SendTimeout(pub(crate) u16);
+
+impl SendTimeout {
+    /// Blocks until the socket can send: this is what slows down a sender that is too fast.
+    fn wait(
+        &mut self,
+        socket: &UdpSocket,
+        mut send: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        loop {
+            match send() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+                    match poll(&mut fds, self.0) {
+                        Ok(0) => {
+                            self.0 = 0;
+                            return Err(io::ErrorKind::TimedOut.into());
+                        }
+                        Ok(_) | Err(Errno::EINTR) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
         }
     }
 }
 
 /// Packets for one receiver that are sent in one call: all of one size but the last, which may
 /// be shorter.
+#[derive(Default)]
 pub(crate) struct Burst {
     bytes: Vec<u8>,
     size: usize,
     count: usize,
-    to: Option<SocketAddr>,
-    /// How long to wait for an underlay that accepts nothing.
-    pub(crate) send_timeout_ms: u16,
     /// A shorter packet was added: none can follow.
     closed: bool,
 }
 
 impl Burst {
-    pub(crate) fn new() -> Self {
-        Self {
-            bytes: Vec::with_capacity(BYTES),
-            size: 0,
-            count: 0,
-            to: None,
-            send_timeout_ms: 0,
-            closed: false,
-        }
+    /// How many packets it has.
+    pub(crate) fn len(&self) -> usize {
+        self.count
     }
 
-    /// Adds a packet; if it does not fit, the burst is sent first. Returns how many packets
-    /// could not be sent.
-    pub(crate) fn add(&mut self, socket: &Socket, to: SocketAddr, packet: &[u8]) -> u64 {
-        let fits = self.to == Some(to)
-            && !self.closed
-            && packet.len() <= self.size
-            && self.count < PACKETS
-            && self.bytes.len() + packet.len() <= BYTES;
-        let lost = if fits { 0 } else { self.flush(socket) };
+    /// Whether this packet can be sent with those that it has.
+    pub(crate) fn takes(&self, packet: &[u8]) -> bool {
+        let same = !self.closed && packet.len() <= self.size;
+        let room = self.count < PACKETS && self.bytes.len() + packet.len() <= BYTES;
+        self.count == 0 || same && room
+    }
+
+    /// Adds a packet that it takes.
+    pub(crate) fn add(&mut self, packet: &[u8]) {
         if self.count == 0 {
             self.size = packet.len();
-            self.to = Some(to);
         }
         self.closed = packet.len() < self.size;
         self.bytes.extend_from_slice(packet);
         self.count += 1;
-        lost
     }
 
-    /// Sends the burst; returns how many packets could not be sent.
-    pub(crate) fn flush(&mut self, socket: &Socket) -> u64 {
-        let Some(to) = self.to.take() else {
+    /// Sends what it has; returns how many packets could not be sent.
+    pub(crate) fn send(
+        &mut self,
+        socket: &Socket,
+        to: SocketAddr,
+        timeout: &mut SendTimeout,
+    ) -> u64 {
+        if self.count == 0 {
             return 0;
-        };
-        let lost = socket.send_burst(self, to);
+        }
+        let lost = socket.send_burst(self, to, timeout);
         self.bytes.clear();
         self.count = 0;
         self.closed = false;
