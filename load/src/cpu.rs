@@ -2,6 +2,7 @@
 //! the whole machine.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,18 @@ const STAT_COLUMNS: usize = 8;
 pub(crate) type Used = BTreeMap<&'static str, f64>;
 
 /// The counters of a stack.
-pub(crate) struct Cpu(Vec<(&'static str, PathBuf)>);
+pub(crate) struct Cpu(Vec<(&'static str, Group)>);
+
+/// A control group, by the file in which the kernel counts its processor time.
+pub(crate) struct Group(PathBuf);
+
+impl Group {
+    /// Microseconds of processor time up to now.
+    pub(crate) fn used_us(&self) -> Result<f64, BenchError> {
+        let us = usage_us(&fs::read_to_string(&self.0)?);
+        us.ok_or_else(|| unread(&self.0))
+    }
+}
 
 impl Cpu {
     pub(crate) fn of(stack: &Stack) -> Result<Self, BenchError> {
@@ -39,9 +51,8 @@ impl Cpu {
     /// What was used up to now.
     pub(crate) fn used(&self) -> Result<Used, BenchError> {
         let mut used = Used::new();
-        for (part, file) in &self.0 {
-            let us = usage_us(&fs::read_to_string(file)?);
-            *used.entry(part).or_default() += us.ok_or_else(|| unread(file))?;
+        for (part, group) in &self.0 {
+            *used.entry(part).or_default() += group.used_us()?;
         }
         for (part, file, ticks) in [
             ("machine", "/proc/stat", machine_ticks as fn(&str) -> _),
@@ -91,12 +102,17 @@ fn unread(file: &Path) -> BenchError {
     BenchError::Failed(format!("{}: no processor time in it", file.display()))
 }
 
-/// Where the kernel counts for a container, in either version of control groups.
-fn counter(stack: &Stack, part: &str) -> Result<PathBuf, BenchError> {
-    let process = stack.inspect(part, "{{.State.Pid}}")?;
+/// Where the kernel counts for a container.
+fn counter(stack: &Stack, part: &str) -> Result<Group, BenchError> {
+    group_of(stack.inspect(part, "{{.State.Pid}}")?)
+}
+
+/// The control group of a process, in either version of control groups.
+pub(crate) fn group_of(process: impl Display) -> Result<Group, BenchError> {
     let file = format!("/proc/{process}/cgroup");
     let groups = fs::read_to_string(&file)?;
-    counter_of(&groups).ok_or_else(|| unread(Path::new(&file)))
+    let counter = counter_of(&groups).ok_or_else(|| unread(Path::new(&file)))?;
+    Ok(Group(counter))
 }
 
 fn counter_of(groups: &str) -> Option<PathBuf> {

@@ -1,6 +1,7 @@
 //! The benchmarks, one module each: `Settings` is what can be typed, `run` answers
 //! a report.
 
+mod idle;
 pub(crate) mod ipam;
 pub(crate) mod mesh;
 pub(crate) mod overlay;

@@ -5,6 +5,9 @@
 //! the example's page answers; its steps are what the script itself records. The
 //! stack is brought up once before, so that everything is built. It is removed on
 //! the way, and at the end it is up if it was up before.
+//!
+//! `cpu_percent_idle` and `rss_mib_idle` are what the costliest agent of the grid uses
+//! while nothing changes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +18,15 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::{Map, json};
 
-use super::BenchError;
+use super::{BenchError, idle};
 use crate::results::{Bound, Report, median};
 use crate::tree::Tree;
 
 /// The longest that a newcomer should wait once everything is built.
 const UP_WARM_S_MAX: f64 = 60.0;
+/// What an agent of a small grid may cost its host: percent of a core, and MiB.
+const CPU_PERCENT_IDLE_MAX: f64 = 0.3;
+const RSS_MIB_IDLE_MAX: f64 = 20.0;
 
 /// The step under which the script records itself as a whole.
 const WHOLE: &str = "up";
@@ -59,7 +65,11 @@ pub(crate) fn run(tree: &Tree, settings: &Settings) -> Result<Report, BenchError
             .or_default()
             .push(down_s);
         script(tree, project, "up")?;
-        for (figure, value) in figures(&steps_file(tree, project))? {
+        let mut figures = figures(&steps_file(tree, project))?;
+        let idle = idle::measure(project)?;
+        figures.insert("cpu_percent_idle".to_owned(), idle.cpu_percent);
+        figures.insert("rss_mib_idle".to_owned(), idle.rss_mib);
+        for (figure, value) in figures {
             measured.entry(figure).or_default().push(value);
         }
     }
@@ -72,6 +82,8 @@ pub(crate) fn run(tree: &Tree, settings: &Settings) -> Result<Report, BenchError
     ]);
     let mut report = Report::new("up", settings);
     report.bound("up_warm_s", Bound::AtMost(UP_WARM_S_MAX));
+    report.bound("cpu_percent_idle", Bound::AtMost(CPU_PERCENT_IDLE_MAX));
+    report.bound("rss_mib_idle", Bound::AtMost(RSS_MIB_IDLE_MAX));
     measured
         .into_iter()
         .for_each(|(figure, values)| report.figure(figure, median(values)));
