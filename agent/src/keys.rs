@@ -1,11 +1,11 @@
-//! This host's keys for encrypted paths: made here, kept here, changed in time.
+//! This host's keys for encrypted paths: generated, stored and rotated here.
 //!
-//! A key is changed every [`KEY_LIFE`] and whenever the Master asks. The next key is
-//! told first; when the Master says that every connected peer is ready for it, it is
-//! used, and the old one still answers for a while, because peers learn of the
-//! change each in its time. Without the Master no key changes.
+//! A key is rotated every [`KEY_LIFE`] and whenever the Master asks. The next key is
+//! advertised first and used once the Master says that every connected peer is ready
+//! for it. The old key still answers for a while, as peers do not all learn of the
+//! change at once. Without the Master no key is rotated.
 //!
-//! Invariant: a key is on disk before anybody hears of it, and its secret half never
+//! Invariant: a key is on disk before it is advertised, and its private half never
 //! leaves the host.
 
 use std::sync::Arc;
@@ -17,40 +17,42 @@ use kontena_schema::key::{PublicKey, PublicKeys};
 use kontena_sleeve::PrivateKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use crate::directory::{Directory, Store};
 
-/// How long a key is used at most; by how much less, its first octet says, so that nodes
-/// that joined together do not all change at once.
+/// The longest a key is used. Its first octet shortens that, so that nodes that joined
+/// together do not all rotate at once.
 pub const KEY_LIFE: Duration = Duration::from_hours(7 * 24);
-/// How long the old key answers before the Master is told that it is no more: a
-/// peer's handshake is repeated every 5 s (WireGuard whitepaper section 6.4).
+/// How long the old key answers before the Master is told that it is gone: a peer
+/// retries its handshake every 5 s (WireGuard whitepaper section 6.4).
 const OLD_KEPT: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_secs(1);
+/// How soon keys that could not be saved are tried again.
+const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
-/// What others need of the keys.
+/// What other parts need of the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostKeys {
-    /// The keys under which this host answers; it begins with the first.
+    /// The keys that this host answers to; it initiates with the first.
     pub own: Vec<PrivateKey>,
-    /// What the Master is told.
+    /// What is advertised.
     pub told: PublicKeys,
 }
 
-/// The keys, as they are kept.
+/// The keys, as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keys {
     current: Kept,
     next: Option<Kept>,
-    /// The one before the current one, while it still answers.
+    /// The previous key, while it still answers.
     old: Option<Kept>,
-    /// The Master's count when the last change began; none before the first look.
+    /// The Master's rotation count as last seen; none before the first.
     turn: Option<KeyTurn>,
 }
 
-/// A key and since when it is what it is.
+/// A key, and since when it has its role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 struct Kept {
@@ -58,7 +60,7 @@ struct Kept {
     since: SystemTime,
 }
 
-/// How a key is written down: in base64, and in seconds since 1970.
+/// How a key is stored: in base64, with the time in seconds since 1970.
 #[derive(Serialize, Deserialize)]
 struct Written {
     key: PublicKey,
@@ -69,7 +71,7 @@ impl From<Kept> for Written {
     fn from(kept: Kept) -> Self {
         let since = kept.since.duration_since(UNIX_EPOCH);
         Self {
-            // Both halves are 32 octets; the text is the same.
+            // Both halves are 32 octets and encode the same way.
             key: PublicKey(kept.key.to_octets()),
             since_s: since.unwrap_or_default().as_secs(),
         }
@@ -88,8 +90,8 @@ impl TryFrom<Written> for Kept {
     }
 }
 
-/// Makes a key. It is asked of the kernel, which answers or stops the machine's
-/// start; a host without random numbers has no secrets.
+/// Generates a key. It cannot fail: the kernel's random numbers at most block early
+/// in boot, and a host without them has no secrets.
 pub type Make<'a> = &'a dyn Fn() -> PrivateKey;
 
 impl Keys {
@@ -128,12 +130,12 @@ impl Keys {
         }
     }
 
-    /// One step on: `own` is what the Master last said of this node.
+    /// One step on; `own` is the Master's latest entry for this node.
     #[must_use]
     pub fn step(&self, own: Option<&NodeEntry>, make: Make<'_>, now: SystemTime) -> Self {
         let mut after = self.clone();
         if let Some(old) = &self.old {
-            // A clock that was set back ends it at once: nobody knows how long it was.
+            // If the clock was set back, it ends at once: its age is unknown.
             let kept = now.duration_since(old.since);
             if kept.map_or(true, |kept| kept >= OLD_KEPT) {
                 after.old = None;
@@ -144,7 +146,7 @@ impl Keys {
             return after;
         };
         after.turn = Some(entry.key_turn);
-        // What it says is not what this host last told it: it is behind.
+        // The Master has not yet seen what this host last advertised.
         if known != self.host_keys().told {
             after.turn = self.turn;
             return after;
@@ -159,7 +161,7 @@ impl Keys {
                 after.current = replaced(next);
                 after.next = None;
             }
-            // It waits for its peers; what is asked for meanwhile is on its way.
+            // Waiting for the peers; a request made meanwhile is already being met.
             Some(_) => {}
             None => {
                 let asked = self.turn.is_some_and(|turn| turn != entry.key_turn);
@@ -173,30 +175,30 @@ impl Keys {
     }
 }
 
-/// Up to a tenth less than the longest.
+/// [`KEY_LIFE`] less up to a tenth.
 fn life(kept: &Kept) -> Duration {
     KEY_LIFE - KEY_LIFE / 2560 * u32::from(kept.key.public().0[0])
 }
 
-/// A clock that was set back makes a key young, which only delays its end.
+/// A clock set back makes a key look younger, which only delays its end.
 fn age(kept: &Kept, now: SystemTime) -> Duration {
     now.duration_since(kept.since).unwrap_or_default()
 }
 
-/// The keys of this host, made where there are none.
+/// Loads this host's keys, or generates the first.
 pub fn load(store: &Store, make: Make<'_>) -> Keys {
     if let Some(keys) = store.keys::<Keys>() {
         return keys;
     }
     let keys = Keys::new(make, SystemTime::now());
     if let Err(err) = store.save_keys(&keys) {
-        error!(%err, "this host's key is lost with this agent");
+        error!(%err, "cannot save this host's key; it is lost when the agent stops");
     }
     keys
 }
 
-/// Changes the keys in time, for ever. `taken` is rung when the Master refused the
-/// key because another node has it.
+/// Rotates the keys when due, for ever. `taken` is notified when the Master refuses
+/// the key because another node has it.
 pub async fn watch(
     mut keys: Keys,
     store: Store,
@@ -206,19 +208,23 @@ pub async fn watch(
 ) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Until then what could not be saved is not tried again.
+    let mut held: Option<Instant> = None;
     loop {
         let after = tokio::select! {
             () = taken.notified() => Keys::new(&generate, SystemTime::now()),
             _ = ticks.tick() => step(&keys, &directory),
             Ok(()) = directory.changed() => step(&keys, &directory),
         };
-        if after == keys {
+        if after == keys || held.is_some_and(|until| Instant::now() < until) {
             continue;
         }
         if let Err(err) = tokio::task::block_in_place(|| store.save_keys(&after)) {
-            error!(%err, "the key stays as it is");
+            error!(%err, "cannot save the keys; they stay as they are");
+            held = Some(Instant::now() + SAVE_AGAIN_AFTER);
             continue;
         }
+        held = None;
         let published = after.host_keys();
         if published != keys.host_keys() {
             info!(current = %published.told.current, next = ?published.told.next, "keys");
@@ -233,7 +239,7 @@ fn step(keys: &Keys, directory: &watch::Receiver<Arc<Directory>>) -> Keys {
     keys.step(directory.own(), &generate, SystemTime::now())
 }
 
-/// A key of the kernel's random numbers.
+/// A key from the kernel's random numbers.
 pub fn generate() -> PrivateKey {
     PrivateKey::generate()
 }

@@ -189,6 +189,16 @@ impl GridPart {
 
 fn member(directory: &Directory) -> Option<Membership> {
     let (grid, own) = (directory.grid.as_ref()?, directory.own()?);
+    let without_trust = GridSettings {
+        trusted_subnets: Vec::new(),
+        ..grid.clone()
+    };
+    // The trust may have been withdrawn.
+    let grid = if directory.outdated {
+        &without_trust
+    } else {
+        grid
+    };
     let (nodes, endpoints) = (directory.nodes.values(), directory.endpoints.values());
     let grid = OverlayIntent::of_grid(grid, own, nodes, endpoints);
     Some(Membership::Member {
@@ -199,6 +209,8 @@ fn member(directory: &Directory) -> Option<Membership> {
 
 #[cfg(test)]
 mod tests {
+    use kontena_schema::path::Path;
+
     use super::*;
     use crate::directory::tests::directory;
 
@@ -214,6 +226,22 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &grid(part.of(&directory, false))));
         let newer = Arc::new(Directory::clone(&directory));
         assert!(!Arc::ptr_eq(&first, &grid(part.of(&newer, false))));
+    }
+
+    #[test]
+    fn what_is_outdated_trusts_nobody() {
+        let known = directory();
+        let fast = |known: Directory| {
+            let Membership::Member { grid, .. } = member(&known).unwrap() else {
+                unreachable!()
+            };
+            grid.peers
+                .values()
+                .any(|peer| matches!(peer.path, Path::Fast { .. }))
+        };
+        assert!(fast(known.clone()));
+        let outdated = true;
+        assert!(!fast(Directory { outdated, ..known }));
     }
 
     #[test]

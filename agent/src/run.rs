@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::{Duration, sleep};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::apply::Tools;
 use crate::config::{Config, EngineConfig};
-use crate::directory::{Directory, InstallError, Store, StoreError};
+use crate::directory::{Directory, InstallError, Store, StoreError, keep};
 use crate::dns::lookup::Lookup;
 use crate::dns::zone::Zone;
 use crate::docker::dirty::DirtySet;
@@ -92,8 +91,7 @@ async fn start(
     store: Store,
     opened: watch::Sender<Option<Arc<Overlay>>>,
 ) -> Result<(), RunError> {
-    let known = Arc::new(store.directory().unwrap_or_default());
-    info!(revision = %known.revision(), "what was known of the grid");
+    let known = Arc::new(known(&store));
     let (zone_in, zone) = watch::channel(Arc::new(Zone::build(&known, []).incomplete()));
     let lookup = Lookup::of_host();
     let (received_in, directory) = start_directory(tasks, &store, known);
@@ -164,6 +162,16 @@ async fn start(
     Ok(())
 }
 
+/// What the last run of the agent knew of the grid.
+fn known(store: &Store) -> Directory {
+    let known = store.directory().unwrap_or_default();
+    info!(revision = %known.revision(), "what was known of the grid");
+    if known.outdated {
+        warn!("it is outdated; nothing is started or trusted until the Master has spoken");
+    }
+    known
+}
+
 /// What the Master says goes in at one end, and comes out of the other when it is on disk.
 fn start_directory(
     tasks: &mut Tasks,
@@ -174,10 +182,11 @@ fn start_directory(
     watch::Receiver<Arc<Directory>>,
 ) {
     let (received_in, received) = watch::channel(known.clone());
-    let (directory_in, directory) = watch::channel(known);
+    let (directory_in, directory) = watch::channel(known.clone());
     let store = store.clone();
     tasks.supervise("directory", move || {
-        keep(store.clone(), received.clone(), directory_in.clone())
+        let writer = keep::Writer::new(store.clone(), known.clone());
+        keep::run(writer, received.clone(), directory_in.clone())
     });
     (received_in, directory)
 }
@@ -315,55 +324,5 @@ async fn open_overlay() -> Overlay {
             Err(err) => warn!(%err, "the overlay cannot be worked on"),
         }
         sleep(RETRY_EVERY).await;
-    }
-}
-
-/// Writes down what was received before anybody acts on it. Many changes at once
-/// are written once.
-async fn keep(
-    store: Store,
-    mut received: watch::Receiver<Arc<Directory>>,
-    directory: watch::Sender<Arc<Directory>>,
-) {
-    while received.changed().await.is_ok() {
-        let newest = received.borrow_and_update().clone();
-        // What a removed node knew is forgotten when nothing of it is left.
-        if !newest.removed {
-            let (store, newest) = (store.clone(), newest.clone());
-            let kept = spawn_blocking(move || save_or_forget(&store, &newest)).await;
-            if let Err(err) = kept {
-                error!(%err, "what the Master said is not written down");
-            }
-        }
-        directory.send_replace(newest);
-    }
-}
-
-/// A successor of this agent had better know nothing than something old.
-fn save_or_forget(store: &Store, directory: &Directory) {
-    if let Err(err) = store.save_directory(directory) {
-        error!(%err, "what the Master said is not written down");
-        if let Err(err) = store.forget_directory() {
-            error!(%err, "what the Master said before is not forgotten");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::directory::tests::directory;
-    use crate::testing::TempDir;
-
-    #[test]
-    fn what_cannot_be_written_down_leaves_nothing_old() {
-        let dir = TempDir::new();
-        let store = Store::open(dir.path()).unwrap();
-        save_or_forget(&store, &directory());
-        assert!(store.directory().is_some());
-        // In the way of the file that is written beside.
-        std::fs::create_dir(dir.path().join("directory.new")).unwrap();
-        save_or_forget(&store, &directory());
-        assert!(store.directory().is_none());
     }
 }

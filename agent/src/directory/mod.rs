@@ -7,10 +7,12 @@
 //! Invariants: a change is merged whole or not at all; its `from` is the
 //! directory's own revision, or 0, which replaces everything. Nothing is
 //! published that is not on disk, so a restarted agent never removes a container
-//! that it was told to run (a full disk is the one exception, and is logged).
+//! that it was told to run. A full disk is the one exception: the agent goes on from
+//! memory, and what is on disk is marked as outdated.
 //!
 //! Absent on purpose: any state of the host. That is observed, never remembered.
 
+pub mod keep;
 mod store;
 
 use std::collections::BTreeMap;
@@ -109,6 +111,11 @@ pub struct Directory {
     /// The Master has spoken to this run of the agent; what is only on disk may be old.
     #[serde(skip)]
     pub confirmed: bool,
+    /// It comes from disk, and a run of the agent before this one acted on something newer
+    /// that could not be written down. It tells where others are, and no more: by it
+    /// nothing is started, attached, removed or trusted.
+    #[serde(skip)]
+    pub outdated: bool,
 }
 
 /// Changes that do not fit what the agent knows.
@@ -206,6 +213,7 @@ impl Directory {
             ..
         } = changes;
         self.confirmed = true;
+        self.outdated = false;
         self.reached = Some(Reached {
             timeline,
             revision: to,

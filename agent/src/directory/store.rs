@@ -1,6 +1,6 @@
 //! What survives the agent, as files in its state directory.
 //!
-//! `node-token` (mode 600), `directory.json`, `commands.json`, `keys.json`, `engine-id`
+//! `node-token` (mode 600), `directory.json` (or `directory-outdated.json`), `commands.json`, `keys.json`, `engine-id`
 //! where there is no engine that has one, and `bin/w`, the program that containers
 //! mount. Each is replaced whole: written beside, synced,
 //! renamed, the directory synced. A file that cannot be read counts as absent and
@@ -56,6 +56,8 @@ pub struct Unreadable;
 
 const TOKEN: &str = "node-token";
 const DIRECTORY: &str = "directory.json";
+/// The same while it is outdated. A file gets another name on a full disk, too.
+const OUTDATED: &str = "directory-outdated.json";
 const COMMANDS: &str = "commands.json";
 const KEYS: &str = "keys.json";
 const ENGINE_ID: &str = "engine-id";
@@ -87,18 +89,34 @@ impl Store {
 
     /// What was last known of the grid.
     pub fn directory(&self) -> Option<Directory> {
-        self.json(DIRECTORY).ok()?
+        if let Ok(Some(directory)) = self.json(DIRECTORY) {
+            return Some(directory);
+        }
+        let outdated = self.json::<Directory>(OUTDATED).ok()??;
+        Some(Directory {
+            outdated: true,
+            ..outdated
+        })
     }
 
-    /// Keeps what is known of the grid.
+    /// Keeps what is known of the grid. If that fails, what was kept before stays, marked
+    /// as outdated.
     pub fn save_directory(&self, directory: &Directory) -> Result<(), StoreError> {
-        self.save(DIRECTORY, directory)
-    }
-
-    /// Forgets what was known of the grid, so that a successor does not act on
-    /// what is old.
-    pub fn forget_directory(&self) -> Result<(), StoreError> {
-        self.unlink(DIRECTORY)
+        if directory.outdated {
+            // The Master has said who this host is, and nothing of what is new.
+            return self.save(OUTDATED, directory);
+        }
+        let Err(failed) = self.save(DIRECTORY, directory) else {
+            // Nobody reads it beside the new one, and nobody may later.
+            return self.unlink(OUTDATED);
+        };
+        let path = self.dir.join(DIRECTORY);
+        match fs::rename(&path, self.dir.join(OUTDATED)).and_then(|()| sync_dir_of(&path)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError { path, source })
+            }
+            _ => Err(failed),
+        }
     }
 
     /// The journal of commands; none if there never was one.
@@ -135,7 +153,7 @@ impl Store {
 
     /// Forgets the grid: a node that was removed from it keeps nothing.
     pub fn forget(&self) -> Result<(), StoreError> {
-        [TOKEN, DIRECTORY, COMMANDS, KEYS]
+        [TOKEN, DIRECTORY, OUTDATED, COMMANDS, KEYS]
             .into_iter()
             .try_for_each(|name| self.unlink(name))
     }
@@ -222,20 +240,31 @@ fn is_noexec(dir: &Path) -> Result<bool, StoreError> {
 /// Replaces a file so that after a crash it is the old one or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let beside = path.with_extension("new");
+    if let Err(err) = write_synced(&beside, bytes, mode).and_then(|()| fs::rename(&beside, path)) {
+        // What there is of it takes room that others need.
+        let _ = fs::remove_file(&beside);
+        return Err(err);
+    }
+    sync_dir_of(path)
+}
+
+fn sync_dir_of(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(mode)
-        .open(&beside)?;
+        .open(path)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    file.sync_all()
 }
 
 #[cfg(test)]

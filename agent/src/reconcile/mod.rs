@@ -146,7 +146,9 @@ impl Reconciler {
         // Names of what died vanish before anything else is done.
         self.publish_names(&directory, &containers);
         self.start_steps(&directory, &containers, volumes);
-        self.start_commands(&directory, &containers);
+        if !directory.outdated {
+            self.start_commands(&directory, &containers);
+        }
         self.tell_overlay(&directory, &containers);
         self.forget_grid(&directory);
         self.publish(&directory, &containers);
@@ -159,7 +161,7 @@ impl Reconciler {
         volumes: &[Volume],
     ) {
         let known = directory.reached.is_some() || directory.removed;
-        if !known || self.observer.is_away() {
+        if !known || directory.outdated || self.observer.is_away() {
             return;
         }
         let now = Instant::now();
@@ -227,7 +229,9 @@ impl Reconciler {
             overlay.applied == Revision::ZERO || matches!(attached, Some(Ok(())))
         };
         let new = Containers {
-            attachments: Some(attachments(directory, containers, has_interface)),
+            // By what is outdated nobody can tell; what is attached stays.
+            attachments: (!directory.outdated)
+                .then(|| attachments(directory, containers, has_interface)),
             // What Docker does not answer for cannot be removed; it loses the overlay.
             left: directory.removed
                 && !self.observer.is_away()

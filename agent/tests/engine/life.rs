@@ -1,12 +1,18 @@
 //! The life of containers, from their creation to their end.
 
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use kontena_agent::directory::{Directory, Store};
 use kontena_agent::report::HostState;
-use kontena_schema::agent::{Command, CommandKind, CommandState, Desired, InstanceState, Own};
-use kontena_schema::ids::{CommandId, LeaseNumber, ServiceRevision};
+use kontena_schema::agent::{
+    Command as WantedCommand, CommandKind, CommandState, Desired, InstanceState, Own,
+};
+use kontena_schema::ids::{CommandId, LeaseNumber, Revision, ServiceRevision};
 use kontena_schema::mac::Mac;
+
+use tokio::time::sleep;
 
 use crate::host::{FIRST, Host, SECOND, directory, on_a_host, placement, weavewait};
 
@@ -32,7 +38,8 @@ async fn story(dir: PathBuf) {
     .await;
     let id = it_starts(&mut host).await;
     it_survives_restarts(&mut host, &id).await;
-    let mut host = it_is_adopted_by_the_next_agent(host, &id).await;
+    let host = it_is_adopted_by_the_next_agent(host, &id).await;
+    let mut host = outdated_state_changes_nothing(host, &id).await;
     a_command_restarts_it_once(&mut host).await;
     what_cannot_start_says_why_and_delays_nobody(&mut host).await;
     a_new_revision_replaces_it(&mut host, &id).await;
@@ -77,9 +84,42 @@ async fn it_is_adopted_by_the_next_agent(host: Host, id: &str) -> Host {
     host
 }
 
+/// The disk knows of another container, and not of this one: a newer state could not be
+/// saved.
+async fn outdated_state_changes_nothing(host: Host, id: &str) -> Host {
+    let (newest, store, socket) = host.end();
+    let mut known = newest.clone();
+    known.outdated = true;
+    known.placements.remove(&FIRST);
+    let other = placement(SECOND, 2, IMAGE);
+    known.placements.insert(SECOND, other);
+    let mut host = Host::start_through(&socket, known, store).await;
+    let passed = |host: &HostState| {
+        let reported = &host.reported;
+        reported.placements.contains_key(&SECOND) && reported.applied > Revision::ZERO
+    };
+    host.until("both loops have passed", passed).await;
+    // Several more passes.
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(host.reported(SECOND).state, InstanceState::Pending);
+    let container = host.docker.inspect_container(id, None).await.unwrap();
+    assert_eq!(container.state.unwrap().running, Some(true));
+    let link = Command::new("ip")
+        .args(["link", "show", "vethweb"])
+        .output();
+    assert!(link.unwrap().status.success(), "its interface stays");
+
+    // The Master has spoken.
+    host.directory = newest;
+    host.change(Own::default());
+    let report = host.until_placement(FIRST, InstanceState::Running).await;
+    assert_eq!(report.container_id.as_deref(), Some(id));
+    host
+}
+
 async fn a_command_restarts_it_once(host: &mut Host) {
     let (id, placement) = (CommandId(1), FIRST);
-    let command = Command {
+    let command = WantedCommand {
         id,
         placement,
         kind: CommandKind::Restart,
