@@ -1,5 +1,5 @@
-//! Carries one step out. What the step is for is decided elsewhere; what it finds
-//! already done counts as done.
+//! Executes one step. The reason for it is decided elsewhere; work that is already
+//! done counts as done.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,26 +18,26 @@ use crate::docker::volumes::{self, Owner};
 use crate::docker::{status, words};
 use crate::plan::Action;
 
-/// A stop lasts as long as the container's grace period, which the engine keeps.
+/// A stop takes up to the container's grace period, which the engine enforces.
 const STOP_WITHIN: Duration = Duration::from_secs(15 * 60);
-/// Creating and starting is the disk's work, and the disk may be busy.
+/// Creating and starting are disk-bound, and the disk may be busy.
 const START_WITHIN: Duration = Duration::from_secs(120);
 
-/// What steps work with.
+/// What steps need.
 #[derive(Clone)]
 pub struct Tools {
     /// The engine.
     pub docker: Docker,
     /// The directory with the waiting program.
     pub bin: PathBuf,
-    /// Where names are served.
+    /// The address that serves DNS.
     pub bridge: BridgeSlot,
 }
 
 /// Why a step failed, in words for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The image cannot be had.
+    /// The image is not available.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// There is nothing to execute.
@@ -52,17 +52,23 @@ pub enum ApplyError {
     /// The agent does not know something yet.
     #[error("{0} is not known yet")]
     NotYet(&'static str),
+    /// What was to be done is no longer wanted.
+    #[error("it is no longer wanted")]
+    Unwanted,
 }
 
 impl ApplyError {
-    /// Whether what is wanted cannot be done as it is, so that to try it again soon is
-    /// useless. What is in somebody's way (409) or breaks the engine (5xx) may pass.
+    /// Whether the request itself is wrong, so that an early retry is useless. Conflicts
+    /// (409) and engine errors (5xx) may pass.
     pub fn is_mistake(&self) -> bool {
         match self {
             Self::Image(ImageError::Pull { status, .. }) => is_refusal(*status),
             Self::Engine(err) => is_refusal(status(err)),
             Self::Command(_) => true,
-            Self::Image(ImageError::Engine(_)) | Self::NoEngine | Self::NotYet(_) => false,
+            Self::Image(ImageError::Engine(_))
+            | Self::NoEngine
+            | Self::NotYet(_)
+            | Self::Unwanted => false,
         }
     }
 }
@@ -71,7 +77,7 @@ fn is_refusal(status: Option<u16>) -> bool {
     status.is_some_and(|status| matches!(status, 400..=404))
 }
 
-/// Carries out one step; `placement` is there for steps about one.
+/// Executes one step; `placement` is set for steps about one.
 pub async fn execute(
     tools: &Tools,
     action: &Action,
@@ -131,7 +137,7 @@ async fn create(
         node: me.node,
         grid: grid.name.clone(),
     };
-    // Before anything is created: without the list nobody knows what there is already.
+    // List before creating anything: only the list tells which volumes exist.
     let volumes = volumes::list(&tools.docker).await?;
     let context = CreateContext {
         origin: Origin {
@@ -167,7 +173,7 @@ async fn stop(tools: &Tools, id: &str) -> Result<(), ApplyError> {
     done(docker.stop_container(id, None).await, &[304, 404])
 }
 
-/// Removes a container and none of its volumes.
+/// Removes a container but none of its volumes.
 async fn remove(tools: &Tools, id: &str) -> Result<(), ApplyError> {
     let options = RemoveContainerOptionsBuilder::default()
         .v(false)
@@ -177,7 +183,7 @@ async fn remove(tools: &Tools, id: &str) -> Result<(), ApplyError> {
     done(docker.remove_container(id, Some(options)).await, &[404])
 }
 
-/// `already` are the statuses with which the engine says that it is so already.
+/// `already`: the statuses by which the engine says that nothing was left to do.
 fn done(result: Result<(), bollard::errors::Error>, already: &[u16]) -> Result<(), ApplyError> {
     match result {
         Err(err) if status(&err).is_some_and(|status| already.contains(&status)) => Ok(()),

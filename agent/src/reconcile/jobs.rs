@@ -1,12 +1,12 @@
 //! The jobs under way: steps of the plan, and commands.
 //!
-//! Each is a task of its own, so that a long pull delays nobody. How many of a
-//! kind run at once is bounded where they cost the host something; one that the
-//! engine does not answer gives its slot to others after a while.
+//! Each is a task of its own, so that a long pull delays no others. How many of a
+//! kind run at once is bounded where they load the host; one that the engine does
+//! not answer frees its slot for others after a while.
 //!
 //! Invariants: at most one job about a subject is under way; a subject is busy until
-//! a look that began after its job's end is over, so that nobody plans with what was
-//! seen before; a command waits for its own placement only.
+//! a look that began after its job's end is over, so that no plan uses what was seen
+//! before; a command waits for its own placement only.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -28,16 +28,18 @@ use crate::docker::dirty::{DirtySet, Look};
 use crate::docker::volumes::Volume;
 use crate::plan::{Action, Phase, Step, Subject};
 
-/// Each pull fills the link to the registry by itself.
+/// One pull alone can fill the link to the registry.
 const PULLS_MAX: usize = 3;
-/// Creating and starting is work for the engine and the disk.
+/// Creating and starting load the engine and the disk.
 const STARTS_MAX: usize = 8;
-/// A stop mostly waits for the container, so many may.
+/// A stop mostly waits for the container, so many may run.
 const STOPS_MAX: usize = 64;
-/// A start or a stop that takes longer waits for something that others need not wait
-/// for: a stuck container, or one with a long grace period. There is one at most for
-/// each placement.
+/// A start or a stop that takes longer waits for something that must not delay others:
+/// a stuck container, or one with a long grace period. There is at most one for each
+/// placement.
 const SLOT_HELD_MAX: Duration = Duration::from_secs(15);
+/// The same for pulls: one from a slow registry must not delay all others for ever.
+const PULL_SLOT_HELD_MAX: Duration = Duration::from_secs(10 * 60);
 /// Commands that wait for their placements; the feed has no more at once.
 const WAITING_MAX: usize = 256;
 
@@ -63,7 +65,7 @@ impl Job {
         }
     }
 
-    /// Which look sees what it did; none if that changed no container.
+    /// The look that sees what it did; none if it changed no container.
     fn seen_by(&self, dirty: &DirtySet) -> Option<Look> {
         let container = match self {
             Self::Step(step, _) => match &step.action {
@@ -84,22 +86,22 @@ struct Busy {
     until: Option<Look>,
 }
 
-/// The jobs under way, and what came of the others.
+/// The jobs under way, and the results of others.
 pub struct Jobs {
-    /// None without an engine, where no step can be carried out.
+    /// None without an engine, where no step can be executed.
     tools: Option<Arc<Tools>>,
     /// What is wanted now; a step may have waited long for its slot.
     wanted: watch::Receiver<Arc<Directory>>,
     tasks: JoinSet<Result<(), ApplyError>>,
     about: BTreeMap<Id, Job>,
     busy: BTreeMap<Subject, Busy>,
-    /// Commands whose turn has come and whose placement is busy.
+    /// Started commands whose placement is still busy.
     waiting: VecDeque<Command>,
-    /// Volumes that were removed and may be listed still.
+    /// Volumes that were removed and may still be listed.
     gone: BTreeSet<String>,
     /// Failures that hold their subjects back.
     pub backoff: Backoff,
-    /// For which revision of its service a placement's image was brought.
+    /// The service revision for which a placement's image is ready.
     pub prepared: BTreeMap<PlacementId, ServiceRevision>,
     pulls: Arc<Semaphore>,
     starts: Arc<Semaphore>,
@@ -149,16 +151,16 @@ impl Jobs {
             Subject::Container(_) | Subject::Volume(_) => None,
         };
         let (slots, held_max) = match &step.action {
-            // A pull waits for the registry as long as it works for it.
-            Action::Pull => (&self.pulls, Duration::MAX),
+            // It ends by itself when the engine reports no progress.
+            Action::Pull => (&self.pulls, PULL_SLOT_HELD_MAX),
             Action::Create | Action::Start(_) => (&self.starts, SLOT_HELD_MAX),
             Action::Stop(_) | Action::Remove(_) | Action::RemoveVolume(_) => {
                 (&self.stops, SLOT_HELD_MAX)
             }
         };
-        info!(subject = ?step.subject, action = ?step.action, "begun");
+        info!(subject = ?step.subject, action = ?step.action, "start");
         let (slots, tools, directory) = (slots.clone(), self.tools.clone(), directory.clone());
-        let (action, wanted) = (step.action.clone(), self.wanted.clone());
+        let (action, mut wanted) = (step.action.clone(), self.wanted.clone());
         let job = Job::Step(step, placement.clone().map(Box::new));
         self.spawn(job, async move {
             let work = async {
@@ -166,24 +168,31 @@ impl Jobs {
                     return Ok(());
                 }
                 let tools = tools.ok_or(ApplyError::NoEngine)?;
-                apply::execute(&tools, &action, placement.as_ref(), &directory).await
+                let done = apply::execute(&tools, &action, placement.as_ref(), &directory);
+                match (&action, &placement) {
+                    (Action::Pull, Some(placement)) => tokio::select! {
+                        done = done => done,
+                        () = until_unwanted(placement, &mut wanted) => Err(ApplyError::Unwanted),
+                    },
+                    _ => done.await,
+                }
             };
-            with_slot(&slots, held_max, work).await
+            Box::pin(with_slot(&slots, held_max, work)).await
         });
     }
 
-    /// Whether another command may take its turn.
+    /// Whether another command may be queued.
     pub fn has_room(&self) -> bool {
         self.waiting.len() < WAITING_MAX
     }
 
-    /// Takes a command whose turn has come; it starts as soon as its placement is free.
+    /// Queues a started command; it runs as soon as its placement is free.
     pub fn queue(&mut self, command: Command) {
         self.waiting.push_back(command);
     }
 
-    /// Starts the commands whose placements are free, in order; answers those that ended
-    /// with that.
+    /// Starts the commands whose placements are free, in order; returns those that could
+    /// not run.
     pub fn start_commands(&mut self, containers: &[Container]) -> Vec<Ended> {
         let mut ended = Vec::new();
         for command in std::mem::take(&mut self.waiting) {
@@ -209,7 +218,7 @@ impl Jobs {
     }
 
     fn start_command(&mut self, command: &Command, container: String) {
-        info!(command = %command.id, placement = %command.placement, kind = ?command.kind, "begun");
+        info!(command = %command.id, placement = %command.placement, kind = ?command.kind, "start");
         let tools = self.tools.clone();
         let job = Job::Command(command.id, command.placement, container.clone());
         match command.kind {
@@ -234,8 +243,8 @@ impl Jobs {
         self.about.insert(handle.id(), job);
     }
 
-    /// Waits until any of them ended, and takes in what came of it; the outcome
-    /// of a command is handed back.
+    /// Waits until any of them ends, and records its result; the outcome of a
+    /// command is returned.
     pub async fn ended(&mut self, dirty: &DirtySet) -> Option<Ended> {
         let (id, result) = match self.tasks.join_next_with_id().await {
             Some(Ok((id, result))) => (id, result.map_err(Failed::from)),
@@ -286,7 +295,7 @@ impl Jobs {
             }
             Err(failed) => {
                 let reason = &failed.reason;
-                warn!(?subject, ?action, reason, "failed; it will be tried again");
+                warn!(?subject, ?action, reason, "failed; it will be retried");
                 if action == Action::Create
                     && let Some(placement) = placement
                 {
@@ -298,13 +307,13 @@ impl Jobs {
         }
     }
 
-    /// Takes in that a look is over: whose job it has seen the end of is free.
+    /// Frees the subjects whose job's end was seen by a finished look.
     pub fn seen(&mut self, look: Look) {
         let open = |busy: &Busy| busy.until.is_none_or(|until| until > look);
         self.busy.retain(|_, busy| open(busy));
     }
 
-    /// Drops what is kept of what the directory and the host do not have any more.
+    /// Drops the state of what the directory and the host no longer have.
     pub fn forget(&mut self, directory: &Directory, containers: &[Container], volumes: &[Volume]) {
         let placements = &directory.placements;
         self.prepared.retain(|id, _| placements.contains_key(id));
@@ -322,7 +331,7 @@ impl Jobs {
     }
 }
 
-/// Does some work in one of the slots, which others may use after so long.
+/// Works in one of the slots, and frees it for others after `held_max`.
 async fn with_slot<T>(slots: &Semaphore, held_max: Duration, work: impl Future<Output = T>) -> T {
     let slot = slots.acquire().await.expect("nobody closes the semaphore");
     let mut work = std::pin::pin!(work);
@@ -333,8 +342,23 @@ async fn with_slot<T>(slots: &Semaphore, held_max: Duration, work: impl Future<O
     work.await
 }
 
-/// Whether a step is still wanted as it was planned, if it is one that cannot be taken
-/// back: a container that is created for nobody, and data that is removed.
+/// Waits until nobody needs the image of a placement for it: then the engine may stop
+/// pulling.
+async fn until_unwanted(planned: &Placement, wanted: &mut watch::Receiver<Arc<Directory>>) {
+    let is_unwanted = |directory: &Arc<Directory>| {
+        let placement = directory.placements.get(&planned.id);
+        !placement.is_some_and(|placement| {
+            placement.desired == Desired::Running && placement.spec.image == planned.spec.image
+        })
+    };
+    if wanted.wait_for(is_unwanted).await.is_err() {
+        // The agent stops.
+        std::future::pending().await
+    }
+}
+
+/// Whether a step is still wanted as it was planned, if it is one that cannot be undone:
+/// creating a container, which might be unwanted by now, and removing data.
 fn is_wanted(action: &Action, planned: Option<&Placement>, directory: &Directory) -> bool {
     match action {
         Action::Create => {

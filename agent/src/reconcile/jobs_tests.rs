@@ -1,8 +1,7 @@
 use super::*;
 use crate::directory::tests::directory;
-use crate::docker::container::State;
 use crate::docker::volumes::tests::volume;
-use crate::plan::tests::{container_of, running};
+use crate::plan::tests::{container_of, running, unknown};
 
 const PLACEMENT: PlacementId = PlacementId(11);
 
@@ -46,7 +45,7 @@ async fn a_placement_is_busy_until_what_was_done_is_seen() {
     jobs.seen(Look::FIRST);
     jobs.ended(&dirty).await;
     assert_eq!(jobs.phase(PLACEMENT), Some(Phase::Starting));
-    // A look that began before the end saw nothing of it.
+    // A look that began before the end did not see it.
     jobs.seen(Look::default());
     assert_eq!(jobs.phase(PLACEMENT), Some(Phase::Starting));
     jobs.seen(Look::FIRST);
@@ -65,7 +64,7 @@ async fn a_command_waits_for_its_own_placement_and_for_no_other() {
     let mut second = placement.clone();
     (second.id, second.instance) = (other, 2);
     let containers = [placement, &second].map(|of| container_of(of, running(7)));
-    // The first placement is being pulled, for as long as nobody takes its end.
+    // The first placement is being pulled until its end is taken.
     jobs.start(step(Action::Pull), &directory);
     for (id, of) in [(1, PLACEMENT), (2, PLACEMENT), (3, other)] {
         jobs.queue(command(id, of));
@@ -135,6 +134,34 @@ async fn work_that_hangs_gives_its_slot_to_others_and_goes_on() {
     assert!(!first.is_finished());
     end.send_replace(true);
     assert!(first.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_pull_ends_when_its_image_is_no_longer_wanted() {
+    let planned = directory().placements[&PLACEMENT].clone();
+    let ends = async |change: &dyn Fn(&mut Directory)| {
+        let mut now = directory();
+        now.placements
+            .get_mut(&planned.id)
+            .unwrap()
+            .service_revision
+            .0 += 1;
+        let (slot, mut wanted) = watch::channel(Arc::new(now.clone()));
+        let mut ended = std::pin::pin!(until_unwanted(&planned, &mut wanted));
+        assert!(
+            futures_util::poll!(&mut ended).is_pending(),
+            "another revision has the same image"
+        );
+        change(&mut now);
+        slot.send_replace(Arc::new(now));
+        ended.await;
+    };
+    ends(&|now| now.placements.clear()).await;
+    let placement = |now: &mut Directory, change: &dyn Fn(&mut Placement)| {
+        change(now.placements.get_mut(&PLACEMENT).unwrap());
+    };
+    ends(&|now| placement(now, &|p| p.desired = Desired::Removed)).await;
+    ends(&|now| placement(now, &|p| "other:2".clone_into(&mut p.spec.image))).await;
 }
 
 #[test]
