@@ -1,10 +1,9 @@
 //! The overlay's own task: it makes the host agree with the request, and goes on doing so.
 //!
 //! Woken by a new request, by what is known of the peers, by whoever takes the packet
-//! filter away, by a tick: a hint and the tick
-//! run the same pass, and a pass that finds everything right changes nothing. The task
-//! knows nothing of Docker and waits for nobody: what it is asked for is in one slot, and
-//! what it did is in another.
+//! filter away, by a tick: a hint and the tick run the same pass, and a pass that finds
+//! everything right changes nothing. The task knows nothing of Docker and waits for
+//! nobody: what it is asked for is in one slot, and what it did is in another.
 //!
 //! Invariants: while it is not known whether the host is in a grid, nothing is removed; a
 //! peer that must not get clear packets any more waits for nobody.
@@ -29,7 +28,8 @@ use crate::reconciler::{Overlay, OverlayReport};
 /// How often everything is looked at even if nothing asked for it.
 const TICK: Duration = Duration::from_secs(10);
 
-/// How soon an overlay with errors is tried again.
+/// How soon an overlay with errors is tried again; twice as long after each further failure,
+/// up to [`TICK`], until something else is asked for.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Peers that come and go change no path; they are reported together, so that a grid that
@@ -88,6 +88,8 @@ struct Converger {
     carried_out: Option<OverlayIntent>,
     /// When it did, if all went well, and how long it took.
     passed: Option<(Instant, Duration)>,
+    /// How many passes in a row had errors, of the same request.
+    failures: u32,
     /// When the next pass is due after an error.
     retry_at: Option<Instant>,
     /// When changes of peers are reported that change no path.
@@ -112,6 +114,7 @@ impl Converger {
             applied: Revision::ZERO,
             carried_out: None,
             passed: None,
+            failures: 0,
             retry_at: None,
             peers_due: None,
             left: false,
@@ -126,7 +129,7 @@ impl Converger {
             let retry_at = self.retry_at.unwrap_or(later);
             let peers_due = self.peers_due.unwrap_or(later);
             tokio::select! {
-                Ok(()) = self.request.changed() => {}
+                Ok(()) = self.request.changed() => self.failures = 0,
                 Ok(()) = self.peers.changed() => if self.peers_can_wait() {
                     continue;
                 },
@@ -136,7 +139,10 @@ impl Converger {
                     }
                 }
                 () = sleep_until(retry_at.into()), if self.retry_at.is_some() => {}
-                () = self.overlay.filter_changed() => self.passed = None,
+                () = self.overlay.filter_changed() => {
+                    // What others fail at must not delay this.
+                    (self.passed, self.failures) = (None, 0);
+                }
                 _ = ticks.tick() => {}
             }
             self.pass().await;
@@ -221,7 +227,7 @@ impl Converger {
             debug!(%revision, steps = report.steps_applied, "looked");
         }
         let failed = !report.errors.is_empty() || report.attached.values().any(Result::is_err);
-        self.retry_at = failed.then(|| Instant::now() + RETRY_AFTER);
+        self.retry_if(failed);
         self.passed = (!failed).then(|| (Instant::now(), began.elapsed()));
         self.attached = report.attached;
         self.reports = report.peers;
@@ -256,7 +262,16 @@ impl Converger {
             error!(%err, "overlay");
         }
         self.left = errors.is_empty();
-        self.retry_at = (!self.left).then(|| Instant::now() + RETRY_AFTER);
+        self.retry_if(!self.left);
+    }
+
+    fn retry_if(&mut self, failed: bool) {
+        self.retry_at = failed.then(|| Instant::now() + retry_after(self.failures));
+        self.failures = if failed {
+            self.failures.saturating_add(1)
+        } else {
+            0
+        };
     }
 
     fn publish(&self) {
@@ -287,6 +302,12 @@ fn log(report: &OverlayReport) {
     }
 }
 
+/// How long after so many failures in a row the overlay is tried again.
+fn retry_after(failures: u32) -> Duration {
+    let times = 2_u32.saturating_pow(failures);
+    RETRY_AFTER.saturating_mul(times).min(TICK)
+}
+
 /// How long after a pass that took so long peers may turn clear, with so many of them.
 fn cleared_after(took: Duration, peers: usize) -> Duration {
     let most = CLEARED_WITHIN + CLEARED_WITHIN_MORE * extra_intervals(peers);
@@ -296,6 +317,12 @@ fn cleared_after(took: Duration, peers: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_again_and_again_is_tried_less_and_less_often() {
+        let seconds = [0, 1, 2, 3, 4, 1000].map(|failures| retry_after(failures).as_secs());
+        assert_eq!(seconds, [1, 2, 4, 8, 10, 10]);
+    }
 
     #[test]
     fn the_more_a_pass_costs_the_longer_peers_wait_to_turn_clear() {
