@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use clap::Parser;
 use clap::builder::FalseyValueParser;
+use kontena_overlay::MulticastLimit;
 use url::Url;
 
 /// What is given, not yet checked.
@@ -55,6 +56,12 @@ pub struct Args {
     /// For tests and benchmarks of the mesh: no containers, no names
     #[arg(long, env = "KONTENA_NO_ENGINE", hide = true, value_parser = FalseyValueParser::new())]
     no_engine: bool,
+    /// Broadcast and multicast packets a second that each container may send [default: 50]
+    #[arg(long, env = "KONTENA_MULTICAST_RATE")]
+    multicast_rate: Option<String>,
+    /// How many of them in a burst [default: 200]
+    #[arg(long, env = "KONTENA_MULTICAST_BURST")]
+    multicast_burst: Option<String>,
     /// What is logged, `info` or `kontena_agent::link=debug,info` [default: info,boringtun=off]
     #[arg(long, env = "KONTENA_LOG")]
     log: Option<String>,
@@ -83,6 +90,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// What containers are run with; none means that there are none, and no names.
     pub engine: Option<EngineConfig>,
+    /// How much broadcast and multicast each container may send.
+    pub multicast: MulticastLimit,
     /// What is logged.
     pub log: String,
 }
@@ -127,6 +136,9 @@ pub struct ConfigError(Vec<String>);
 /// grid are thousands; what comes of them is told of each peer.
 const LOG: &str = "info,boringtun=off";
 
+/// The most packets of a rate or a burst: more than a host can send.
+const PACKETS_MAX: u32 = 1_000_000;
+
 /// Where the agents connect.
 const AGENT_PATH: &str = "/v1/agent";
 
@@ -151,6 +163,15 @@ impl Args {
         if let Some(ca) = &ca {
             faults.absolute("KONTENA_CA", ca);
         }
+        let default = MulticastLimit::default();
+        let multicast = MulticastLimit {
+            rate: faults.count("KONTENA_MULTICAST_RATE", self.multicast_rate, default.rate),
+            burst: faults.count(
+                "KONTENA_MULTICAST_BURST",
+                self.multicast_burst,
+                default.burst,
+            ),
+        };
         let log = given(self.log).unwrap_or_else(|| LOG.to_owned());
         if let Err(err) = log.parse::<tracing_subscriber::EnvFilter>() {
             faults.add("KONTENA_LOG", &err);
@@ -167,6 +188,7 @@ impl Args {
                     public_ip_resolver,
                     state_dir,
                     engine,
+                    multicast,
                     log,
                 })
             }
@@ -216,6 +238,21 @@ impl Faults {
         text.parse()
             .map_err(|err| self.add(name, &format!("{text:?}: {err}")))
             .ok()
+    }
+
+    /// A number of packets.
+    fn count(&mut self, name: &str, text: Option<String>, default: u32) -> u32 {
+        let Some(text) = given(text) else {
+            return default;
+        };
+        match text.parse() {
+            Ok(count) if (1..=PACKETS_MAX).contains(&count) => count,
+            _ => {
+                let fault = format!("{text:?} must be a number from 1 to {PACKETS_MAX}");
+                self.add(name, &fault);
+                default
+            }
+        }
     }
 
     fn absolute(&mut self, name: &str, path: &std::path::Path) {
@@ -287,9 +324,19 @@ mod tests {
             "--public-ip=x",
             "--state-dir=here",
             "--log=a=b=c",
+            "--multicast-rate=0",
+            "--multicast-burst=1000001",
         ];
         let told = args(&bad).check().unwrap_err().to_string();
-        for name in ["URI", "TOKEN", "PUBLIC_IP", "STATE_DIR", "LOG"] {
+        for name in [
+            "URI",
+            "TOKEN",
+            "PUBLIC_IP",
+            "STATE_DIR",
+            "LOG",
+            "MULTICAST_RATE",
+            "MULTICAST_BURST",
+        ] {
             assert!(
                 told.contains(&format!("KONTENA_{name}: ")),
                 "{name} in {told}"
@@ -308,10 +355,23 @@ mod tests {
             "http://whatismyip.akamai.com/"
         );
         assert_eq!(config.ca, None);
+        assert_eq!((config.multicast.rate, config.multicast.burst), (50, 200));
         let engine = config.engine.clone().unwrap();
         assert_eq!(engine.socket, "/var/run/docker.sock");
         assert!(!format!("{config:?}").contains("s3cret"));
         assert_eq!(config.token.reveal(), "s3cret");
+    }
+
+    #[test]
+    fn the_rate_of_multicast_can_be_set() {
+        let given = [
+            "--uri=wss://m",
+            "--token=t",
+            "--multicast-rate=1000",
+            "--multicast-burst=1",
+        ];
+        let multicast = args(&given).check().unwrap().multicast;
+        assert_eq!((multicast.rate, multicast.burst), (1000, 1));
     }
 
     #[test]

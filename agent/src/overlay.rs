@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kontena_overlay::{
-    Attachment, BRIDGE, EgressPolicy, HostServices, Membership, Overlay, OverlayIntent,
-    OverlayState, Request,
+    Attachment, BRIDGE, EgressPolicy, HostServices, Membership, MulticastLimit, Overlay,
+    OverlayIntent, OverlayState, Request,
 };
 use kontena_schema::agent::GridSettings;
 use kontena_schema::ids::PlacementId;
@@ -53,6 +53,8 @@ pub struct Sources {
     pub bridges: BridgesSlot,
     /// The containers.
     pub containers: ContainersSlot,
+    /// How much each of them may send to all.
+    pub multicast: MulticastLimit,
 }
 
 impl Sources {
@@ -91,6 +93,7 @@ impl Sources {
                 masters: self.masters.borrow_and_update().clone(),
                 bridges: bridges(self.bridges.borrow_and_update().clone()),
             },
+            multicast: self.multicast,
         }
     }
 }

@@ -108,6 +108,7 @@ async fn start(
         masters: start_masters(tasks, &config, &lookup),
         bridges,
         containers,
+        multicast: config.multicast,
     };
     let overlay_state = overlay::start(tasks, &overlay, sources);
 

@@ -266,8 +266,13 @@ pub fn counted(netns: &Netns) -> u64 {
 
 /// Sends a raw frame from a device.
 pub fn send(netns: &Netns, device: &str, frame: &[u8]) {
+    send_all(netns, device, &[frame]);
+}
+
+/// Sends raw frames from a device, as fast as one task can.
+pub fn send_all(netns: &Netns, device: &str, frames: &[impl AsRef<[u8]> + Sync]) {
     let device = std::ffi::CString::new(device).unwrap();
-    let sent = netns.inside(|| {
+    netns.inside(|| {
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
@@ -275,23 +280,25 @@ pub fn send(netns: &Netns, device: &str, frame: &[u8]) {
             None,
         )
         .unwrap();
-        // SAFETY: a `sockaddr_ll` of zeroes is one, and every pointer is valid for
-        // the length beside it during its call.
-        unsafe {
-            let mut to: libc::sockaddr_ll = std::mem::zeroed();
-            to.sll_family = libc::AF_PACKET as u16;
-            to.sll_ifindex = libc::if_nametoindex(device.as_ptr()).cast_signed();
-            libc::sendto(
-                socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                std::ptr::from_ref(&to).cast(),
-                size_of_val(&to) as libc::socklen_t,
-            )
+        for frame in frames.iter().map(AsRef::as_ref) {
+            // SAFETY: a `sockaddr_ll` of zeroes is one, and every pointer is valid for
+            // the length beside it during its call.
+            let sent = unsafe {
+                let mut to: libc::sockaddr_ll = std::mem::zeroed();
+                to.sll_family = libc::AF_PACKET as u16;
+                to.sll_ifindex = libc::if_nametoindex(device.as_ptr()).cast_signed();
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    0,
+                    std::ptr::from_ref(&to).cast(),
+                    size_of_val(&to) as libc::socklen_t,
+                )
+            };
+            assert_eq!(sent, frame.len().cast_signed());
         }
     });
-    assert_eq!(sent, frame.len().cast_signed());
 }
 
 /// The first counter in the output of `nft -j list`.

@@ -45,7 +45,7 @@ pub use model::pace::extra_intervals;
 pub use model::peer::{Clear, Ends, PeerState, PeerStates};
 pub use model::reachability::{CheckOutcome, CheckOutcomes};
 pub use model::request::{Membership, OverlayState, Request};
-pub use model::state::{EgressPolicy, Encryption, HostServices};
+pub use model::state::{EgressPolicy, Encryption, HostServices, MulticastLimit};
 pub use peer::encryption::EncryptedBy;
 pub use peer::table::Health;
 pub use ping::Echoes;

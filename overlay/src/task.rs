@@ -203,6 +203,7 @@ impl Converger {
                     peers: self.peers.borrow_and_update().clone(),
                     services: request.services.clone(),
                     egress: request.egress.clone(),
+                    multicast: request.multicast,
                 };
                 let intent = OverlayIntent::clone(grid).with(state);
                 self.converge(*revision, &intent).await;

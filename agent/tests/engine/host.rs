@@ -20,7 +20,7 @@ use kontena_agent::keys;
 use kontena_agent::overlay::{self, Sources};
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
-use kontena_overlay::Overlay;
+use kontena_overlay::{MulticastLimit, Overlay};
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{
     Changes, Desired, GridSettings, InstanceState, NodeEntry, Own, Placement, PlacementReport,
@@ -214,6 +214,7 @@ impl Host {
             masters,
             bridges,
             containers,
+            multicast: MulticastLimit::default(),
         };
         let overlay = Arc::new(Overlay::new().await.unwrap());
         let slots = Slots {

@@ -20,8 +20,8 @@ pub use kontena_lab::{BOUND, Netns, Switch, count, counted, eventually, send, un
 use kontena_lab::{Keeper, packets};
 
 use kontena_overlay::{
-    Attachment, Clear, Echoes, EgressPolicy, EncryptedBy, Health, HostServices, Overlay,
-    OverlayError, OverlayIntent, OverlayReport, OwnState, PeerStates,
+    Attachment, Clear, Echoes, EgressPolicy, EncryptedBy, Health, HostServices, MulticastLimit,
+    Overlay, OverlayError, OverlayIntent, OverlayReport, OwnState, PeerStates, Process,
 };
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, Measures, NodeEntry};
@@ -116,6 +116,8 @@ pub struct Host {
     pub live_table: bool,
     /// What it serves at its overlay address.
     pub services: HostServices,
+    /// How much each of its containers may send to all.
+    pub multicast: MulticastLimit,
 }
 
 /// The part of an agent that a host runs: the overlay, and its runtime.
@@ -183,6 +185,7 @@ impl Host {
             containers: Vec::new(),
             live_table: true,
             services: HostServices::default(),
+            multicast: MulticastLimit::default(),
         }
     }
 
@@ -396,6 +399,7 @@ pub fn intent(grid: &GridSettings, own: &Host, all: &[&Host]) -> OverlayIntent {
             masters: Some(BTreeSet::from([(MASTER, 443).into()])),
             bridges: Some(BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()])),
         },
+        multicast: own.multicast,
     };
     OverlayIntent::from_directory(grid, &own.node, nodes, &endpoints, state)
 }

@@ -4,8 +4,10 @@
 //! takes IPv4 and ARP with the MAC and the address of its lease and nothing else: no
 //! other source, no IPv6 (the overlay has none), no VLAN tag, and not the Ethertype of the
 //! agents' own path probes. That is looked at where the frame comes out of the container
-//! and before the bridge sees it, so nothing of it is flooded or encrypted. Dropped frames
-//! are counted in `dropped_source` and `dropped_ethertype`.
+//! and before the bridge sees it, so nothing of it is flooded or encrypted. What is for all
+//! or for a group passes at a rate only: a frame of it is encrypted once for each peer.
+//! Dropped frames are counted in `dropped_source`, `dropped_ethertype` and
+//! `dropped_multicast`.
 //!
 //! One chain a port, named like it, in a table of its own. A chain is written in one
 //! transaction that touches no other, before the port is up. What becomes of a chain when
@@ -19,12 +21,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kontena_schema::ids::PlacementId;
+use kontena_schema::limits::OVERLAY_MTU;
 use serde_json::{Value, json};
 
 use crate::error::Cause;
 use crate::linux::nft::{PORTS, Table, count_and_drop, equals, field, objects};
 use crate::model::devices::Link;
-use crate::model::state::PortFilter;
+use crate::model::state::{MulticastLimit, PortFilter};
 
 const TABLE: Table = Table {
     family: "netdev",
@@ -32,8 +35,15 @@ const TABLE: Table = Table {
 };
 const DROPPED_SOURCE: &str = "dropped_source";
 const DROPPED_ETHERTYPE: &str = "dropped_ethertype";
+const DROPPED_MULTICAST: &str = "dropped_multicast";
 /// What is counted here.
-pub(crate) const COUNTERS: [&str; 2] = [DROPPED_SOURCE, DROPPED_ETHERTYPE];
+pub(crate) const COUNTERS: [&str; 3] = [DROPPED_SOURCE, DROPPED_ETHERTYPE, DROPPED_MULTICAST];
+/// How much ARP of a container passes: more than its kernel remembers neighbours
+/// (`gc_thresh3`). It stays on the host.
+const ARP: MulticastLimit = MulticastLimit {
+    rate: 1000,
+    burst: 1000,
+};
 /// As the filter's, for no other reason; nobody else is at these devices.
 const PRIORITY: i64 = -300;
 
@@ -112,8 +122,7 @@ fn hook() -> Value {
 
 /// What most frames are is asked first.
 fn rules(filter: &PortFilter) -> Vec<Vec<Value>> {
-    let PortFilter { mac, address } = filter;
-    let (mac, address) = (json!(mac), json!(address));
+    let (mac, address) = (json!(filter.mac), json!(filter.address));
     let ethertype = |right: &Value| equals(&field("ether", "type"), right);
     // Next to each other, MAC and Ethertype are compared at once.
     let of_kind = |kind| {
@@ -122,19 +131,46 @@ fn rules(filter: &PortFilter) -> Vec<Vec<Value>> {
             ethertype(&json!(kind)),
         ]
     };
-    let accept = || vec![json!({"accept": null})];
-    let ip = [equals(&field("ip", "saddr"), &address)];
-    let arp = [
+    let accept = [json!({"accept": null})];
+    let ip = [
+        &of_kind("ip")[..],
+        &[equals(&field("ip", "saddr"), &address)],
+    ]
+    .concat();
+    let of_lease = [
         equals(&field("arp", "saddr ether"), &mac),
         equals(&field("arp", "saddr ip"), &address),
     ];
+    let arp = [&of_kind("arp")[..], &of_lease].concat();
     let known = ethertype(&json!({"set": ["ip", "arp"]}));
+    // To the kernel, a frame for one is for another host than the port itself.
+    let for_one = equals(&json!({"meta": {"key": "pkttype"}}), &json!("other"));
+    // A longer one would be cut into many, each of which goes to every peer.
+    let length = json!({"meta": {"key": "length"}});
+    let one_packet = json!({"match": {"op": "<=", "left": length, "right": OVERLAY_MTU}});
     vec![
-        [&of_kind("ip")[..], &ip, &accept()].concat(),
-        [&of_kind("arp")[..], &arp, &accept()].concat(),
+        [&ip[..], &[for_one], &accept].concat(),
+        [&ip[..], &[one_packet, limit(filter.multicast)], &accept].concat(),
+        [&arp[..], &[limit(ARP)], &accept].concat(),
+        [&ip[..], &count_and_drop(DROPPED_MULTICAST)].concat(),
+        [&arp[..], &count_and_drop(DROPPED_MULTICAST)].concat(),
         [&[known][..], &count_and_drop(DROPPED_SOURCE)].concat(),
         count_and_drop(DROPPED_ETHERTYPE).to_vec(),
     ]
+}
+
+fn limit(limit: MulticastLimit) -> Value {
+    json!({"limit": {"rate": limit.rate, "per": "second", "burst": limit.burst}})
+}
+
+fn limit_of(rule: &Value) -> Option<MulticastLimit> {
+    let mut exprs = rule["expr"].as_array()?.iter();
+    let limit = exprs.find_map(|expr| expr.get("limit"))?;
+    let of = |field: &str| limit[field].as_u64()?.try_into().ok();
+    Some(MulticastLimit {
+        rate: of("rate")?,
+        burst: of("burst")?,
+    })
 }
 
 fn chains(listing: &Value) -> Chains {
@@ -176,6 +212,7 @@ fn hooked(chain: &Value, rules: &[&Value]) -> Option<Hooked> {
     let filter = PortFilter {
         mac: right(field("ether", "saddr"))?.parse().ok()?,
         address: right(field("ip", "saddr"))?.parse().ok()?,
+        multicast: rules.iter().find_map(|rule| limit_of(rule))?,
     };
     let written = self::rules(&filter);
     let same = |(rule, wanted): (&&Value, &Vec<Value>)| {
@@ -213,6 +250,7 @@ mod tests {
         let filter = PortFilter {
             mac: Mac::of_lease(address, LeaseNumber(7)),
             address,
+            multicast: MulticastLimit::default(),
         };
         Hooked { index: 17, filter }
     }

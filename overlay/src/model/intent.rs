@@ -21,7 +21,8 @@ use kontena_schema::path::{Path, agreement, path, peer_address};
 use kontena_sleeve::PrivateKey;
 
 use crate::model::peer::{Clear, Ends, PeerConfig, PeerState, PeerStates};
-use crate::model::state::{EgressPolicy, Encryption, HostServices};
+use crate::model::state::{EgressPolicy, Encryption, HostServices, MulticastLimit};
+use crate::process::Process;
 
 /// Everything that determines this host's overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct OverlayIntent {
     pub services: HostServices,
     /// What containers do not reach.
     pub egress: EgressPolicy,
+    /// How much each container may send to all.
+    pub multicast: MulticastLimit,
     /// The containers of this host that are to have an `ethwe`. It is complete: all others lose
     /// theirs. While it is unknown, every interface stays as it is.
     pub attachments: Option<BTreeMap<PlacementId, Attachment>>,
@@ -142,6 +145,8 @@ pub struct OwnState {
     pub services: HostServices,
     /// What containers do not reach.
     pub egress: EgressPolicy,
+    /// How much each container may send to all.
+    pub multicast: MulticastLimit,
 }
 
 impl OverlayIntent {
@@ -195,6 +200,7 @@ impl OverlayIntent {
             encryption: Encryption::default(),
             services: HostServices::default(),
             egress: EgressPolicy::default(),
+            multicast: MulticastLimit::default(),
             attachments: None,
         }
     }
@@ -206,6 +212,7 @@ impl OverlayIntent {
         self.keys = state.keys;
         self.services = state.services;
         self.egress = state.egress;
+        self.multicast = state.multicast;
         self.attachments = state.attachments;
         self
     }

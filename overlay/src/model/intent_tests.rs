@@ -42,6 +42,7 @@ pub(crate) fn intent(state: PeerState) -> OverlayIntent {
         encryption: Encryption::Sleeve,
         services: HostServices::default(),
         egress: EgressPolicy::default(),
+        multicast: MulticastLimit::default(),
         attachments: Some(BTreeMap::new()),
     }
 }

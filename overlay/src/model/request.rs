@@ -9,7 +9,7 @@ use kontena_schema::ids::{PlacementId, Revision};
 use kontena_sleeve::PrivateKey;
 
 use super::intent::{Attachment, OverlayIntent};
-use super::state::{EgressPolicy, HostServices};
+use super::state::{EgressPolicy, HostServices, MulticastLimit};
 
 /// The overlay that this host is to have.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +25,8 @@ pub struct Request {
     pub services: HostServices,
     /// What containers do not reach.
     pub egress: EgressPolicy,
+    /// How much each container may send to all.
+    pub multicast: MulticastLimit,
 }
 
 /// Whether this host is in a grid.

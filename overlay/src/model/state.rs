@@ -88,6 +88,25 @@ pub(crate) struct Access {
     pub(crate) services: HostServices,
 }
 
+/// How much of what a container sends to all or to a group passes. A frame of it is copied,
+/// and encrypted, once for each other node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MulticastLimit {
+    /// In packets a second, at least 1.
+    pub rate: u32,
+    /// In packets at once, at least 1.
+    pub burst: u32,
+}
+
+impl Default for MulticastLimit {
+    fn default() -> Self {
+        Self {
+            rate: 50,
+            burst: 200,
+        }
+    }
+}
+
 /// What answers at this host's overlay address, beside pings, published ports, and etcd
 /// to other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -295,11 +314,12 @@ pub(crate) struct HostEnd {
     pub(crate) filter: Option<PortFilter>,
 }
 
-/// As whom a container sends; nothing else of it passes.
+/// As whom a container sends, and how much to all; nothing else of it passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PortFilter {
     pub(crate) mac: Mac,
     pub(crate) address: Ipv4Addr,
+    pub(crate) multicast: MulticastLimit,
 }
 
 /// The container's end of its veth pair.

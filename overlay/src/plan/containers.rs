@@ -48,7 +48,7 @@ fn keeps(intent: &OverlayIntent, observed: &Observed, placement: PlacementId) ->
 pub(crate) fn filter_ports(intent: &OverlayIntent, observed: &Observed, steps: &mut Vec<Step>) {
     let wrong = |(&placement, end): (&PlacementId, &HostEnd)| {
         let to = intent.attachment(placement);
-        let wanted = port_filter(to.filter(|_| keeps(intent, observed, placement))?);
+        let wanted = port_filter(intent, to.filter(|_| keeps(intent, observed, placement))?);
         (end.filter != Some(wanted)).then_some((placement, wanted))
     };
     let wrong: BTreeMap<_, _> = observed.host_ends.iter().filter_map(wrong).collect();
@@ -57,10 +57,11 @@ pub(crate) fn filter_ports(intent: &OverlayIntent, observed: &Observed, steps: &
     }
 }
 
-fn port_filter(to: &Attachment) -> PortFilter {
+fn port_filter(intent: &OverlayIntent, to: &Attachment) -> PortFilter {
     PortFilter {
         mac: to.mac,
         address: to.address,
+        multicast: intent.multicast,
     }
 }
 
@@ -115,7 +116,7 @@ fn attach_one(
             to: to.clone(),
             mtu,
         });
-        let filter = (placement, port_filter(to));
+        let filter = (placement, port_filter(intent, to));
         steps.push(Step::SetPortFilters(BTreeMap::from([filter])));
     }
     if host_end.is_none_or(|end| end.port != port || end.pinned != pinned) {

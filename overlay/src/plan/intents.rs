@@ -13,7 +13,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::intent::{Attachment, OwnNode, PeerIntent, RemoteEndpoint};
 use crate::model::peer::{Clear, Ends, PeerState};
-use crate::model::state::{EgressPolicy, HostServices};
+use crate::model::state::{EgressPolicy, HostServices, MulticastLimit};
+use crate::process::Process;
 
 pub(super) fn underlay(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, host)
@@ -75,6 +76,7 @@ prop_compose! {
         mtu in 1369_u32..1371,
         peers in proptest::collection::btree_map(10_i64..16, any_peer(), 0..5),
         (key, wireguard) in (1_u8..4, any::<bool>()),
+        multicast in 50_u32..52,
         services in proptest::collection::btree_set(1_u16..4, 0..3),
         masters in proptest::collection::btree_set(1_u16..4, 0..3),
         endpoints in proptest::collection::btree_map((1_u8..20, 1_i64..3), 10_i64..18, 0..8),
@@ -147,6 +149,7 @@ prop_compose! {
                 masters: Some(masters.into_iter().map(|port| SocketAddr::new(underlay(5).into(), port)).collect()),
                 bridges: Some(BTreeSet::from(["docker0".to_owned()])),
             },
+            multicast: MulticastLimit { rate: multicast, burst: 200 },
             peers: peers.into_iter().map(peer).collect(),
             endpoints: endpoints.into_values().collect(),
             attachments: Some(local.into_iter().map(attachment).collect()),

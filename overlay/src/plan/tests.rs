@@ -13,7 +13,7 @@ use super::kernel_model::{DOCKER_USER, allowed, apply, bare, forward};
 use super::*;
 use crate::model::intent::{Attachment, OwnNode, PeerIntent, Reach};
 use crate::model::peer::{Clear, Ends, PeerState};
-use crate::model::state::{EgressPolicy, HostServices, TunnelRoute};
+use crate::model::state::{EgressPolicy, HostServices, MulticastLimit, TunnelRoute};
 use crate::plan::failures::Failures;
 
 /// A host that was configured for one grid and then joined another, with some damage in between.
@@ -422,6 +422,7 @@ fn overlay_plan_leaves_a_container_alone_that_cannot_be_inspected() {
         encryption: Encryption::Sleeve,
         services: HostServices::default(),
         egress: EgressPolicy::default(),
+        multicast: MulticastLimit::default(),
         peers: BTreeMap::new(),
         endpoints: Vec::new(),
         attachments: Some(BTreeMap::from([(PlacementId(1), attachment)])),

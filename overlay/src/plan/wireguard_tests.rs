@@ -13,7 +13,7 @@ use kontena_sleeve::PrivateKey;
 use super::*;
 use crate::model::intent::OwnNode;
 use crate::model::peer::PeerState;
-use crate::model::state::{EgressPolicy, HostServices, WireGuardLink};
+use crate::model::state::{EgressPolicy, HostServices, MulticastLimit, WireGuardLink};
 use crate::wireguard::model::deliver;
 
 const CURRENT: PublicKey = PublicKey([2; 32]);
@@ -59,6 +59,7 @@ fn intent() -> OverlayIntent {
         encryption: Encryption::WireGuard,
         services: HostServices::default(),
         egress: EgressPolicy::default(),
+        multicast: MulticastLimit::default(),
         attachments: Some(BTreeMap::new()),
     }
 }

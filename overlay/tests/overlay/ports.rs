@@ -1,11 +1,14 @@
 //! What passes a container's port of the bridge, and what does not.
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Instant;
 
-use kontena_lab::Netns;
+use kontena_lab::{Netns, send_all};
+use kontena_overlay::MulticastLimit;
 
 use kontena_schema::mac::Mac;
 use kontena_sleeve::internet_checksum;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use kontena_overlay_lab::{
     BOUND, Container, Host, Switch, converge, count, counted, dropped, eventually, grid, send,
@@ -253,6 +256,98 @@ fn overlay_container_sends_ipv4_and_arp_only() {
     ] {
         nobody_gets(&hosts, what, "dropped_ethertype", &frames(ethertype));
     }
+}
+
+/// A frame for all is encrypted once for each peer, so a container sends them at a rate only.
+/// What it sends to one does not count.
+#[test]
+fn overlay_container_sends_to_all_at_a_rate() {
+    for grid in [trusting(), grid(7, &[])] {
+        let (_switch, mut hosts) = world(2, &grid);
+        let limit = MulticastLimit { rate: 1, burst: 20 };
+        hosts[0].multicast = limit;
+        converge(&grid, &hosts.iter().collect::<Vec<_>>());
+        let (from, to) = (&hosts[0].containers[0], &hosts[1].containers[0]);
+        let mut all = 0;
+        let of_group = Mac([0x01, 0, 0x5e, 1, 2, 3]);
+        for (what, target, address) in [
+            ("pkttype broadcast", EVERYBODY, Ipv4Addr::BROADCAST),
+            ("pkttype multicast", of_group, GROUP),
+        ] {
+            let what = format!("meta {what} ip saddr {}", from.address);
+            count(&to.netns, "ethwe", &what);
+            let frame = datagram([mac(from), target], [from.address, address], &[]);
+            let (began, before) = (Instant::now(), dropped(&hosts[0], "dropped_multicast"));
+            send_all(&from.netns, "ethwe", &vec![frame; 500]);
+            // An answer comes after what was sent before on the same way.
+            from.netns.must_reach(to.address);
+            let most = u64::from(limit.burst) + began.elapsed().as_secs() + 1;
+            let (passed, dropped) = (
+                counted(&to.netns),
+                dropped(&hosts[0], "dropped_multicast") - before,
+            );
+            assert_eq!(passed + dropped, 500, "{what}");
+            assert!(passed <= most, "{what}: {passed}");
+            all += passed;
+            to.netns.run("nft delete table netdev probe");
+        }
+        assert!(all >= limit.burst.into(), "{all}");
+
+        // A port that has a filter gets another rate at the next pass.
+        hosts[0].multicast = MulticastLimit {
+            rate: 1_000_000,
+            burst: 1_000_000,
+        };
+        let steps = converge(&grid, &hosts.iter().collect::<Vec<_>>());
+        assert_eq!(steps, 1);
+        let (from, to) = (&hosts[0].containers[0], &hosts[1].containers[0]);
+        count(&to.netns, "ethwe", "meta pkttype broadcast");
+        let frame = honest(from, EVERYBODY);
+        // No more than the queue of the sleeve's device holds.
+        send_all(&from.netns, "ethwe", &vec![frame; 200]);
+        from.netns.must_reach(to.address);
+        assert_eq!(counted(&to.netns), 200);
+    }
+}
+
+/// ARP has a limit of its own, so that who asks too much still sends.
+#[test]
+fn overlay_container_asks_for_addresses_at_a_rate() {
+    let (_switch, hosts) = with_a_thief();
+    let [beside, from] = &hosts[0].containers[..] else {
+        unreachable!()
+    };
+    count(&beside.netns, "ethwe", "arp operation request");
+    let own = (mac(from), from.address);
+    let request = arp([own.0, EVERYBODY], own, Ipv4Addr::new(10, 81, 99, 9));
+    let (began, before) = (Instant::now(), dropped(&hosts[0], "dropped_multicast"));
+    send_all(&from.netns, "ethwe", &vec![request; 20_000]);
+    from.netns.must_reach(beside.address);
+    let most = 1000 * (began.elapsed().as_secs() + 2);
+    let passed = counted(&beside.netns);
+    assert!((1000..=most).contains(&passed), "{passed}");
+    assert!(dropped(&hosts[0], "dropped_multicast") > before);
+}
+
+/// What the kernel cuts into packets only later is many of them.
+#[test]
+fn overlay_container_sends_no_long_frames_to_all() {
+    let (_switch, hosts) = with_a_thief();
+    let (from, to) = (&hosts[0].containers[1], &hosts[1].containers[0]);
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let sender = from.netns.inside(bind).unwrap();
+    setsockopt(&sender, sockopt::UdpGsoSegment, &1000).unwrap();
+    count(&to.netns, "ethwe", &format!("ip saddr {}", from.address));
+    let before = dropped(&hosts[0], "dropped_multicast");
+    assert_eq!(sender.send_to(&[7; 30_000], (GROUP, 7000)).unwrap(), 30_000);
+    assert_eq!(dropped(&hosts[0], "dropped_multicast") - before, 1);
+    assert_eq!(counted(&to.netns), 0);
+    // To one it may.
+    sender.send_to(&[7; 30_000], (to.address, 7000)).unwrap();
+    eventually("it arrives", || match counted(&to.netns) {
+        0 => Err("nothing".to_owned()),
+        _ => Ok(()),
+    });
 }
 
 /// A filter that was made for a former device of that name is none; a port that is gone

@@ -51,6 +51,7 @@ fn blind(host: &Host, all: &[&Host], revision: i64) -> Request {
         keys: grid.keys.clone(),
         egress: grid.egress.clone(),
         services: grid.services.clone(),
+        multicast: grid.multicast,
         attachments: None,
         grid: Membership::Member {
             revision: Revision(revision),

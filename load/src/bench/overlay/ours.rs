@@ -9,7 +9,8 @@ use std::time::Duration;
 use ipnetwork::Ipv4Network;
 use kontena_lab::underlay;
 use kontena_overlay::{
-    Attachment, Clear, EgressPolicy, HostServices, Overlay, OverlayIntent, OverlayReport, OwnState,
+    Attachment, Clear, EgressPolicy, HostServices, MulticastLimit, Overlay, OverlayIntent,
+    OverlayReport, OwnState, Process,
 };
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{Endpoint, GridSettings, NodeEntry};
@@ -108,6 +109,7 @@ fn start(hosts: [Host; 2], trusted: &[&str]) -> Result<Pair, BenchError> {
                 peers: pairs,
                 services: HostServices::default(),
                 egress: EgressPolicy::default(),
+                multicast: MulticastLimit::default(),
             };
             let intent =
                 OverlayIntent::from_directory(&grid, &nodes[at], &nodes, &endpoints, state);

@@ -223,6 +223,7 @@ impl Known {
                 bridges: Some(BTreeSet::from(["docker0".to_owned(), "kontena".to_owned()])),
             },
             services: kontena_overlay::HostServices::default(),
+            multicast: kontena_overlay::MulticastLimit::default(),
         };
         OverlayIntent::from_directory(&self.grid, &self.own, &self.nodes, &self.endpoints, state)
     }
