@@ -1,8 +1,8 @@
 //! What ends without notice: the agent, the device, a part of it.
 
-use kontena_lab::Switch;
+use kontena_lab::{Switch, underlay};
 
-use super::host::{Host, Kind, Known, pass, reaches, settle, world};
+use super::host::{Host, Kind, Known, finally, pass, reaches, settle, world};
 use super::process::{self, Agent};
 use super::stream::{ends, nothing_in_clear, streaming};
 use kontena_overlay_lab::{grid, trusting};
@@ -24,31 +24,66 @@ const KILLED: &str = "guest::life::a_killed_agent_leaves_everything_to_its_succe
 #[test]
 fn a_killed_agent_leaves_everything_to_its_successor() {
     process::be();
-    for grid in [grid(7, &[]), trusting()] {
-        let (_switch, hosts) = world(&grid, &[Kind::Kernel, Kind::Kernel]);
-        let all: Vec<&Host> = hosts.iter().collect();
-        let [from, to] = ends(&hosts);
-        let [a, _] = &hosts[..] else { unreachable!() };
-        // From here on the first host's agent is a process.
-        a.stop_agent();
-        let agent = Agent::start(&a.netns, &Known::of(&grid, a, &all), KILLED);
-        streaming(&from, &to, |stream| {
-            stream.goes_on();
-            let before = shown(a);
-            agent.kill();
-            stream.goes_on();
-            assert_eq!(shown(a), before);
-            a.start_agent();
-            let steps = pass(&grid, a, &all).steps_applied;
-            assert_eq!(
-                steps, 3,
-                "it remembers whose keys they are, and receives heartbeats and path probes"
-            );
-            settle(&grid, &all);
-            assert_eq!(shown(a), before);
-            stream.goes_on();
+    let closed = grid(7, &[]);
+    let (_switch, hosts) = world(&closed, &[Kind::Kernel, Kind::Kernel]);
+    let all: Vec<&Host> = hosts.iter().collect();
+    let [from, to] = ends(&hosts);
+    let [a, _] = &hosts[..] else { unreachable!() };
+    // From here on the first host's agent is a process.
+    a.stop_agent();
+    let agent = Agent::start(&a.netns, &Known::of(&closed, a, &all), KILLED);
+    streaming(&from, &to, |stream| {
+        stream.goes_on();
+        let before = shown(a);
+        agent.kill();
+        stream.goes_on();
+        assert_eq!(shown(a), before);
+        a.start_agent();
+        let steps = pass(&closed, a, &all).steps_applied;
+        assert_eq!(
+            steps, 4,
+            "it remembers whose keys they are, receives heartbeats and path probes, and owns the live table"
+        );
+        settle(&closed, &all);
+        assert_eq!(shown(a), before);
+        stream.goes_on();
+    });
+}
+
+/// The name of the next test.
+const ENDED: &str = "guest::life::a_successor_opens_what_a_killed_agent_let_end";
+
+/// Nobody renews the trust of a killed agent: the filter closes by itself, and its successor opens it.
+#[test]
+fn a_successor_opens_what_a_killed_agent_let_end() {
+    process::be();
+    let trusting = trusting();
+    let (switch, hosts) = world(&trusting, &[Kind::Kernel, Kind::Kernel]);
+    let all: Vec<&Host> = hosts.iter().collect();
+    let [from, to] = ends(&hosts);
+    let [a, b] = &hosts[..] else { unreachable!() };
+    a.stop_agent();
+    let agent = Agent::start(&a.netns, &Known::of(&trusting, a, &all), ENDED);
+    streaming(&from, &to, |stream| {
+        stream.goes_on();
+        agent.kill();
+        let peer = underlay(b.node.number.get()).to_string();
+        finally("nobody is trusted any more", || {
+            let set = a.netns.run("nft list set inet kontena fast_peers");
+            if set.contains(&peer) {
+                Err(set)
+            } else {
+                Ok(())
+            }
         });
-    }
+        nothing_in_clear(&switch, || {
+            a.netns
+                .output(&format!("ping -c 3 -i 0.2 -W 1 {}", to.address));
+        });
+        a.start_agent();
+        settle(&trusting, &all);
+        stream.goes_on();
+    });
 }
 
 /// Does this to the first host's device: nothing leaves in clear, and a pass mends it.
