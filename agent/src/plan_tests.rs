@@ -1,5 +1,7 @@
 use kontena_schema::ids::LeaseNumber;
 
+use kontena_overlay::Process;
+
 use super::*;
 use crate::directory::tests::placement;
 use crate::docker::container::HealthCheck;
@@ -27,7 +29,15 @@ pub(crate) fn container_of(placement: &Placement, state: State) -> Container {
 }
 
 pub(crate) fn running(pid: i32) -> State {
-    State::Running { pid }
+    State::Running {
+        process: Process { pid, started: 0 },
+    }
+}
+
+pub(crate) fn unknown(pid: Option<i32>) -> State {
+    State::Unknown {
+        process: pid.map(|pid| Process { pid, started: 0 }),
+    }
 }
 
 pub(crate) fn exited(exit_code: i64) -> State {
@@ -159,8 +169,7 @@ fn what_docker_does_not_answer_for_is_left_alone_and_all_else_goes_on() {
     let mut moved = placement(13, 3);
     let mut host = Host::new([wanted.clone(), removed.clone(), placement(14, 4)]);
     for of in [&wanted, &removed, &moved, &placement(15, 5)] {
-        let unknown = State::Unknown { pid: Some(1) };
-        host.containers.push(container_of(of, unknown));
+        host.containers.push(container_of(of, unknown(Some(1))));
     }
     (moved.lease, moved.service_revision) = (Some(LeaseNumber(99)), ServiceRevision(2));
     host.placements.insert(moved.id, moved);

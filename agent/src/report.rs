@@ -1,8 +1,8 @@
-//! What the Master is told of this host.
+//! What this host reports to the Master.
 //!
-//! [`derive`] makes the whole picture, purely, from the directory and what was
-//! observed; [`Sent`] keeps what one connection was told and gives the
-//! difference. The first report of a connection is the difference to nothing.
+//! [`derive`] builds a placement's report, purely, from the directory and what was
+//! observed; [`Sent`] keeps what one connection was sent and returns the delta. The
+//! first report of a connection is the delta from nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use tokio::sync::watch;
 use crate::docker::container::{Container, HealthCheck, State};
 use crate::plan::{Phase, matches};
 
-/// What is known of the host after a pass.
+/// What is known about the host after a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostState {
-    /// Who this host was in that pass.
+    /// Which node this host was then.
     pub node: Option<NodeId>,
     /// The service containers that exist.
     pub inventory: Vec<InventoryEntry>,
@@ -28,17 +28,17 @@ pub struct HostState {
     pub reported: Reported,
 }
 
-/// Where the host's state is to be seen; none before the first pass.
+/// The host's latest state; none before the first pass.
 pub type HostSlot = watch::Receiver<Option<Arc<HostState>>>;
 
 /// Everything that reports are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
-    /// The revision that the host was last made to agree with.
+    /// The last revision applied to the host.
     pub applied: Revision,
-    /// Every own placement.
+    /// Every placement of this node.
     pub placements: BTreeMap<PlacementId, PlacementReport>,
-    /// Commands that were started, newest ones.
+    /// The newest commands that were started.
     pub commands: BTreeMap<CommandId, CommandReport>,
     /// Every peer.
     pub peers: BTreeMap<NodeId, PeerReport>,
@@ -55,12 +55,12 @@ impl Default for Reported {
     }
 }
 
-/// What one connection was told.
+/// What one connection was sent.
 #[derive(Default)]
 pub struct Sent(Option<Reported>);
 
 impl Sent {
-    /// The report that makes the Master know `now`; none if it knows already.
+    /// The report that brings the Master up to `now`; none if it is already.
     pub fn next(&mut self, now: &Reported) -> Option<Report> {
         let first = self.0.is_none();
         let old = self.0.take().unwrap_or_default();
@@ -101,10 +101,10 @@ pub fn inventory(containers: &[Container]) -> Vec<InventoryEntry> {
     containers.iter().filter_map(entry).collect()
 }
 
-/// What the user reads of a container that cannot be inspected.
+/// What the user reads about a container that cannot be inspected.
 const SILENT: &str = "Docker does not answer for this container; it is left alone until it does";
 
-/// What bears on the report of one placement besides its container.
+/// What affects the report of a placement besides its container.
 pub struct Context<'a> {
     /// This node.
     pub node: NodeId,
@@ -125,13 +125,13 @@ pub fn derive(
     let matching = containers
         .iter()
         .find(|c| matches(c, placement, context.node));
-    // What is left alone is what the placement has, whatever is wanted of it.
+    // A container left alone is what the placement has, whatever is wanted.
     let unknown = containers.iter().find(|c| c.is_unknown());
     let matching = unknown.or(matching);
     let container = matching.or(containers.first()).copied();
     let origin = container.and_then(|container| container.origin.as_ref());
     let (state, error) = match (placement.desired, container, matching) {
-        // A container that is being created may come yet.
+        // A container being created may still appear.
         (Desired::Removed, None, _) if context.phase == Some(Phase::Starting) => {
             (InstanceState::Starting, None)
         }
@@ -142,7 +142,7 @@ pub fn derive(
         (Desired::Stopped | Desired::Removed, Some(container), _) => leaving(container, context),
     };
     let service_revision = match (state, origin) {
-        // What failed is the version that is wanted, whatever is left of another.
+        // What failed is the wanted revision, whatever is left of another.
         (InstanceState::Failed, _) | (_, None) => placement.service_revision,
         (_, Some(origin)) => origin.service_revision,
     };
@@ -158,8 +158,8 @@ pub fn derive(
     }
 }
 
-/// A health check without a result says nothing of the health; that the instance is not
-/// ready shows in its state, which Masters of the version before understand too.
+/// A health check without a result says nothing about health; that the instance is not
+/// ready shows in its state, which Masters of the previous version understand too.
 fn health(check: HealthCheck) -> Health {
     match check {
         HealthCheck::Absent | HealthCheck::Starting => Health::Unknown,
@@ -168,7 +168,7 @@ fn health(check: HealthCheck) -> Health {
     }
 }
 
-/// The container is the right one; is it there for its users?
+/// The state of the right container.
 fn running(
     container: &Container,
     placement: &Placement,
@@ -176,11 +176,11 @@ fn running(
 ) -> (InstanceState, Option<String>) {
     match &container.state {
         State::Running { .. } => ready(container, placement, context),
-        State::Unknown { pid: Some(_) } => {
+        State::Unknown { process: Some(_) } => {
             let (state, error) = ready(container, placement, context);
             (state, error.or_else(|| Some(SILENT.to_owned())))
         }
-        State::Unknown { pid: None } => (InstanceState::Pending, Some(SILENT.to_owned())),
+        State::Unknown { process: None } => (InstanceState::Pending, Some(SILENT.to_owned())),
         State::Created => failed_or(context, InstanceState::Starting),
         State::Restarting { exit_code } => (InstanceState::Failed, Some(ended(*exit_code))),
         State::Exited { exit_code, error } => match (context.phase, context.failure) {
@@ -195,8 +195,8 @@ fn running(
     }
 }
 
-/// Its command runs: it is ready once it is on the overlay and its health check has come
-/// to a result.
+/// Its command runs: it is ready once it is on the overlay and its health check has a
+/// result.
 fn ready(
     container: &Container,
     placement: &Placement,
@@ -222,7 +222,7 @@ fn absent(placement: &Placement, context: &Context<'_>) -> (InstanceState, Optio
     }
 }
 
-/// It is to be stopped, or to go.
+/// To be stopped or removed.
 fn leaving(container: &Container, context: &Context<'_>) -> (InstanceState, Option<String>) {
     let failure = if container.is_unknown() {
         Some(SILENT)
@@ -254,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::directory::tests::placement;
-    use crate::plan::tests::{container_of, exited, running as up};
+    use crate::plan::tests::{container_of, exited, running as up, unknown};
 
     const NODE: NodeId = NodeId(1);
 
@@ -332,7 +332,7 @@ mod tests {
             (Some(7), Desired::Removed, InstanceState::Running),
         ] {
             placement.desired = desired;
-            let container = container_of(&placement, State::Unknown { pid });
+            let container = container_of(&placement, unknown(pid));
             // It is not replaced, though another revision is wanted.
             placement.service_revision.0 += 1;
             let context = Context {

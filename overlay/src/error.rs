@@ -73,6 +73,9 @@ pub enum Cause {
     /// An interface that was to be changed does not exist.
     #[error("there is no interface {0}")]
     NoInterface(String),
+    /// The process ended, and another one has its number.
+    #[error("the process {0} ended, and another one has its number")]
+    AnotherProcess(i32),
     /// The process has no network namespace of its own.
     #[error("it shares the network namespace of {0}")]
     SharedNamespace(String),

@@ -365,7 +365,7 @@ fn adopted(intent: &OverlayIntent, observed: &Observed) -> BTreeMap<NodeId, Clea
 /// Whether a container that was attached and cannot be seen now is the same and
 /// lives.
 fn is_still(before: &Attachment, now: &Attachment) -> bool {
-    before == now && Namespace::of(now.pid).is_ok()
+    before == now && Namespace::of(now.process).is_ok()
 }
 
 impl OverlayReport {
@@ -385,24 +385,34 @@ mod tests {
     use kontena_schema::mac::Mac;
 
     use super::*;
+    use crate::process::Process;
 
     #[test]
     fn only_the_same_living_container_counts_as_still_attached() {
         let address = [10, 81, 1, 1].into();
-        let of = |pid| Attachment {
-            pid,
+        let of = |process| Attachment {
+            process,
             container_id: "c".to_owned(),
             address,
             mac: Mac::of_lease(address, LeaseNumber(1)),
         };
-        let here = i32::try_from(std::process::id()).unwrap();
+        let here = Process::of(std::process::id().cast_signed()).unwrap();
         let other = Attachment {
             container_id: "d".to_owned(),
             ..of(here)
         };
         assert!(is_still(&of(here), &of(here)));
         assert!(!is_still(&of(here), &other));
-        // No process has this number: it is above the kernel's bound.
-        assert!(!is_still(&of(i32::MAX), &of(i32::MAX)));
+        let gone = Process {
+            // It is above the kernel's bound.
+            pid: i32::MAX,
+            ..here
+        };
+        assert!(!is_still(&of(gone), &of(gone)));
+        let later = Process {
+            started: here.started + 1,
+            ..here
+        };
+        assert!(!is_still(&of(later), &of(later)), "the number is another's");
     }
 }

@@ -10,6 +10,7 @@ use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary,
     ContainerSummaryStateEnum, HealthStatusEnum,
 };
+use kontena_overlay::Process;
 
 use super::labels::{self, Origin};
 
@@ -35,8 +36,8 @@ pub enum State {
     Created,
     /// It runs.
     Running {
-        /// Its first process, as the host numbers it.
-        pid: i32,
+        /// Its first process.
+        process: Process,
     },
     /// It ended, and Docker will start it again.
     Restarting {
@@ -55,7 +56,7 @@ pub enum State {
     /// Docker lists it and does not answer when asked about it.
     Unknown {
         /// Its first process, if the list says that it runs and the process is known.
-        pid: Option<i32>,
+        process: Option<Process>,
     },
 }
 
@@ -74,17 +75,17 @@ pub enum HealthCheck {
 
 impl Container {
     /// Its first process, if it runs.
-    pub fn pid(&self) -> Option<i32> {
+    pub fn process(&self) -> Option<Process> {
         match self.state {
-            State::Running { pid } => Some(pid),
-            State::Unknown { pid } => pid,
+            State::Running { process } => Some(process),
+            State::Unknown { process } => process,
             _ => None,
         }
     }
 
     /// Whether it runs.
     pub fn is_running(&self) -> bool {
-        self.pid().is_some()
+        self.process().is_some()
     }
 
     /// Whether Docker does not answer when asked about it.
@@ -99,8 +100,13 @@ fn origin(labels: &HashMap<String, String>, name: &str) -> Option<Origin> {
     (labels::own_name(labels)? == name).then(|| labels::read(labels))?
 }
 
-/// What an inspection tells.
-pub(super) fn inspected(id: &str, response: ContainerInspectResponse) -> Container {
+/// What an inspection tells; none if `running` does not know the container's first
+/// process by its number.
+pub(super) fn inspected(
+    id: &str,
+    response: ContainerInspectResponse,
+    running: impl FnOnce(i32) -> Option<Process>,
+) -> Option<Container> {
     let labels = response
         .config
         .and_then(|config| config.labels)
@@ -109,7 +115,7 @@ pub(super) fn inspected(id: &str, response: ContainerInspectResponse) -> Contain
     let health = state.health.as_ref().and_then(|health| health.status);
     let name = response.name.unwrap_or_default();
     let name = name.trim_start_matches('/');
-    Container {
+    Some(Container {
         id: id.to_owned(),
         name: name.to_owned(),
         origin: origin(&labels, name),
@@ -119,32 +125,25 @@ pub(super) fn inspected(id: &str, response: ContainerInspectResponse) -> Contain
             Some(HealthStatusEnum::UNHEALTHY) => HealthCheck::Unhealthy,
             _ => HealthCheck::Absent,
         },
-        state: run_state(state),
-    }
+        state: run_state(state, running)?,
+    })
 }
 
-/// What the list tells of a container that cannot be inspected. Its process is the
-/// one that it had, or that `find` finds.
-pub(super) fn unknown(
-    id: &str,
-    summary: &ContainerSummary,
-    last: Option<&Container>,
-    find: impl FnOnce() -> Option<i32>,
-) -> Container {
+/// What the list tells of a container that cannot be inspected, which has this process if
+/// it runs.
+pub(super) fn unknown(id: &str, summary: &ContainerSummary, process: Option<Process>) -> Container {
     let names = summary.names.as_deref().unwrap_or_default();
     let name = names
         .first()
         .map_or("", |name| name.trim_start_matches('/'));
     let labels = summary.labels.as_ref();
-    let pid = is_running(summary)
-        .then(|| last.and_then(Container::pid).or_else(find))
-        .flatten();
+    let process = process.filter(|_| is_running(summary));
     Container {
         id: id.to_owned(),
         name: name.to_owned(),
         origin: labels.and_then(|labels| origin(labels, name)),
         health: listed_health(summary.status.as_deref().unwrap_or_default()),
-        state: State::Unknown { pid },
+        state: State::Unknown { process },
     }
 }
 
@@ -165,15 +164,17 @@ fn listed_health(status: &str) -> HealthCheck {
     }
 }
 
-fn run_state(state: ContainerState) -> State {
+fn run_state(state: ContainerState, running: impl FnOnce(i32) -> Option<Process>) -> Option<State> {
     use ContainerStateStatusEnum as Status;
     let exit_code = state.exit_code.unwrap_or_default();
     let pid = state
         .pid
         .and_then(|pid| i32::try_from(pid).ok())
         .filter(|pid| *pid > 0);
-    match (state.status, pid) {
-        (Some(Status::RUNNING | Status::PAUSED), Some(pid)) => State::Running { pid },
+    Some(match (state.status, pid) {
+        (Some(Status::RUNNING | Status::PAUSED), Some(pid)) => State::Running {
+            process: running(pid)?,
+        },
         (Some(Status::RESTARTING), _) => State::Restarting { exit_code },
         (Some(Status::REMOVING | Status::DEAD), _) => State::Going,
         // A failed start leaves it as created, with an error.
@@ -184,27 +185,36 @@ fn run_state(state: ContainerState) -> State {
             exit_code,
             error: state.error.filter(|text| !text.is_empty()),
         },
-    }
+    })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
 
+    const FIRST: Process = Process {
+        pid: 7,
+        started: 100,
+    };
+
     fn state(status: ContainerStateStatusEnum, pid: i64, error: &str) -> State {
-        run_state(ContainerState {
+        let state = ContainerState {
             status: Some(status),
             pid: Some(pid),
             exit_code: Some(3),
             error: Some(error.to_owned()),
             ..ContainerState::default()
-        })
+        };
+        run_state(state, |pid| Some(Process { pid, ..FIRST })).unwrap()
     }
 
     #[test]
     fn states_are_told_apart() {
         use ContainerStateStatusEnum as Status;
-        assert_eq!(state(Status::RUNNING, 7, ""), State::Running { pid: 7 });
+        assert_eq!(
+            state(Status::RUNNING, 7, ""),
+            State::Running { process: FIRST }
+        );
         assert_eq!(
             state(Status::RESTARTING, 0, ""),
             State::Restarting { exit_code: 3 }
@@ -248,14 +258,13 @@ pub(super) mod tests {
     #[test]
     fn what_is_unknown_keeps_its_process_while_the_list_says_that_it_runs() {
         let up = listed("running", "Up 2 minutes");
-        let of = |summary, last: Option<&Container>, found| unknown("a", summary, last, || found);
-        assert_eq!(of(&up, None, None).state, State::Unknown { pid: None });
-        let first = of(&up, None, Some(7));
+        let of = |summary, process| unknown("a", summary, process);
+        assert_eq!(of(&up, None).state, State::Unknown { process: None });
+        let first = of(&up, Some(FIRST));
         assert!(first.origin.is_some() && first.is_unknown());
-        assert_eq!(first.pid(), Some(7));
-        assert_eq!(of(&up, Some(&first), Some(8)).pid(), Some(7));
+        assert_eq!(first.process(), Some(FIRST));
         let ended = listed("exited", "Exited (0) 2 minutes ago");
-        assert_eq!(of(&ended, Some(&first), Some(7)).pid(), None);
+        assert_eq!(of(&ended, Some(FIRST)).process(), None);
     }
 
     #[test]
@@ -266,7 +275,7 @@ pub(super) mod tests {
             ("Up 2 minutes (healthy)", HealthCheck::Healthy),
             ("Up 2 minutes (unhealthy)", HealthCheck::Unhealthy),
         ] {
-            let container = unknown("a", &listed("running", status), None, || None);
+            let container = unknown("a", &listed("running", status), None);
             assert_eq!(container.health, health);
         }
     }

@@ -21,8 +21,9 @@ use bollard::query_parameters::ListContainersOptionsBuilder;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use kontena_overlay::Process;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::container::{self, Container};
@@ -34,6 +35,10 @@ use super::{process, status, words};
 /// An inspection is answered within this time, or its container counts as unknown; the
 /// engine answers in milliseconds unless it is busy with the very container.
 const INSPECT_WITHIN: Duration = Duration::from_secs(3);
+/// How often one inspection asks for a process that can be told from others, and how long
+/// it waits in between: longer than a tick of the clock that tells them.
+const ASKED_AT_MOST: u32 = 10;
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// Looks begin this long after each other, so that a storm of events costs ten a second.
 /// Names are promised within 250 ms.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -44,6 +49,8 @@ const NEWS_WITHIN: Duration = Duration::from_millis(200);
 /// How soon an engine that did not answer is asked again, unless it says that it is back.
 const AWAY_RETRY: Duration = Duration::from_secs(1);
 
+/// The process of this number, if it is of this container and from before this time.
+type Named = fn(i32, &str, u64) -> Option<Process>;
 type Listed = BTreeMap<String, ContainerSummary>;
 
 /// What came of one inspection.
@@ -51,13 +58,15 @@ enum Answer {
     There(Box<Container>),
     Gone,
     /// There was none, or no container in it; why, and the container's first process.
-    Silent(String, Option<i32>),
+    Silent(String, Option<Process>),
 }
 
 /// Looks at the host's containers.
 pub struct Observer {
     /// Without an engine there are no containers, and it is never away.
     docker: Option<Docker>,
+    /// Tells whether the process that Docker names is the container's.
+    named: Named,
     known: BTreeMap<String, Container>,
     listing: Option<BoxFuture<'static, (Marks, Result<Listed, Error>)>>,
     inspecting: FuturesUnordered<BoxFuture<'static, (String, Answer)>>,
@@ -79,6 +88,7 @@ impl Observer {
     pub fn new(docker: Option<Docker>) -> Self {
         Self {
             docker,
+            named: process::named,
             known: BTreeMap::new(),
             listing: None,
             inspecting: FuturesUnordered::new(),
@@ -204,9 +214,9 @@ impl Observer {
             return;
         };
         while let Some(id) = self.inspections.begin(Instant::now().into_std()) {
-            let docker = docker.clone();
+            let (docker, named) = (docker.clone(), self.named);
             self.inspecting.push(Box::pin(async move {
-                let answer = inspect(&docker, &id).await;
+                let answer = inspect(&docker, &id, named).await;
                 (id, answer)
             }));
         }
@@ -230,7 +240,7 @@ impl Observer {
                     self.is_news();
                 }
             }
-            Answer::Silent(reason, pid) => {
+            Answer::Silent(reason, process) => {
                 if !self.inspections.has_failed(id) {
                     warn!(
                         container = id,
@@ -238,15 +248,17 @@ impl Observer {
                     );
                 }
                 self.inspections.failed(id, Instant::now().into_std());
-                self.is_unknown(id, pid);
+                self.is_unknown(id, process);
             }
         }
     }
 
-    fn is_unknown(&mut self, id: &str, pid: Option<i32>) {
+    fn is_unknown(&mut self, id: &str, process: Option<Process>) {
         if let Some(summary) = self.listed.get(id) {
-            let last = self.known.get(id);
-            self.know(container::unknown(id, summary, last, || pid));
+            let last = self.known.get(id).and_then(Container::process);
+            let lives = |last: &Process| Process::of(last.pid).is_ok_and(|now| now == *last);
+            let process = last.filter(lives).or(process);
+            self.know(container::unknown(id, summary, process));
         }
     }
 
@@ -291,16 +303,32 @@ async fn list(docker: &Docker) -> Result<Listed, Error> {
         .collect())
 }
 
-async fn inspect(docker: &Docker, id: &str) -> Answer {
-    let reason = match timeout(INSPECT_WITHIN, docker.inspect_container(id, None)).await {
-        Ok(Ok(response)) => return Answer::There(Box::new(container::inspected(id, response))),
+async fn inspect(docker: &Docker, id: &str, named: Named) -> Answer {
+    let reason = match timeout(INSPECT_WITHIN, ask(docker, id, named)).await {
+        Ok(Ok(Some(container))) => return Answer::There(Box::new(container)),
+        Ok(Ok(None)) => "the process that Docker names is not there".to_owned(),
         Ok(Err(err)) if status(&err) == Some(404) => return Answer::Gone,
         Ok(Err(err)) => words(&err),
         Err(_) => words(&Error::RequestTimeoutError),
     };
     let id = id.to_owned();
-    let pid = spawn_blocking(move || process::find(&id)).await;
-    Answer::Silent(reason, pid.ok().flatten())
+    let process = spawn_blocking(move || process::find(&id)).await;
+    Answer::Silent(reason, process.ok().flatten())
+}
+
+/// Asks until the process that Docker names can be told; none if it never can.
+async fn ask(docker: &Docker, id: &str, named: Named) -> Result<Option<Container>, Error> {
+    for _ in 0..ASKED_AT_MOST {
+        let asked = Process::clock();
+        let response = docker.inspect_container(id, None).await?;
+        let running = |pid| named(pid, id, asked);
+        if let Some(container) = container::inspected(id, response, running) {
+            return Ok(Some(container));
+        }
+        // It has ended, or started only just now.
+        sleep(ASKED_AGAIN_AFTER).await;
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

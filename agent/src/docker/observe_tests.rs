@@ -21,6 +21,8 @@ enum Mood {
     Answers,
     Refuses,
     Hangs,
+    /// Names a process that has ended.
+    Lies,
 }
 
 /// The containers of an engine; none if it does not list them.
@@ -44,9 +46,12 @@ impl Engine {
         tasks.spawn("engine", serve(listener, moods));
         let version = bollard::API_DEFAULT_VERSION;
         let docker = Docker::connect_with_unix(socket.to_str().unwrap(), 1, version).unwrap();
+        let mut observer = Observer::new(Some(docker));
+        // The process of the test is in no container's control group.
+        observer.named = |pid, _, asked| Process::of(pid).ok().filter(|p| p.started < asked);
         Self {
             moods: moods_in,
-            observer: Observer::new(Some(docker)),
+            observer,
             dirty: Arc::new(DirtySet::default()),
             _dir: dir,
             _tasks: tasks,
@@ -108,10 +113,8 @@ async fn answer(mut stream: UnixStream, moods: watch::Receiver<Moods>) {
     } else {
         let asked = |(id, _): &(String, Mood)| line.contains(&format!("/containers/{id}/json"));
         match moods.unwrap_or_default().into_iter().find(asked) {
-            Some((_, Mood::Answers)) => Ok(format!(
-                r#"{{"Name": "/web-1", "Config": {{"Labels": {LABELS}}},
-                    "State": {{"Status": "running", "Pid": 7}}}}"#
-            )),
+            Some((_, Mood::Answers)) => Ok(running(first().pid)),
+            Some((_, Mood::Lies)) => Ok(running(i32::MAX)),
             Some((_, Mood::Refuses)) => Err(r#"{"message": "its layer is lost"}"#.to_owned()),
             Some((_, Mood::Hangs)) => return pending().await,
             None => return,
@@ -130,6 +133,13 @@ async fn answer(mut stream: UnixStream, moods: watch::Receiver<Moods>) {
     let _ = stream.write_all((head + &body).as_bytes()).await;
 }
 
+fn running(pid: i32) -> String {
+    format!(
+        r#"{{"Name": "/web-1", "Config": {{"Labels": {LABELS}}},
+            "State": {{"Status": "running", "Pid": {pid}}}}}"#
+    )
+}
+
 fn state(observer: &Observer, id: &str) -> Option<State> {
     observer
         .known
@@ -137,7 +147,14 @@ fn state(observer: &Observer, id: &str) -> Option<State> {
         .map(|container| container.state.clone())
 }
 
-const UP: Option<State> = Some(State::Running { pid: 7 });
+/// What the engine says is the first process of each container.
+fn first() -> Process {
+    Process::of(std::process::id().cast_signed()).unwrap()
+}
+
+fn up() -> Option<State> {
+    Some(State::Running { process: first() })
+}
 
 #[tokio::test]
 async fn what_cannot_be_inspected_is_unknown_and_hides_no_other() {
@@ -150,8 +167,8 @@ async fn what_cannot_be_inspected_is_unknown_and_hides_no_other() {
     engine
         .until("the first look is over", Observer::has_looked)
         .await;
-    assert_eq!(state(&engine.observer, "good"), UP);
-    let unknown = Some(State::Unknown { pid: None });
+    assert_eq!(state(&engine.observer, "good"), up());
+    let unknown = Some(State::Unknown { process: None });
     for id in stuck.iter().map(String::as_str).chain(["bad"]) {
         assert_eq!(state(&engine.observer, id), unknown, "{id}");
     }
@@ -161,22 +178,37 @@ async fn what_cannot_be_inspected_is_unknown_and_hides_no_other() {
     let asked = engine.dirty.look();
     let over = |observer: &Observer| observer.seen() >= asked;
     engine.until("a look after it is over", over).await;
-    assert_eq!(state(&engine.observer, "new"), UP);
+    assert_eq!(state(&engine.observer, "new"), up());
+}
+
+#[tokio::test]
+async fn a_process_that_is_not_there_is_nobodys() {
+    let mut engine = Engine::new(&[("a", Mood::Lies)]);
+    engine.dirty.add_all();
+    engine
+        .until("the first look is over", Observer::has_looked)
+        .await;
+    let unknown = Some(State::Unknown { process: None });
+    assert_eq!(state(&engine.observer, "a"), unknown);
+    engine.set(&[("a", Mood::Answers)]);
+    engine.until("it is known", |o| state(o, "a") == up()).await;
 }
 
 #[tokio::test]
 async fn what_was_seen_running_keeps_its_process_while_it_is_unknown() {
     let mut engine = Engine::new(&[("a", Mood::Answers)]);
     engine.dirty.add_all();
-    engine.until("it runs", |o| state(o, "a") == UP).await;
+    engine.until("it runs", |o| state(o, "a") == up()).await;
     engine.set(&[("a", Mood::Hangs)]);
-    let unknown = Some(State::Unknown { pid: Some(7) });
+    let unknown = Some(State::Unknown {
+        process: Some(first()),
+    });
     engine
         .until("it is unknown", |o| state(o, "a") == unknown)
         .await;
     engine.set(&[("a", Mood::Answers)]);
     engine
-        .until("it is known again", |o| state(o, "a") == UP)
+        .until("it is known again", |o| state(o, "a") == up())
         .await;
 }
 
@@ -184,11 +216,11 @@ async fn what_was_seen_running_keeps_its_process_while_it_is_unknown() {
 async fn an_engine_that_lists_nothing_is_away_and_what_was_seen_stands() {
     let mut engine = Engine::new(&[("a", Mood::Answers)]);
     engine.dirty.add_all();
-    engine.until("it runs", |o| state(o, "a") == UP).await;
+    engine.until("it runs", |o| state(o, "a") == up()).await;
     engine.moods.send_replace(None);
     engine.dirty.add_all();
     engine.until("the engine is away", Observer::is_away).await;
-    assert_eq!(state(&engine.observer, "a"), UP);
+    assert_eq!(state(&engine.observer, "a"), up());
     let asked = engine.dirty.look();
     engine.set(&[("a", Mood::Answers)]);
     let back = |observer: &Observer| !observer.is_away() && observer.seen() >= asked;

@@ -1,4 +1,4 @@
-//! The first process of a container that Docker does not tell about.
+//! The first process of a container.
 //!
 //! An agent that starts while Docker does not answer for a container must not take
 //! the container's interface away. The kernel knows the container's processes:
@@ -8,18 +8,36 @@
 use std::fs;
 use std::path::Path;
 
-/// The process, as the host numbers it; none if there is none. Looks at every process
-/// of the host.
-pub(super) fn find(container: &str) -> Option<i32> {
-    let entries = fs::read_dir("/proc").ok()?;
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.into_iter().find(|pid| is_first(*pid, container))
+use kontena_overlay::Process;
+
+/// The first process of a container, whose number Docker gave after it was asked; none if
+/// that cannot be told.
+///
+/// A number may be given to another process before somebody looks, and Docker may not have
+/// noticed that the container's ended. So the process must have started before Docker was
+/// asked, and be in the container's control group.
+pub(super) fn named(pid: i32, container: &str, asked: u64) -> Option<Process> {
+    let process = Process::of(pid).ok()?;
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    // An init system may have moved itself to a group below the container's.
+    let is_inside = !container.is_empty() && cgroup.contains(container);
+    (process.started < asked && is_inside).then_some(process)
 }
 
-fn is_first(pid: i32, container: &str) -> bool {
-    let process = Path::new("/proc").join(pid.to_string());
-    let read = |name| fs::read_to_string(process.join(name)).unwrap_or_default();
-    is_in(&read("cgroup"), container) && is_init(&read("status"))
+/// The process; none if there is none. Looks at every process of the host.
+pub(super) fn find(container: &str) -> Option<Process> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find_map(|pid| first(pid, container))
+}
+
+fn first(pid: i32, container: &str) -> Option<Process> {
+    let process = Process::of(pid).ok()?;
+    let dir = Path::new("/proc").join(pid.to_string());
+    let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let first = is_in(&read("cgroup"), container) && is_init(&read("status"));
+    let still = || Process::of(pid).is_ok_and(|now| now == process);
+    (first && still()).then_some(process)
 }
 
 /// `/proc/PID/cgroup`: the group of a container, and not one below it, ends with its id,
@@ -39,6 +57,20 @@ fn is_init(status: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_means_a_process_of_the_container_from_before_docker_was_asked() {
+        let own = Process::of(std::process::id().cast_signed()).unwrap();
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let group = groups.lines().next().unwrap().rsplit('/').next().unwrap();
+        // Outside of any group there is no name that could be wrong.
+        let group = if group.is_empty() { "/" } else { group };
+        assert_eq!(named(own.pid, group, own.started + 1), Some(own));
+        // It may have started between the answer and this look.
+        assert_eq!(named(own.pid, group, own.started), None);
+        assert_eq!(named(own.pid, "another", own.started + 1), None);
+        assert_eq!(named(i32::MAX, group, u64::MAX), None);
+    }
 
     #[test]
     fn the_first_process_of_a_container_is_told_from_all_others() {

@@ -14,38 +14,38 @@ use crate::directory::Directory;
 use crate::dns::zone::Local;
 use crate::docker::container::{Container, HealthCheck};
 use crate::plan::holds_lease;
-use kontena_overlay::Attachment;
+use kontena_overlay::{Attachment, Process};
 
 /// The running containers that hold their leases, with their first processes.
 fn eligible<'a>(
     directory: &'a Directory,
     containers: &'a [Container],
-) -> impl Iterator<Item = (&'a Placement, &'a Container, i32)> {
+) -> impl Iterator<Item = (&'a Placement, &'a Container, Process)> {
     let node = directory.me.as_ref().map(|me| me.node);
     containers.iter().filter_map(move |container| {
         let placement = directory
             .placements
             .get(&container.origin.as_ref()?.placement)?;
-        let pid = container.pid()?;
-        holds_lease(container, placement, node?).then_some((placement, container, pid))
+        let process = container.process()?;
+        holds_lease(container, placement, node?).then_some((placement, container, process))
     })
 }
 
-/// What is to be on the overlay. What is to go keeps its interface until it is
-/// gone, but gets none that it does not have.
+/// What belongs on the overlay. A container to be removed keeps its interface until
+/// it is gone, but gets no new one.
 pub fn attachments(
     directory: &Directory,
     containers: &[Container],
     has_interface: impl Fn(PlacementId) -> bool,
 ) -> BTreeMap<PlacementId, Attachment> {
-    let attachment = |(placement, container, pid): (&Placement, &Container, i32)| {
+    let attachment = |(placement, container, process): (&Placement, &Container, Process)| {
         let (address, lease) = (placement.address?, placement.lease?);
         let mac = Mac::of_lease(address, lease);
         let container_id = container.id.clone();
         Some((
             placement.id,
             Attachment {
-                pid,
+                process,
                 container_id,
                 address,
                 mac,
@@ -60,7 +60,7 @@ pub fn attachments(
         .collect()
 }
 
-/// The instances of this host whose names answer: they run, are on the overlay, and
+/// The instances of this host whose names resolve: they run, are on the overlay, and
 /// their health check, if there is one, passes.
 pub fn locals(
     directory: &Directory,
@@ -76,8 +76,7 @@ pub fn locals(
         .collect()
 }
 
-/// Whether it is known of every container that has its address rightly whether it is on
-/// the overlay.
+/// Whether every eligible container that stays is known to be on the overlay or not.
 pub fn all_decided(
     directory: &Directory,
     containers: &[Container],
@@ -96,8 +95,7 @@ mod tests {
 
     use super::*;
     use crate::directory::tests::directory;
-    use crate::docker::container::State;
-    use crate::plan::tests::{container_of, exited, running};
+    use crate::plan::tests::{container_of, exited, running, unknown};
 
     const PLACEMENT: PlacementId = PlacementId(11);
 
@@ -109,7 +107,7 @@ mod tests {
             |container: &Container| attachments(&directory, from_ref(container), |_| false);
         let attachment = &attached(&container)[&PLACEMENT];
         assert_eq!(
-            (attachment.pid, attachment.address),
+            (attachment.process.pid, attachment.address),
             (7, [10, 81, 1, 1].into())
         );
         // A container that is about to be replaced keeps its address until then.
@@ -117,8 +115,8 @@ mod tests {
         assert!(attached(&container).contains_key(&PLACEMENT));
         container.state = exited(0);
         assert!(attached(&container).is_empty());
-        container.state = State::Unknown { pid: Some(7) };
-        assert_eq!(attached(&container)[&PLACEMENT].pid, 7);
+        container.state = unknown(Some(7));
+        assert_eq!(attached(&container)[&PLACEMENT].process.pid, 7);
         container.state = running(7);
         container.origin.as_mut().unwrap().lease = Some(LeaseNumber(99));
         assert!(attached(&container).is_empty());

@@ -105,8 +105,7 @@ async fn a_command_for_what_is_gone_or_unknown_ends_and_says_why() {
         (CommandState::Failed, Some("there is no container"))
     );
     jobs.queue(command(2, PLACEMENT));
-    let unknown = State::Unknown { pid: Some(7) };
-    let unknown = container_of(&directory.placements[&PLACEMENT], unknown);
+    let unknown = container_of(&directory.placements[&PLACEMENT], unknown(Some(7)));
     let [(_, state, why)] = &jobs.start_commands(&[unknown])[..] else {
         panic!("it goes on");
     };

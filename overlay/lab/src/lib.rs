@@ -41,7 +41,9 @@ pub const MASTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
 
 /// A container, as its first process.
 pub struct Container {
-    process: Child,
+    child: Child,
+    /// What the child is to Docker.
+    process: Process,
     pub netns: Netns,
     pub placement: PlacementId,
     pub address: Ipv4Addr,
@@ -60,10 +62,12 @@ impl Container {
             });
         }
         // `spawn` returns after `exec`, so the namespace is there.
-        let process = command.spawn().unwrap();
-        let netns = Netns::of(process.id().cast_signed());
+        let child = command.spawn().unwrap();
+        let process = Process::of(child.id().cast_signed()).unwrap();
+        let netns = Netns::of(process.pid);
         netns.run("ip link set lo up");
         Self {
+            child,
             process,
             netns,
             placement: PlacementId(id),
@@ -74,7 +78,7 @@ impl Container {
 
     pub fn attachment(&self) -> Attachment {
         Attachment {
-            pid: self.netns.task(),
+            process: self.process,
             container_id: format!("c{}", self.placement),
             address: self.address,
             mac: Mac::of_lease(self.address, self.lease),
@@ -97,8 +101,8 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

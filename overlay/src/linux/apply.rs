@@ -54,7 +54,7 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Executes one step, or entries that follow each other; answers for each.
+    /// Executes one step, or consecutive entries; returns a result for each.
     pub(crate) async fn apply_all(&mut self, steps: &[&Step]) -> Vec<Result<(), Cause>> {
         let entry = |step: &&Step| match step {
             Step::Entry(entry) => Some(*entry),
@@ -124,7 +124,7 @@ impl<'a> Executor<'a> {
         match step {
             FilterStep::Install(whole) => {
                 filter::install(whole).await?;
-                // The live table may be there, and not know of them.
+                // The live table may exist without them.
                 self.fast_peers.allow(&whole.peers).await
             }
             FilterStep::SetEgressPolicy { old, new } => filter::egress(old, new).await,
@@ -144,7 +144,7 @@ impl<'a> Executor<'a> {
                 let add = self.netlink.handle.route().add(message);
                 let add = match route {
                     TunnelRoute::Unreachable(_) => add.replace(),
-                    // A network that the host has there is not ours to take away.
+                    // A network that the host has there is not ours to replace.
                     TunnelRoute::Through(_) => add,
                 };
                 Ok(add.execute().await?)
@@ -244,8 +244,8 @@ impl<'a> Executor<'a> {
         } else {
             BridgeStpState::Disabled
         };
-        // By its number alone: kernels before 6.2 take a name beside it for a new one, which a
-        // device that is up does not get.
+        // By index alone: kernels before 6.2 take a name beside it for a rename, which they
+        // refuse while the device is up.
         let bridge = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
             .index(index)
             .up()
@@ -272,10 +272,10 @@ impl<'a> Executor<'a> {
     }
 
     async fn create_vxlan(&mut self, vni: u32, mtu: u32) -> Result<(), Cause> {
-        // No `local` and no lower device: routing decides where a packet
-        // leaves, and so does it for targets inside another VXLAN device. A checksum around
-        // what has its own is work for nothing (RFC 7348 section 5: it should be zero).
-        // No ARP leaves it (`proxy`): who does not know an address would ask all peers.
+        // No `local` and no lower device: routing decides where a packet leaves, also for
+        // tunnel addresses. An outer checksum is wasted work, as the payload has its own
+        // (RFC 7348 section 5: it should be zero). No ARP leaves it (`proxy`): a request for
+        // an unknown address would go to all peers.
         let vxlan = LinkVxlan::new(&Link::Vxlan.name(), vni)
             .port(VXLAN_PORT)
             .learning(false)
@@ -336,7 +336,7 @@ impl<'a> Executor<'a> {
         to: &Attachment,
         mtu: u32,
     ) -> Result<(), Cause> {
-        let namespace = Namespace::of(to.pid)?;
+        let namespace = Namespace::of(to.process)?;
         remove_leftover(&namespace).await?;
         // The far end is made inside the container under its final name:
         // nothing is moved or renamed.
@@ -353,7 +353,7 @@ impl<'a> Executor<'a> {
         Ok(self.netlink.handle.link().add(pair).execute().await?)
     }
 
-    /// Sets them at once, or each for itself where one of the ports has gone meanwhile.
+    /// Sets them at once, or one by one if one of the ports has gone meanwhile.
     async fn set_port_filters(
         &mut self,
         filters: &BTreeMap<PlacementId, PortFilter>,
@@ -391,7 +391,7 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// The entry of a step, at the link of this number, and what becomes of it.
+/// The entry of a step, on the link with this index, and what to do with it.
 fn entry(step: EntryStep, index: u32) -> (NeighbourMessage, Put) {
     let all = |to| fdb::tunnel_entry(index, UNKNOWN_MACS, Some(to));
     match step {

@@ -1,4 +1,4 @@
-//! The container's end of a veth pair, which is set up from inside its namespace.
+//! The container's end of a veth pair, set up from inside its namespace.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use crate::model::devices::CONTAINER_INTERFACE;
 use crate::model::intent::Attachment;
 use crate::sys::netlink::{MULTICAST, Namespace, Netlink};
 
-/// Another interface that has taken the name is in the way.
+/// Removes another interface that has the name.
 pub(crate) async fn remove_leftover(namespace: &Namespace) -> Result<(), Cause> {
     let inside = Netlink::inside(namespace).await?;
     let Some(link) = inside.link(CONTAINER_INTERFACE).await? else {
@@ -28,7 +28,7 @@ pub(crate) async fn configure(
     address: Ipv4Network,
     mtu: u32,
 ) -> Result<(), Cause> {
-    let inside = Netlink::inside(&Namespace::of(to.pid)?).await?;
+    let inside = Netlink::inside(&Namespace::of(to.process)?).await?;
     let missing = || Cause::NoInterface(CONTAINER_INTERFACE.to_owned());
     let index = inside
         .link(CONTAINER_INTERFACE)

@@ -30,14 +30,14 @@ use crate::peer::manager::PeerManager;
 use crate::sys::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, name_of};
 use crate::wireguard::Looked;
 
-/// Reads everything that a plan for these attachments depends on. What hinders
-/// only a part of it is told beside the rest.
+/// Reads everything that a plan for these attachments depends on. Errors that
+/// affect only a part are returned beside the rest.
 pub(crate) async fn observe(
     (netlink, paths, own_namespace, fast_peers): (&Netlink, &PeerManager, &Namespace, &FastPeers),
     attachments: impl IntoIterator<Item = (PlacementId, &Attachment)>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
     let mut unseen = Vec::new();
-    // In a large grid each takes its time.
+    // In a large grid each takes a while.
     let (filter, anti_spoofing, port_filters, forwarding, links, device) = tokio::join!(
         filter::observe(),
         anti_spoofing::observe(),
@@ -98,7 +98,7 @@ pub(crate) async fn observe(
     ))
 }
 
-/// Something that could not be seen, while the rest could.
+/// Something that could not be read, while the rest could.
 pub(crate) struct Unseen {
     /// Whose container it is.
     pub(crate) placement: Option<PlacementId>,
@@ -110,7 +110,7 @@ fn failed(what: &str) -> impl FnOnce(Cause) -> OverlayError {
     |cause| OverlayError::Observe { what, cause }
 }
 
-/// The links of ours and the tables that lead to them.
+/// Our links and the tables that lead to them.
 struct Links {
     by_link: BTreeMap<Link, LinkMessage>,
     tables: Tables,
@@ -187,7 +187,7 @@ impl Links {
         })
     }
 
-    /// The bridge's entries for other hosts, at whichever port.
+    /// The bridge's entries for other hosts, on either port.
     fn remote(&self) -> BTreeMap<Mac, RemoteEntry> {
         let of = |port: Port| {
             let index = self.index(port.link());
@@ -208,10 +208,10 @@ impl Links {
                 .into_iter()
                 .filter_map(|(mac, pinned)| pinned.then_some(mac));
             let mut port = self.port(message);
-            // Kernels before 5.18 have no lock and say nothing of it: that is as good as
-            // they can.
+            // Kernels before 5.18 have no lock and do not report one: that is the best they
+            // can do.
             port.locked = lock(port_infos(message)).unwrap_or(true);
-            // One of a former device of that name is none.
+            // One of an earlier device of that name does not count.
             let hooked = filters.and_then(|chains| *chains.get(&placement)?);
             let hooked = hooked.filter(|hooked| hooked.index == message.header.index);
             let host_end = HostEnd {
@@ -233,7 +233,7 @@ impl Links {
                 LinkAttribute::Controller(index) => Some(*index),
                 _ => None,
             });
-        // What is on no bridge has the kernel's defaults for a port.
+        // A link on no bridge has the kernel's defaults for a port.
         let mut port = PortSettings {
             mtu: mtu(link),
             up: is_up(link),
@@ -258,7 +258,7 @@ impl Links {
     }
 }
 
-/// Whether a port is locked, if the kernel knows of locks.
+/// Whether a port is locked, if the kernel supports it.
 fn lock<'a>(mut port: impl Iterator<Item = &'a InfoBridgePort>) -> Option<bool> {
     port.find_map(|info| match info {
         InfoBridgePort::Locked(on) => Some(*on),
@@ -299,7 +299,7 @@ async fn container_end(
     host_end: Option<u32>,
     seen: &mut BTreeMap<(u64, u64), String>,
 ) -> Result<Option<ContainerEnd>, Cause> {
-    let namespace = Namespace::of(attachment.pid)?;
+    let namespace = Namespace::of(attachment.process)?;
     if let Some(other) = seen.get(&namespace.id) {
         return Err(Cause::SharedNamespace(other.clone()));
     }
@@ -335,8 +335,8 @@ async fn has_multicast_route(inside: &Netlink, index: u32) -> Result<bool, Cause
     }))
 }
 
-/// Which of our routes of an tunnel subnet this is, whichever grid that is of: one to
-/// nowhere has a metric that only we give, any other leads through WireGuard's `link`.
+/// Which of our routes to a tunnel subnet this is, whichever grid's: an unreachable one
+/// has a metric that only we use, any other leads through WireGuard's `link`.
 fn tunnel_route(route: &RouteMessage, link: Option<u32>) -> Option<TunnelRoute> {
     let through = |index| RouteAttribute::Oif(index);
     let has = |attribute| route.attributes.contains(&attribute);

@@ -109,8 +109,8 @@ pub struct RemoteEndpoint {
 /// A running container of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The container's first process, in this host's pid namespace.
-    pub pid: i32,
+    /// The container's first process.
+    pub process: Process,
     /// Docker's id of the container, for messages.
     pub container_id: String,
     /// The leased address.
@@ -397,7 +397,11 @@ impl PeerIntent {
 
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "container {} (pid {})", self.container_id, self.pid)
+        write!(
+            f,
+            "container {} (pid {})",
+            self.container_id, self.process.pid
+        )
     }
 }
 

@@ -125,7 +125,8 @@ prop_compose! {
         let attachment = |(id, (host, lease)): (i64, (u8, i64))| {
             let address = Ipv4Addr::new(10, 81, 1, host);
             let mac = Mac::of_lease(address, LeaseNumber(lease));
-            (PlacementId(id), Attachment { pid: 1, container_id: id.to_string(), address, mac })
+            let process = Process { pid: 1, started: 0 };
+            (PlacementId(id), Attachment { process, container_id: id.to_string(), address, mac })
         };
         // The directory has each address only once.
         let endpoints: BTreeMap<_, _> =

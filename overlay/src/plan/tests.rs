@@ -15,6 +15,7 @@ use crate::model::intent::{Attachment, OwnNode, PeerIntent, Reach};
 use crate::model::peer::{Clear, Ends, PeerState};
 use crate::model::state::{EgressPolicy, HostServices, MulticastLimit, TunnelRoute};
 use crate::plan::failures::Failures;
+use crate::process::Process;
 
 /// A host that was configured for one grid and then joined another, with some damage in between.
 fn host_after(first: &OverlayIntent, second: &OverlayIntent, damage: u16) -> Observed {
@@ -400,7 +401,7 @@ fn overlay_plan_leaves_a_container_alone_that_cannot_be_inspected() {
     let address = Ipv4Addr::new(10, 81, 1, 1);
     let mac = Mac::of_lease(address, LeaseNumber(1));
     let attachment = Attachment {
-        pid: 1,
+        process: Process { pid: 1, started: 0 },
         container_id: "c".into(),
         address,
         mac,

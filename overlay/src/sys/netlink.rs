@@ -31,6 +31,7 @@ use nix::sched::{CloneFlags, setns};
 use rtnetlink::Handle;
 
 use crate::error::Cause;
+use crate::process::Process;
 
 /// A connection to one network namespace.
 pub(crate) struct Netlink {
@@ -233,9 +234,15 @@ impl Namespace {
         Self::open("/proc/thread-self/ns/net")
     }
 
-    /// The namespace of a process.
-    pub(crate) fn of(pid: i32) -> Result<Self, Cause> {
-        Self::open(&format!("/proc/{pid}/ns/net"))
+    /// The namespace of a process, and of no other that has its number by now.
+    pub(crate) fn of(process: Process) -> Result<Self, Cause> {
+        let path = format!("/proc/{}/ns/net", process.pid);
+        let namespace = Self::open(&path)?;
+        // Whoever has the number after the file was opened had it then.
+        match Process::of(process.pid).map_err(Cause::io(path))? {
+            now if now == process => Ok(namespace),
+            _ => Err(Cause::AnotherProcess(process.pid)),
+        }
     }
 
     fn open(path: &str) -> Result<Self, Cause> {

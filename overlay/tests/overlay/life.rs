@@ -1,7 +1,9 @@
 //! Containers, peers, the agent and the grid: how they come, change and go.
 
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 
+use kontena_overlay::Process;
 use kontena_schema::ids::LeaseNumber;
 
 use crate::isolation::foreign_frame;
@@ -120,16 +122,16 @@ fn overlay_reports_a_container_that_cannot_be_attached_and_attaches_the_others()
         .unwrap()
         .get_mut(&dead.placement)
         .unwrap()
+        .process
         .pid = i32::MAX;
     // A container in the host's namespace must never get an interface.
-    let own = host.netns.inside(|| nix::unistd::gettid().as_raw());
     intent
         .attachments
         .as_mut()
         .unwrap()
         .get_mut(&shared.placement)
         .unwrap()
-        .pid = own;
+        .process = Process::of(host.netns.task()).unwrap();
     let report = host.reconcile(&intent);
     assert_eq!(report.errors.len(), 2, "{:?}", report.errors);
     let why = |placement| report.attached[placement].clone().unwrap_err();
@@ -138,8 +140,45 @@ fn overlay_reports_a_container_that_cannot_be_attached_and_attaches_the_others()
         "{}",
         why(&dead.placement)
     );
+    assert!(
+        why(&shared.placement).contains("shares the network namespace"),
+        "{}",
+        why(&shared.placement)
+    );
     assert!(report.attached[&host.containers[0].placement].is_ok());
     assert!(!host.netns.output("ip link show ethwe").status.success());
+}
+
+#[test]
+fn overlay_gives_a_process_nothing_that_has_only_the_number_of_a_container() {
+    let (_switch, mut hosts) = world(1, &trusting());
+    // Other tests start processes, too.
+    let (placement, attachment, another) = eventually("the number is given again", || {
+        let ended = hosts[0].containers.pop();
+        let ended = ended.unwrap_or_else(|| Container::start(1, Ipv4Addr::new(10, 81, 1, 1)));
+        let (placement, attachment) = (ended.placement, ended.attachment());
+        drop(ended);
+        let another = with_number(attachment.process.pid).ok_or("somebody else has it")?;
+        Ok((placement, attachment, another))
+    });
+    let host = &hosts[0];
+    let mut intent = intent(&trusting(), host, &[host]);
+    intent.attachments = Some([(placement, attachment.clone())].into());
+    assert_ne!(another.attachment().process, attachment.process);
+    let report = host.reconcile(&intent);
+    let why = report.attached[&placement].clone().unwrap_err();
+    assert!(why.contains("another one has its number"), "{why}");
+    let link = another.netns.output("ip link show ethwe");
+    assert!(!link.status.success(), "{link:?}");
+}
+
+/// A container whose first process has this number, unless others were given it first.
+fn with_number(pid: i32) -> Option<Container> {
+    let mut tries = (0..100).map(|_| {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        Container::start(12, Ipv4Addr::new(10, 81, 1, 12))
+    });
+    tries.find(|container| container.attachment().process.pid == pid)
 }
 
 #[test]

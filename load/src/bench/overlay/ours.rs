@@ -192,7 +192,7 @@ fn endpoint(number: u8) -> Endpoint {
 fn attachments(number: u8, container: &Container) -> BTreeMap<PlacementId, Attachment> {
     let endpoint = endpoint(number);
     let attachment = Attachment {
-        pid: container.netns.task(),
+        process: Process::of(container.netns.task()).expect("the namespace is kept by a task"),
         container_id: format!("c{number}"),
         address: endpoint.address,
         mac: Mac::of_lease(endpoint.address, endpoint.lease),

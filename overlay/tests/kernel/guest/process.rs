@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use kontena_lab::Netns;
-use kontena_overlay::Attachment;
+use kontena_overlay::{Attachment, Process};
 use kontena_schema::agent::{Endpoint, NodeEntry};
 use kontena_schema::ids::PlacementId;
 use kontena_sleeve::PrivateKey;
@@ -79,7 +79,7 @@ async fn run(known: &Known) {
 /// What is known, but the keys, which follow from the host's number.
 fn written(known: &Known) -> Value {
     let attachments = known.attachments.iter();
-    let attachments = attachments.map(|(id, to)| json!([id, to.pid, to.container_id]));
+    let attachments = attachments.map(|(id, to)| json!([id, to.process.pid, to.container_id]));
     json!({
         "grid": known.grid,
         "own": known.own,
@@ -98,7 +98,7 @@ fn read(known: &Value) -> Known {
         let endpoint = endpoints.iter().find(|endpoint| endpoint.placement == id);
         let endpoint = endpoint.expect("its endpoint is in the directory");
         let attachment = Attachment {
-            pid,
+            process: Process::of(pid).expect("the container lives"),
             container_id,
             address: endpoint.address,
             mac: endpoint.mac(),
