@@ -183,15 +183,17 @@ async fn what_cannot_be_inspected_is_unknown_and_hides_no_other() {
 
 #[tokio::test]
 async fn a_process_that_is_not_there_is_nobodys() {
-    let mut engine = Engine::new(&[("a", Mood::Lies)]);
+    let mut engine = Engine::new(&[("of-nobody", Mood::Lies)]);
     engine.dirty.add_all();
     engine
         .until("the first look is over", Observer::has_looked)
         .await;
     let unknown = Some(State::Unknown { process: None });
-    assert_eq!(state(&engine.observer, "a"), unknown);
-    engine.set(&[("a", Mood::Answers)]);
-    engine.until("it is known", |o| state(o, "a") == up()).await;
+    assert_eq!(state(&engine.observer, "of-nobody"), unknown);
+    engine.set(&[("of-nobody", Mood::Answers)]);
+    engine
+        .until("it is known", |o| state(o, "of-nobody") == up())
+        .await;
 }
 
 #[tokio::test]
