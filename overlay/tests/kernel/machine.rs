@@ -51,7 +51,10 @@ pub fn run(program: &Path, arguments: &[&str]) -> Output {
 
 fn start(made: &Path, own: &Path, arguments: &[&str]) -> Child {
     let file = |name: &str| format!("file:{}", own.join(name).display());
-    let line = format!("console=ttyS0 quiet panic=1 -- {}", arguments.join(" "));
+    let line = format!(
+        "console=ttyS0 loglevel=6 softlockup_all_cpu_backtrace=1 panic=1 -- {}",
+        arguments.join(" ")
+    );
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,10 +46,34 @@ pub const MIXES: [[Kind; 2]; 3] = [
     [Kind::Sleeve, Kind::Kernel],
 ];
 
-/// What of an agent is on a host: its overlay, and what runs it.
+/// What of an agent is on a host: its overlay, and what runs it. It mends the packet filter by itself, as an agent does:
+/// trust ends within seconds if nobody renews it in time, and an emulated processor may come too late.
 struct Agent {
     overlay: Arc<Overlay>,
     runtime: Runtime,
+    mender: Arc<Mender>,
+}
+
+/// The pass that follows when somebody has changed the packet filter, or time has closed it.
+#[derive(Default)]
+struct Mender {
+    /// What the last pass was for.
+    last: Mutex<Option<OverlayIntent>>,
+    /// How many steps it took by itself since somebody asked.
+    steps: AtomicUsize,
+}
+
+impl Mender {
+    async fn run(self: Arc<Self>, overlay: Arc<Overlay>) {
+        loop {
+            overlay.filter_changed().await;
+            let last = self.last.lock().unwrap().clone();
+            if let Some(intent) = last {
+                let steps = overlay.reconcile(&intent).await.steps_applied;
+                self.steps.fetch_add(steps, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// A host node.
@@ -91,7 +116,10 @@ impl Host {
 
     /// Ends the agent, with nothing done first.
     pub fn stop_agent(&self) {
-        let Some(Agent { overlay, runtime }) = self.agent.lock().unwrap().take() else {
+        let Some(Agent {
+            overlay, runtime, ..
+        }) = self.agent.lock().unwrap().take()
+        else {
             return;
         };
         drop(overlay);
@@ -118,7 +146,19 @@ impl Host {
     /// One pass.
     pub fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
         let intent = intent.clone();
+        let mender = self.mender();
+        *mender.last.lock().unwrap() = Some(intent.clone());
         self.agent(async move |overlay| overlay.reconcile(&intent).await)
+    }
+
+    /// How many steps it took by itself since this was asked.
+    fn own_steps(&self) -> usize {
+        self.mender().steps.swap(0, Ordering::Relaxed)
+    }
+
+    fn mender(&self) -> Arc<Mender> {
+        let agent = self.agent.lock().unwrap();
+        Arc::clone(&agent.as_ref().expect("an agent").mender)
     }
 
     /// What it knows of its peers.
@@ -151,10 +191,13 @@ fn start(kind: Kind) -> Agent {
         .enable_all()
         .build()
         .unwrap();
-    let overlay = runtime.block_on(overlay(kind));
+    let overlay = Arc::new(runtime.block_on(overlay(kind)));
+    let mender = Arc::<Mender>::default();
+    runtime.spawn(Arc::clone(&mender).run(Arc::clone(&overlay)));
     Agent {
-        overlay: Arc::new(overlay),
+        overlay,
         runtime,
+        mender,
     }
 }
 
@@ -265,7 +308,7 @@ pub fn settle(grid: &GridSettings, all: &[&Host]) -> usize {
         let there = all.iter().try_for_each(settled);
         let more: usize = all
             .iter()
-            .map(|host| pass(grid, host, all).steps_applied)
+            .map(|host| host.own_steps() + pass(grid, host, all).steps_applied)
             .sum();
         steps += more;
         if more > 0 {
