@@ -46,29 +46,35 @@ pub const MIXES: [[Kind; 2]; 3] = [
     [Kind::Sleeve, Kind::Kernel],
 ];
 
-/// What of an agent is on a host: its overlay, and what runs it. It mends the packet filter by itself, as an agent does:
-/// trust ends within seconds if nobody renews it in time, and an emulated processor may come too late.
+/// What of an agent is on a host: its overlay, and what runs it. As an agent does, it passes by itself when a path changes
+/// and when the packet filter does: trust that an emulated processor renews too late ends, and is given anew.
 struct Agent {
     overlay: Arc<Overlay>,
     runtime: Runtime,
     mender: Arc<Mender>,
 }
 
-/// The pass that follows when somebody has changed the packet filter, or time has closed it.
+/// The passes that nobody asked for.
 #[derive(Default)]
 struct Mender {
     /// What the last pass was for.
-    last: Mutex<Option<OverlayIntent>>,
+    last: Mutex<Option<Known>>,
     /// How many steps it took by itself since somebody asked.
     steps: AtomicUsize,
 }
 
 impl Mender {
     async fn run(self: Arc<Self>, overlay: Arc<Overlay>) {
+        let mut peers = overlay.peers();
         loop {
-            overlay.filter_changed().await;
+            tokio::select! {
+                () = overlay.filter_changed() => {}
+                Ok(()) = peers.changed() => {}
+            }
+            let states = peers.borrow_and_update().clone();
             let last = self.last.lock().unwrap().clone();
-            if let Some(intent) = last {
+            if let Some(known) = last {
+                let intent = known.intent(states);
                 let steps = overlay.reconcile(&intent).await.steps_applied;
                 self.steps.fetch_add(steps, Ordering::Relaxed);
             }
@@ -144,11 +150,11 @@ impl Host {
     }
 
     /// One pass.
-    pub fn reconcile(&self, intent: &OverlayIntent) -> OverlayReport {
-        let intent = intent.clone();
-        let mender = self.mender();
-        *mender.last.lock().unwrap() = Some(intent.clone());
-        self.agent(async move |overlay| overlay.reconcile(&intent).await)
+    fn reconcile(&self, known: &Known) -> OverlayReport {
+        let intent = known.intent(self.peers());
+        let report = self.agent(async move |overlay| overlay.reconcile(&intent).await);
+        *self.mender().last.lock().unwrap() = Some(known.clone());
+        report
     }
 
     /// How many steps it took by itself since this was asked.
@@ -229,6 +235,7 @@ fn node(number: u8, key: &PrivateKey) -> NodeEntry {
 }
 
 /// Everything but what is known of the peers that a host's intent is made of.
+#[derive(Clone)]
 pub struct Known {
     pub grid: GridSettings,
     pub own: NodeEntry,
@@ -289,7 +296,7 @@ impl Known {
 
 /// One pass that must succeed, with what all of these hosts have.
 pub fn pass(grid: &GridSettings, host: &Host, all: &[&Host]) -> OverlayReport {
-    let report = host.reconcile(&Known::of(grid, host, all).intent(host.peers()));
+    let report = host.reconcile(&Known::of(grid, host, all));
     let attached = report.attached.values().all(Result::is_ok);
     assert!(
         report.errors.is_empty() && attached,
