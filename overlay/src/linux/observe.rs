@@ -47,7 +47,7 @@ pub(crate) async fn observe(
         paths.look(),
     );
     let filter = filter.map_err(failed("the packet filter"))?;
-    let anti_spoofing = anti_spoofing.map_err(failed("the vxlan's anti_spoofing"))?;
+    let anti_spoofing = anti_spoofing.map_err(failed("the VXLAN device's anti-spoofing filter"))?;
     let port_filters = port_filters.map_err(failed("the filters of containers' ports"))?;
     let forwarding = forwarding.map_err(|cause| {
         let error = failed("the forwarding rules")(cause);
