@@ -36,6 +36,11 @@ impl Process {
         Ok(Self { pid, started })
     }
 
+    /// Whether it has not ended.
+    pub fn lives(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now == *self)
+    }
+
     /// Now, on the clock of [`Process::started`].
     pub fn clock() -> u64 {
         let since_boot =
@@ -67,10 +72,12 @@ mod tests {
         let process = Process::of(child.id().cast_signed()).unwrap();
         assert!((before..=Process::clock()).contains(&process.started));
         assert_eq!(Process::of(process.pid).unwrap(), process);
+        assert!(process.lives());
         let own = Process::of(id().cast_signed()).unwrap();
         assert!(own.started <= before && own.pid != process.pid);
         child.kill().unwrap();
         child.wait().unwrap();
+        assert!(!process.lives());
         let gone = Process::of(process.pid).unwrap_err();
         assert!(
             matches!(gone.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tokio::time::timeout;
 
-use kontena_task::Tasks;
+use kontena_task::{Task, spawn};
 
 use super::*;
 use crate::directory::tests::{directory, welcome};
@@ -73,24 +73,48 @@ fn next(known: &Directory) -> Directory {
     next
 }
 
+/// What the Master sends, on its way to those who act on it.
+struct Keeping {
+    newest: Arc<Directory>,
+    received: watch::Sender<Arc<Directory>>,
+    acted_on: watch::Receiver<Arc<Directory>>,
+    _task: Task,
+}
+
+impl Keeping {
+    /// The first directory is on disk.
+    fn start(store: &Store) -> Self {
+        let newest = Arc::new(directory());
+        store.save_directory(&newest).unwrap();
+        let (received_in, received) = watch::channel(newest.clone());
+        let (slot, acted_on) = watch::channel(newest.clone());
+        let writer = Writer::new(store.clone(), newest.clone());
+        Self {
+            newest,
+            received: received_in,
+            acted_on,
+            _task: spawn("directory", run(writer, received, slot)),
+        }
+    }
+
+    /// The Master sends another one, and it is acted on whatever the disk does.
+    async fn is_acted_on(&mut self) {
+        self.newest = Arc::new(next(&self.newest));
+        self.received.send_replace(self.newest.clone());
+        let newest = self.newest.clone();
+        let arrived = timeout(BOUND, self.acted_on.wait_for(|known| **known == *newest));
+        assert!(arrived.await.is_ok(), "the disk stops nobody");
+    }
+}
+
 #[test]
 fn on_a_full_disk_the_agent_goes_on_from_memory_and_keeps_what_it_had() {
     on_a_small_disk(|store, disk| async move {
-        let first = Arc::new(directory());
-        store.save_directory(&first).unwrap();
-        let (received_in, received) = watch::channel(first.clone());
-        let (slot, mut acted_on) = watch::channel(first.clone());
-        let mut tasks = Tasks::new();
-        tasks.spawn(
-            "directory",
-            run(Writer::new(store.clone(), first.clone()), received, slot),
-        );
-
+        let mut keeping = Keeping::start(&store);
+        let first = keeping.newest.clone();
         disk.fill();
-        let second = Arc::new(next(&first));
-        received_in.send_replace(second.clone());
-        let arrived = timeout(BOUND, acted_on.wait_for(|known| **known == *second));
-        assert!(arrived.await.is_ok(), "a full disk stops nobody");
+        keeping.is_acted_on().await;
+        let second = keeping.newest.clone();
         let kept = store.directory().expect("the good one is still there");
         assert!(kept.outdated, "a successor must not act on it");
         assert_eq!(kept.revision(), first.revision());
@@ -137,24 +161,15 @@ fn what_is_outdated_is_so_until_the_master_has_spoken() {
 #[test]
 fn a_disk_that_hangs_delays_nobody_for_long() {
     on_a_small_disk(|store, disk| async move {
-        let first = Arc::new(directory());
-        store.save_directory(&first).unwrap();
-        let (received_in, received) = watch::channel(first.clone());
-        let (slot, mut acted_on) = watch::channel(first.clone());
-        let mut tasks = Tasks::new();
-        let writer = Writer::new(store.clone(), first.clone());
-        tasks.spawn("directory", run(writer, received, slot));
-
+        let mut keeping = Keeping::start(&store);
+        let first = keeping.newest.clone();
         // Whoever opens it to write waits until somebody reads.
         let beside = disk.dir().join("directory.new");
         mkfifo(&beside, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-        let mut newest = first.clone();
         for _ in 0..3 {
-            newest = Arc::new(next(&newest));
-            received_in.send_replace(newest.clone());
-            let arrived = timeout(BOUND, acted_on.wait_for(|known| **known == *newest));
-            assert!(arrived.await.is_ok(), "a disk that hangs stops nobody");
+            keeping.is_acted_on().await;
         }
+        let newest = keeping.newest.clone();
         assert_eq!(store.directory().unwrap().revision(), first.revision());
 
         // What was begun fails, and the newest is written in its place.

@@ -1,9 +1,9 @@
 //! What survives the agent, as files in its state directory.
 //!
-//! `node-token` (mode 600), `directory.json` (or `directory-outdated.json`), `commands.json`, `keys.json`, `engine-id`
-//! where there is no engine that has one, and `bin/w`, the program that containers
-//! mount. Each is replaced whole: written beside, synced,
-//! renamed, the directory synced. A file that cannot be read counts as absent and
+//! `node-token` (mode 600), `directory.json` or `directory-outdated.json`,
+//! `commands.json`, `keys.json`, `engine-id` where there is no engine that has one, and
+//! `bin/w`, the program that containers mount. Each is replaced whole: written beside,
+//! synced, renamed, the directory synced. A file that cannot be read counts as absent and
 //! is said so: what was in it comes again from the Master. Only the journal does
 //! not come again, so its loss is told apart from its absence.
 

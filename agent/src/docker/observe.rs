@@ -256,8 +256,7 @@ impl Observer {
     fn is_unknown(&mut self, id: &str, process: Option<Process>) {
         if let Some(summary) = self.listed.get(id) {
             let last = self.known.get(id).and_then(Container::process);
-            let lives = |last: &Process| Process::of(last.pid).is_ok_and(|now| now == *last);
-            let process = last.filter(lives).or(process);
+            let process = last.filter(Process::lives).or(process);
             self.know(container::unknown(id, summary, process));
         }
     }

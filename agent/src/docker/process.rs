@@ -36,8 +36,7 @@ fn first(pid: i32, container: &str) -> Option<Process> {
     let dir = Path::new("/proc").join(pid.to_string());
     let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let first = is_in(&read("cgroup"), container) && is_init(&read("status"));
-    let still = || Process::of(pid).is_ok_and(|now| now == process);
-    (first && still()).then_some(process)
+    (first && process.lives()).then_some(process)
 }
 
 /// `/proc/PID/cgroup`: the group of a container, and not one below it, ends with its id,

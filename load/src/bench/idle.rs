@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::BenchError;
 use crate::cpu::group_of;
+use crate::stack::output;
 
 const PROGRAM: &str = "kontena-agent";
 /// How long after `up` nothing of it is under way any more.
@@ -38,39 +38,32 @@ pub(crate) fn measure(project: &str) -> Result<Idle, BenchError> {
         .zip(&after)
         .map(|(before, after)| after - before);
     let most_us = us.fold(0.0, f64::max);
-    let mut rss_mib = 0.0;
+    let mut most_mib = 0.0;
     for agent in &agents {
-        rss_mib = f64::max(rss_mib, agent.rss_mib()?);
+        most_mib = f64::max(most_mib, rss_mib(*agent)?);
     }
     Ok(Idle {
         cpu_percent: most_us / elapsed.as_secs_f64() / 1e6 * 100.0,
-        rss_mib,
+        rss_mib: most_mib,
     })
 }
 
-fn used(agents: &[Agent]) -> Result<Vec<f64>, BenchError> {
+fn used(agents: &[i32]) -> Result<Vec<f64>, BenchError> {
     agents
         .iter()
-        .map(|agent| group_of(agent.pid)?.used_us())
+        .map(|agent| group_of(agent)?.used_us())
         .collect()
 }
 
-/// The process of an agent.
-struct Agent {
-    pid: i32,
+fn rss_mib(agent: i32) -> Result<f64, BenchError> {
+    let file = format!("/proc/{agent}/status");
+    let kib = resident_kib(&fs::read_to_string(&file)?);
+    let kib = kib.ok_or_else(|| BenchError::Failed(format!("{file}: no VmRSS")))?;
+    Ok(kib / 1024.0)
 }
 
-impl Agent {
-    fn rss_mib(&self) -> Result<f64, BenchError> {
-        let file = PathBuf::from(format!("/proc/{}/status", self.pid));
-        let kib = resident_kib(&fs::read_to_string(&file)?);
-        let kib = kib.ok_or_else(|| BenchError::Failed(format!("{}: no VmRSS", file.display())))?;
-        Ok(kib / 1024.0)
-    }
-}
-
-/// The agents on the hosts of a stack, one each.
-fn agents(project: &str) -> Result<Vec<Agent>, BenchError> {
+/// The processes of the agents on the hosts of a stack, one each.
+fn agents(project: &str) -> Result<Vec<i32>, BenchError> {
     let hosts = hosts(project)?;
     let entries = fs::read_dir("/proc")?.filter_map(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -78,7 +71,7 @@ fn agents(project: &str) -> Result<Vec<Agent>, BenchError> {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         name.trim_end() == PROGRAM && descends(*pid, &hosts)
     };
-    let agents: Vec<_> = pids.filter(is_one).map(|pid| Agent { pid }).collect();
+    let agents: Vec<_> = pids.filter(is_one).collect();
     if hosts.is_empty() || agents.len() != hosts.len() {
         let (agents, hosts) = (agents.len(), hosts.len());
         return Err(BenchError::Failed(format!(
@@ -97,18 +90,15 @@ fn hosts(project: &str) -> Result<BTreeSet<i32>, BenchError> {
         .map(|node| {
             let pid = docker(&["inspect", "--format", "{{.State.Pid}}", node])?;
             let not_running = || BenchError::Failed(format!("{node} does not run"));
-            pid.trim().parse().map_err(|_| not_running())
+            pid.parse().map_err(|_| not_running())
         })
         .collect()
 }
 
 fn docker(args: &[&str]) -> Result<String, BenchError> {
-    let output = Command::new("docker").args(args).output()?;
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        return Err(BenchError::Failed(format!("docker {args:?}: {why}")));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let mut command = Command::new("docker");
+    command.args(args);
+    output(command)
 }
 
 fn descends(pid: i32, from: &BTreeSet<i32>) -> bool {
