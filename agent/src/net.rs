@@ -1,8 +1,66 @@
 //! Addresses of this host's interfaces.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Tells when an IPv4 address of this host comes or goes.
+pub struct AddressEvents(AsyncFd<OwnedFd>);
+
+impl AddressEvents {
+    /// Those of the calling thread's network namespace, from now on; must be called
+    /// inside a tokio runtime.
+    pub fn open() -> io::Result<Self> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )?;
+        let groups = libc::RTMGRP_IPV4_IFADDR.cast_unsigned();
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        // SAFETY: the descriptor is owned by what is returned, so it stays open and the same.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        Ok(Self(socket))
+    }
+
+    /// Waits until something has changed, which is to be read elsewhere. Cancel-safe.
+    pub async fn changed(&mut self) {
+        loop {
+            // It fails only where the runtime ends.
+            let Ok(mut ready) = self.0.readable().await else {
+                return;
+            };
+            if take_all(ready.get_inner()) {
+                return;
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// Takes all that was told; whether anything was. What there was no room for may
+/// have been anything.
+fn take_all(socket: &OwnedFd) -> bool {
+    // What is told is not read: a message that is longer is cut.
+    let mut buffer = [0; 512];
+    let mut any = false;
+    loop {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(_) | Err(Errno::ENOBUFS) => any = true,
+            Err(Errno::EINTR) => {}
+            Err(_) => return any,
+        }
+    }
+}
 
 /// The first IPv4 address of an interface.
 pub fn interface_address(name: &str) -> Option<Ipv4Addr> {
@@ -49,6 +107,8 @@ fn default_interface_of(table: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -65,6 +125,29 @@ mod tests {
     fn the_loopback_has_its_address_and_a_stranger_none() {
         assert_eq!(interface_address("lo"), Some(Ipv4Addr::LOCALHOST));
         assert_eq!(interface_address("no-such-if"), None);
+    }
+
+    #[test]
+    fn an_address_that_comes_is_told_and_nothing_else() {
+        let (_keeper, netns) = kontena_lab::Keeper::start();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        netns.inside(|| {
+            runtime.block_on(async {
+                let mut events = AddressEvents::open().unwrap();
+                netns.run("ip link add br7 type bridge");
+                let told = events.changed().now_or_never();
+                assert_eq!(told, None, "no address has come");
+                netns.run("ip addr add 192.0.2.1/24 dev br7");
+                events.changed().await;
+                assert_eq!(
+                    interface_address("br7"),
+                    Some(Ipv4Addr::new(192, 0, 2, 1))
+                );
+            });
+        });
     }
 
     #[test]

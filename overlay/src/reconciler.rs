@@ -16,10 +16,11 @@ use tokio::sync::{Mutex, watch};
 use crate::error::{Cause, OverlayError};
 use crate::filter_lease::{FilterLease, Permitted};
 use crate::linux::apply::Executor;
-use crate::linux::drops;
+use crate::linux::drops::Drops;
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::filter_events::FilterEvents;
-use crate::linux::observe::observe;
+use crate::linux::observe::{Host, observe};
+use crate::linux::tables::TableReader;
 use crate::model::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
 use crate::model::peer::{Clear, PeerStates};
 use crate::model::state::{Encryption, FilterState, Observed};
@@ -46,6 +47,8 @@ pub struct Overlay {
     /// What the last pass left attached. Two passes at once would each undo what
     /// the other does.
     one_pass: Mutex<Passed>,
+    tables: TableReader,
+    drops: Drops,
     fast_peers: Arc<FastPeers>,
     permitted: watch::Sender<Permitted>,
     lease: FilterLease,
@@ -119,6 +122,8 @@ impl Overlay {
             netlink,
             namespace,
             encryption: by.encryption(),
+            tables: TableReader::default(),
+            drops: Drops::here().map_err(failed)?,
             one_pass: Mutex::default(),
             lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states()),
             fast_peers,
@@ -164,7 +169,7 @@ impl Overlay {
     /// What is measured of this host's overlay: the transports to its peers, and everything
     /// that was dropped. Counters begin anew when what counts is made anew.
     pub async fn statistics(&self) -> Result<Measures, OverlayError> {
-        let drops = drops::read(&self.netlink, &self.peers);
+        let drops = self.drops.read(&self.netlink, &self.peers);
         let drops = drops.await.map_err(|cause| OverlayError::Observe {
             what: "the counters".into(),
             cause,
@@ -213,13 +218,7 @@ impl Overlay {
             peers: peer_reports(intent, &BTreeSet::new()),
             ..Default::default()
         };
-        let seen = (
-            &self.netlink,
-            &self.peers,
-            &self.namespace,
-            &*self.fast_peers,
-        );
-        let observed = observe(seen, intent.attachments()).await;
+        let observed = observe(self.host(), intent.attachments()).await;
         let (observed, unseen) = match observed {
             Ok(seen) => seen,
             Err(error) => {
@@ -281,14 +280,8 @@ impl Overlay {
         let mut before = self.one_pass.lock().await;
         before.attached.clear();
         let mut report = OverlayReport::default();
-        let seen = (
-            &self.netlink,
-            &self.peers,
-            &self.namespace,
-            &*self.fast_peers,
-        );
         self.peers.want(BTreeMap::new(), &BTreeMap::new());
-        match observe(seen, []).await {
+        match observe(self.host(), []).await {
             Ok((observed, unseen)) => {
                 report
                     .errors
@@ -298,6 +291,16 @@ impl Overlay {
             Err(error) => report.errors.push(error),
         }
         report.errors
+    }
+
+    fn host(&self) -> Host<'_> {
+        Host {
+            netlink: &self.netlink,
+            namespace: &self.namespace,
+            paths: &self.peers,
+            tables: &self.tables,
+            fast_peers: &self.fast_peers,
+        }
     }
 
     /// Executes steps; whether those that protect paths all succeeded.

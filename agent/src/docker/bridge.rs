@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use bollard::Docker;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::net::interface_address;
+use crate::net::{AddressEvents, interface_address};
 
-/// How often the interface is looked at: an engine that starts makes it once in
-/// its life, so a look may be late by this much.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the interface is looked at even if nothing is told of it.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// An engine that starts changes many addresses at once.
+const GATHER: Duration = Duration::from_millis(100);
 /// What an engine calls it unless it is told otherwise.
 pub const DEFAULT_NAME: &str = "docker0";
 pub(super) const NAME_OPTION: &str = "com.docker.network.bridge.name";
@@ -27,12 +28,13 @@ pub type BridgeSlot = watch::Receiver<Option<Ipv4Addr>>;
 
 /// Publishes the address whenever it changes, for ever; `name` may become known
 /// later.
-pub async fn watch(name: watch::Receiver<String>, slot: watch::Sender<Option<Ipv4Addr>>) {
-    let mut ticks = interval(LOOK_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+pub async fn watch(mut name: watch::Receiver<String>, slot: watch::Sender<Option<Ipv4Addr>>) {
+    // Before the first look, so that no change is missed.
+    let mut events = AddressEvents::open()
+        .inspect_err(|err| warn!(%err, "nothing is told of addresses that change"))
+        .ok();
     loop {
-        ticks.tick().await;
-        let interface = name.borrow().clone();
+        let interface = name.borrow_and_update().clone();
         let address = interface_address(&interface);
         let changed = |old: &mut Option<Ipv4Addr>| {
             // An engine that restarts may take the interface away for a moment.
@@ -45,6 +47,18 @@ pub async fn watch(name: watch::Receiver<String>, slot: watch::Sender<Option<Ipv
         if slot.send_if_modified(changed) {
             info!(interface, ?address, "Docker's bridge");
         }
+        tokio::select! {
+            () = changed_address(&mut events) => sleep(GATHER).await,
+            Ok(()) = name.changed() => {}
+            () = sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+async fn changed_address(events: &mut Option<AddressEvents>) {
+    match events {
+        Some(events) => events.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,39 +5,73 @@
 //! users.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use kontena_sleeve::Drops;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 
 use crate::error::Cause;
-use crate::linux::{nft, port_filter};
+use crate::linux::nft::{KONTENA, PORTS};
+use crate::linux::port_filter;
 use crate::model::devices::TAP;
 use crate::peer::manager::PeerManager;
 use crate::sys::netlink::Netlink;
+use crate::sys::nfnetlink::Nftables;
 
 /// Frames that came while the kernel's queue for the sleeve was full. A container that
 /// floods it takes capacity from all others on the host.
 const QUEUE_FULL: &str = "encrypted_queue_full";
 
-/// All counters. One restarts when what counts is recreated.
-pub(crate) async fn read(
-    netlink: &Netlink,
-    paths: &PeerManager,
-) -> Result<BTreeMap<String, u64>, Cause> {
-    // Their table comes with the first container.
-    let of_ports = port_filter::COUNTERS.map(|name| (name.to_owned(), 0));
-    let mut drops = BTreeMap::from(of_ports);
-    drops.extend(nft::counters().await?);
-    if let Some(encrypted) = paths.drops() {
-        drops.extend(of_sleeve(&encrypted));
-        let tap = netlink.link(TAP).await?;
-        let full = tap.as_ref().and_then(not_taken).unwrap_or_default();
-        drops.insert(QUEUE_FULL.to_owned(), full);
-    }
-    Ok(drops)
+/// Reads the counters.
+pub(crate) struct Drops {
+    nftables: Arc<Mutex<Nftables>>,
 }
 
-fn of_sleeve(encrypted: &Drops) -> impl Iterator<Item = (String, u64)> {
+impl Drops {
+    /// Those of the calling thread's network namespace.
+    pub(crate) fn here() -> Result<Self, Cause> {
+        let nftables = Nftables::open().map_err(Cause::io("the packet filter's socket"))?;
+        let nftables = Arc::new(Mutex::new(nftables));
+        Ok(Self { nftables })
+    }
+
+    /// All counters. One restarts when what counts is recreated.
+    pub(crate) async fn read(
+        &self,
+        netlink: &Netlink,
+        paths: &PeerManager,
+    ) -> Result<BTreeMap<String, u64>, Cause> {
+        // Their table comes with the first container.
+        let of_ports = port_filter::COUNTERS.map(|name| (name.to_owned(), 0));
+        let mut drops = BTreeMap::from(of_ports);
+        drops.extend(self.of_packet_filter().await?);
+        if let Some(encrypted) = paths.drops() {
+            drops.extend(of_sleeve(&encrypted));
+            let tap = netlink.link(TAP).await?;
+            let full = tap.as_ref().and_then(not_taken).unwrap_or_default();
+            drops.insert(QUEUE_FULL.to_owned(), full);
+        }
+        Ok(drops)
+    }
+
+    /// What the counters of all our tables counted.
+    async fn of_packet_filter(&self) -> Result<BTreeMap<String, u64>, Cause> {
+        let nftables = Arc::clone(&self.nftables).lock_owned().await;
+        let read = move || {
+            let mut counters = nftables.counters(KONTENA)?;
+            counters.extend(nftables.counters(PORTS)?);
+            Ok(counters)
+        };
+        // Old kernels answer after the transactions of others.
+        match spawn_blocking(read).await {
+            Ok(counters) => counters.map_err(Cause::Kernel),
+            Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
+        }
+    }
+}
+
+fn of_sleeve(encrypted: &kontena_sleeve::Drops) -> impl Iterator<Item = (String, u64)> {
     let named = encrypted.named();
     named.map(|(name, count)| (format!("encrypted_{name}"), count))
 }

@@ -28,7 +28,7 @@ use crate::error::Cause;
 use crate::linux::live_table::{self, FAST_PEERS};
 use crate::linux::nft::KONTENA;
 use crate::model::state::LiveTable;
-use crate::sys::nfnetlink::{Attributes, Batch, Batches, Operation};
+use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation};
 
 /// How long a peer's clear packets pass without a renewal. `filter_lease.rs` has the
 /// arithmetic.
@@ -42,17 +42,46 @@ const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 /// Access to both sets.
 pub(crate) struct FastPeers {
     /// One batch at a time; one that hangs blocks all others.
-    socket: Arc<Mutex<Batches>>,
+    socket: Arc<Mutex<Socket>>,
     /// The state of the live table, as a [`LiveTable`].
     live: AtomicU8,
+}
+
+struct Socket {
+    nftables: Nftables,
+    /// How many generations of the ruleset were renewals, which change nothing that is
+    /// listed. One less for each that found an element gone: nothing else tells of that.
+    renewals: u32,
+}
+
+/// What a transaction does to what is listed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Changes,
+    Renews,
+}
+
+impl Socket {
+    fn send(&mut self, batch: &Batch, effect: Effect) -> io::Result<()> {
+        let sent = self.nftables.send(batch);
+        match &sent {
+            Ok(()) if effect == Effect::Renews => self.renewals = self.renewals.wrapping_add(1),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.renewals = self.renewals.wrapping_sub(1);
+            }
+            Ok(()) | Err(_) => {}
+        }
+        sent
+    }
 }
 
 impl FastPeers {
     /// The packet filter of the calling thread's network namespace.
     pub(crate) fn here() -> Result<Self, Cause> {
-        let socket = Batches::open().map_err(Cause::io("the packet filter's socket"))?;
+        let nftables = Nftables::open().map_err(Cause::io("the packet filter's socket"))?;
+        let renewals = 0;
         Ok(Self {
-            socket: Arc::new(Mutex::new(socket)),
+            socket: Arc::new(Mutex::new(Socket { nftables, renewals })),
             live: AtomicU8::new(LiveTable::Missing as u8),
         })
     }
@@ -80,7 +109,7 @@ impl FastPeers {
     pub(crate) async fn start_live(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
         let mut batch = live_table::create();
         add(&mut batch, live_table::NAME, peers, LIFE);
-        let live = match self.send(batch).await {
+        let live = match self.send(batch, Effect::Changes).await {
             Ok(()) => LiveTable::Present,
             Err(Cause::Kernel(error)) if lacks_owners(&error) => {
                 tracing::warn!(
@@ -98,7 +127,7 @@ impl FastPeers {
 
     /// Removes the live table.
     pub(crate) async fn stop_live(&self) -> Result<(), Cause> {
-        self.send(live_table::delete()).await?;
+        self.send(live_table::delete(), Effect::Changes).await?;
         self.live.store(LiveTable::Missing as u8, Ordering::Release);
         Ok(())
     }
@@ -109,13 +138,13 @@ impl FastPeers {
         for table in self.tables() {
             add(&mut batch, table, peers, LIFE);
         }
-        self.send(batch).await
+        self.send(batch, Effect::Changes).await
     }
 
     /// Blocks clear packets of these peers. Some elements may have expired.
     pub(crate) async fn forbid(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
-        let tables = self.tables();
-        self.change(tables, peers, remove).await.map(drop)
+        let forbidden = self.change(Effect::Changes, peers, remove);
+        forbidden.await.map(drop)
     }
 
     /// Renews these peers' elements; returns how many are gone from one of the tables, and
@@ -129,14 +158,14 @@ impl FastPeers {
             remove(batch, table, peers);
             add(batch, table, peers, life);
         };
-        self.change(self.tables(), peers, again).await
+        self.change(Effect::Renews, peers, again).await
     }
 
     /// Changes existing elements, in as few transactions as possible; returns how many are
     /// missing.
     async fn change(
         &self,
-        tables: &[&'static str],
+        effect: Effect,
         peers: &BTreeSet<Ipv4Addr>,
         change: impl Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>),
     ) -> Result<usize, Cause> {
@@ -147,17 +176,18 @@ impl FastPeers {
                 .for_each(|table| change(&mut batch, table, peers));
             batch
         };
-        if done(self.send(together(tables, peers)).await)? {
+        let tables = self.tables();
+        if done(self.send(together(tables, peers), effect).await)? {
             return Ok(0);
         }
         let mut missing = 0;
         for table in tables {
-            if done(self.send(together(&[table], peers)).await)? {
+            if done(self.send(together(&[table], peers), effect).await)? {
                 continue;
             }
             for &peer in peers {
                 let one = together(&[table], &BTreeSet::from([peer]));
-                missing += usize::from(!done(self.send(one).await)?);
+                missing += usize::from(!done(self.send(one, effect).await)?);
             }
         }
         Ok(missing)
@@ -170,14 +200,30 @@ impl FastPeers {
         }
     }
 
-    async fn send(&self, batch: Batch) -> Result<(), Cause> {
+    /// A number that changes whenever what `nft` lists of the namespace may have: by anybody's
+    /// transaction but a renewal.
+    pub(crate) async fn revision(&self) -> Result<u32, Cause> {
+        self.with_socket(|socket| Ok(socket.nftables.generation()?.wrapping_sub(socket.renewals)))
+            .await
+    }
+
+    async fn send(&self, batch: Batch, effect: Effect) -> Result<(), Cause> {
+        self.with_socket(move |socket| socket.send(&batch, effect))
+            .await
+    }
+
+    /// Uses the socket in a thread that may wait.
+    async fn with_socket<T: Send + 'static>(
+        &self,
+        used: impl FnOnce(&mut Socket) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Cause> {
         let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
-        let sent = async {
-            let socket = Arc::clone(&self.socket).lock_owned().await;
-            spawn_blocking(move || socket.send(&batch)).await
+        let done = async {
+            let mut socket = Arc::clone(&self.socket).lock_owned().await;
+            spawn_blocking(move || used(&mut socket)).await
         };
-        match timeout(ANSWER_WITHIN, sent).await.map_err(late)? {
-            Ok(sent) => sent.map_err(Cause::Kernel),
+        match timeout(ANSWER_WITHIN, done).await.map_err(late)? {
+            Ok(done) => done.map_err(Cause::Kernel),
             Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
         }
     }

@@ -21,3 +21,4 @@ mod live_table;
 pub(crate) mod nft;
 pub(crate) mod observe;
 pub(crate) mod port_filter;
+pub(crate) mod tables;

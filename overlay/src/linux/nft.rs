@@ -124,23 +124,6 @@ impl Table {
     }
 }
 
-/// The packets that the counters of all our tables counted since they were written, by
-/// name; none if there is no table.
-pub(crate) async fn counters() -> Result<BTreeMap<String, u64>, Cause> {
-    let answer = run("nft", &["-j", "list", "counters"], &[]).await?;
-    if !answer.ok {
-        return Ok(BTreeMap::new());
-    }
-    let listing: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
-    let counted = objects(&listing).filter_map(|(kind, counter)| {
-        let table = counter["table"].as_str().filter(|_| kind == "counter")?;
-        let ours = [KONTENA, PORTS].contains(&table);
-        let name = counter["name"].as_str().filter(|_| ours)?;
-        Some((name.to_owned(), counter["packets"].as_u64()?))
-    });
-    Ok(counted.collect())
-}
-
 /// The objects of a listing, with their kinds.
 pub(crate) fn objects(listing: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let objects = listing["nftables"].as_array().into_iter().flatten();

@@ -17,9 +17,10 @@ use netlink_packet_route::route::{
 
 use crate::error::{Cause, OverlayError};
 use crate::linux::fast_peers::FastPeers;
-use crate::linux::fdb::{self, Tables};
-use crate::linux::port_filter::{self, Chains};
-use crate::linux::{anti_spoofing, filter, forwarding};
+use crate::linux::fdb;
+use crate::linux::port_filter::Chains;
+use crate::linux::tables::{Devices, TableReader};
+use crate::linux::{filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
 use crate::model::intent::Attachment;
 use crate::model::state::{
@@ -30,25 +31,34 @@ use crate::peer::manager::PeerManager;
 use crate::sys::netlink::{LAST_METRIC, MULTICAST, Namespace, Netlink, name_of};
 use crate::wireguard::Looked;
 
+/// What this host is read through.
+#[derive(Clone, Copy)]
+pub(crate) struct Host<'a> {
+    pub(crate) netlink: &'a Netlink,
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) paths: &'a PeerManager,
+    pub(crate) tables: &'a TableReader,
+    pub(crate) fast_peers: &'a FastPeers,
+}
+
 /// Reads everything that a plan for these attachments depends on. Errors that
 /// affect only a part are returned beside the rest.
 pub(crate) async fn observe(
-    (netlink, paths, own_namespace, fast_peers): (&Netlink, &PeerManager, &Namespace, &FastPeers),
+    host: Host<'_>,
     attachments: impl IntoIterator<Item = (PlacementId, &Attachment)>,
 ) -> Result<(Observed, Vec<Unseen>), OverlayError> {
+    let Host { netlink, paths, .. } = host;
     let mut unseen = Vec::new();
     // In a large grid each takes a while.
-    let (filter, anti_spoofing, port_filters, forwarding, links, device) = tokio::join!(
-        filter::observe(),
-        anti_spoofing::observe(),
-        port_filter::observe(),
-        forwarding::observe(),
-        Links::read(netlink),
-        paths.look(),
-    );
-    let filter = filter.map_err(failed("the packet filter"))?;
-    let anti_spoofing = anti_spoofing.map_err(failed("the VXLAN device's anti-spoofing filter"))?;
-    let port_filters = port_filters.map_err(failed("the filters of containers' ports"))?;
+    let links_and_tables = async {
+        let links = Links::read(netlink).await;
+        let links = links.map_err(failed("the interfaces"))?;
+        let tables = host.tables.read(host.fast_peers, &links.indexes()).await?;
+        Ok::<_, OverlayError>((links, tables))
+    };
+    let (forwarding, links, device) =
+        tokio::join!(forwarding::observe(), links_and_tables, paths.look());
+    let (links, tables) = links?;
     let forwarding = forwarding.map_err(|cause| {
         let error = failed("the forwarding rules")(cause);
         unseen.push(Unseen {
@@ -56,7 +66,6 @@ pub(crate) async fn observe(
             error,
         });
     });
-    let links = links.map_err(failed("the interfaces"))?;
     let (bridge, vxlan) = links
         .devices(netlink)
         .await
@@ -64,9 +73,9 @@ pub(crate) async fn observe(
     let device = device.map_err(failed("WireGuard"))?;
     let inside = links.inside(netlink, (device, paths.hears())).await;
     let inside = inside.map_err(failed("the way to tunnel addresses"))?;
-    let containers = containers(&links, own_namespace, attachments, &mut unseen).await;
-    let host_ends = links.host_ends(port_filters.as_ref());
-    let stale_port_filters = port_filters.map(|chains| {
+    let containers = containers(&links, host.namespace, attachments, &mut unseen).await;
+    let host_ends = links.host_ends(tables.port_filters.as_ref());
+    let stale_port_filters = tables.port_filters.map(|chains| {
         let gone = |id: &PlacementId| !host_ends.contains_key(id);
         chains.into_keys().filter(gone).collect()
     });
@@ -78,10 +87,10 @@ pub(crate) async fn observe(
     let forwarding = forwarding.ok();
     Ok((
         Observed {
-            filter,
-            live_table: fast_peers.live(),
+            filter: tables.filter,
+            live_table: host.fast_peers.live(),
             tracked: filter::tracks_connections(),
-            anti_spoofing,
+            anti_spoofing: tables.anti_spoofing,
             forwarding,
             bridge,
             vxlan,
@@ -113,7 +122,7 @@ fn failed(what: &str) -> impl FnOnce(Cause) -> OverlayError {
 /// Our links and the tables that lead to them.
 struct Links {
     by_link: BTreeMap<Link, LinkMessage>,
-    tables: Tables,
+    tables: fdb::Tables,
 }
 
 impl Links {
@@ -124,8 +133,13 @@ impl Links {
             .into_iter()
             .filter_map(|link| Some((Link::named(name_of(&link)?)?, link)))
             .collect();
-        let tables = Tables::read(netlink).await?;
+        let tables = fdb::Tables::read(netlink).await?;
         Ok(Self { by_link, tables })
+    }
+
+    fn indexes(&self) -> Devices {
+        let links = self.by_link.iter();
+        links.map(|(id, link)| (*id, link.header.index)).collect()
     }
 
     fn index(&self, link: Link) -> Option<u32> {

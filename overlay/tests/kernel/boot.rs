@@ -33,7 +33,16 @@ fn overlay_holds_on_a_kernel_with_wireguard() {
     let inside = only.as_deref().unwrap_or(INSIDE);
     let wanted = wanted(&program, inside);
     assert!(!wanted.is_empty(), "there is no test {inside:?}");
-    let output = machine::run(&program, &[inside, "--test-threads=1", "--color=never"]);
+    let boot = || machine::run(&program, &[inside, "--test-threads=1", "--color=never"]);
+    let mut output = boot();
+    // Seen once in forty boots, just after an engine had started. What the overlay does to a kernel would show again.
+    if results::is_stuck(&output) {
+        println!(
+            "a processor got stuck, so the machine is booted again:\n{}",
+            output.console
+        );
+        output = boot();
+    }
     if let Err(failure) = results::all_succeeded(&wanted, &output) {
         panic!("{failure}");
     }

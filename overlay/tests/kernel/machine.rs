@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 const DIRECTORY: &str = "KONTENA_TEST_VM";
 /// The longest test waits for several states in turn, each for up to three minutes, and few of them take half a minute.
 const SILENT: Duration = Duration::from_secs(900);
+/// A kernel that has not been able to run anything else on a processor for twice as long gives up. In a machine whose
+/// processors have to wait for this one's, a few seconds of it are common.
+const WATCHDOG_S: u32 = 60;
 /// The engine of the tests, their containers and the root itself, which is in memory.
 const MEMORY_MIB: u32 = 3072;
 
@@ -52,7 +55,8 @@ pub fn run(program: &Path, arguments: &[&str]) -> Output {
 fn start(made: &Path, own: &Path, arguments: &[&str]) -> Child {
     let file = |name: &str| format!("file:{}", own.join(name).display());
     let line = format!(
-        "console=ttyS0 loglevel=6 softlockup_all_cpu_backtrace=1 panic=1 -- {}",
+        "console=ttyS0 loglevel=6 watchdog_thresh={WATCHDOG_S} softlockup_panic=1 softlockup_all_cpu_backtrace=1 \
+         panic=1 -- {}",
         arguments.join(" ")
     );
     let mut command = Command::new("qemu-system-x86_64");

@@ -7,6 +7,14 @@ use crate::machine::Output;
 /// How much of the console is shown of a machine that failed.
 const TAIL_LINES: usize = 60;
 
+/// What a kernel says that gives up because a processor runs nothing else any more.
+const STUCK: &str = "BUG: soft lockup";
+
+/// Whether a processor of the machine got stuck in its kernel.
+pub fn is_stuck(output: &Output) -> bool {
+    output.console.contains(STUCK)
+}
+
 /// Whether these tests ran inside the machine, and no others, and all succeeded; else everything that is known.
 pub fn all_succeeded(wanted: &BTreeSet<String>, output: &Output) -> Result<(), String> {
     let results = results(&output.program);
@@ -92,5 +100,17 @@ mod tests {
             assert!(failure.contains(fault), "{fault} in {failure}");
             assert!(failure.contains("a kernel's last words"), "{failure}");
         }
+    }
+
+    #[test]
+    fn a_stuck_processor_is_told_by_the_kernel() {
+        let of = |console: &str| Output {
+            program: String::new(),
+            console: console.to_owned(),
+            ended: None,
+        };
+        let stuck = "[  151.4] watchdog: BUG: soft lockup - CPU#1 stuck for 130s! [kworker/1:2:61]";
+        assert!(is_stuck(&of(stuck)));
+        assert!(!is_stuck(&of("[  151.4] the tests ended after 151 s")));
     }
 }

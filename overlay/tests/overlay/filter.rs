@@ -82,6 +82,16 @@ impl HangingNft {
     fn hang(&self) {
         fs::write(self.folder.join("hang"), "").unwrap();
     }
+
+    /// The same, and the next pass has something to list.
+    fn hang_next_pass(&self, host: &Host) {
+        host.netns.run("nft add table inet firewall");
+        self.hang();
+    }
+
+    fn go_on(&self) {
+        fs::remove_file(self.folder.join("hang")).unwrap();
+    }
 }
 
 impl Drop for HangingNft {
@@ -99,7 +109,7 @@ fn overlay_closes_for_a_peer_whose_trust_is_withdrawn_while_a_pass_hangs() {
     assert_eq!(both_tables(a).len(), 2);
     a.containers[0].netns.must_reach(b.containers[0].address);
 
-    nft.hang();
+    nft.hang_next_pass(a);
     let hangs = AtomicBool::new(true);
     std::thread::scope(|scope| {
         let pass = scope.spawn(|| {
@@ -137,7 +147,7 @@ fn overlay_stays_open_for_who_is_trusted_while_a_pass_hangs() {
     let [a, b] = &hosts[..] else { unreachable!() };
     let nft = HangingNft::of(a);
     converge(&trusting(), &[a, b]);
-    nft.hang();
+    nft.hang_next_pass(a);
     count(&b.netns, "eth0", "udp dport 6784");
     let hangs = AtomicBool::new(true);
     std::thread::scope(|scope| {
@@ -151,9 +161,40 @@ fn overlay_stays_open_for_who_is_trusted_while_a_pass_hangs() {
             a.containers[0].netns.must_reach(b.containers[0].address);
             pings += 1;
         }
+        assert!(pings > 0, "the pass hangs");
         assert!(counted(&b.netns) >= pings, "they are clear");
         assert_eq!(both_tables(a).len(), 2);
     });
+}
+
+#[test]
+fn overlay_lists_its_tables_only_if_something_has_changed() {
+    let (_switch, hosts) = world(2, &trusting());
+    let [a, b] = &hosts[..] else { unreachable!() };
+    let nft = HangingNft::of(a);
+    converge(&trusting(), &[a, b]);
+    let pass = || a.reconcile(&intent(&trusting(), a, &[a, b]));
+    let first = pass();
+    assert_eq!((first.steps_applied, first.errors.len()), (0, 0));
+
+    // Renewals go on meanwhile.
+    nft.hang();
+    let undisturbed = pass();
+    assert_eq!(
+        (undisturbed.steps_applied, undisturbed.errors.len()),
+        (0, 0)
+    );
+    a.netns.run("nft add table inet firewall");
+    assert!(!pass().errors.is_empty(), "it asks nft");
+    nft.go_on();
+    assert!(pass().errors.is_empty());
+
+    // The kernel takes a device's chain with it and tells nobody.
+    a.netns.run("ip link del kontena-vx");
+    pass();
+    let filter = a.netns.run("nft list table netdev kontena");
+    assert!(filter.contains("kontena-vx"), "{filter}");
+    a.containers[0].netns.must_reach(b.containers[0].address);
 }
 
 #[test]

@@ -6,9 +6,12 @@
 //! while the message is sent, and may wait for other transactions of the namespace as it
 //! does, without a limit; so a batch is sent by a thread that may wait.
 //!
-//! Absent on purpose: dumps, and reading rules. What is there is read through `nft`, which
-//! knows all of the format.
+//! Absent on purpose: reading rules. What is there is read through `nft`, which knows all
+//! of the format.
 
+mod message;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -17,21 +20,24 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-/// `NFNL_SUBSYS_NFTABLES`: the upper octet of each message's type.
-const NFTABLES: u16 = 10;
+pub(crate) use message::Attributes;
+use message::{
+    FLAG_REQUEST, Message, NFTABLES, attributes, error, message, messages, request, text,
+};
+
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-const FLAG_REQUEST: u16 = 1;
 const FLAG_ACK: u16 = 4;
 const FLAG_CREATE: u16 = 0x400;
-const NLMSG_ERROR: u16 = 2;
+/// `NLM_F_DUMP`.
+const FLAG_DUMP: u16 = 0x300;
+/// `NFT_MSG_*` of what is asked for, and of the answers.
+const NEW_GENERATION: u8 = 15;
+const GET_GENERATION: u16 = 16;
+const NEW_OBJECT: u8 = 18;
+const GET_OBJECT: u16 = 19;
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
-/// Set in the type of an attribute that holds others.
-const NESTED: u16 = 0x8000;
-/// `struct nlmsghdr`, and with `struct nfgenmsg` behind it.
-const HEADER: usize = 16;
-const HEADERS: usize = HEADER + 4;
 /// `NETLINK_ADD_MEMBERSHIP` and `NFNLGRP_NFTABLES`.
 const ADD_MEMBERSHIP: libc::c_int = 1;
 const GROUP: libc::c_int = 7;
@@ -51,43 +57,6 @@ pub(crate) enum Operation {
     NewSet = 9,
     NewElements = 12,
     DeleteElements = 14,
-}
-
-/// The attributes of a message, or of one of its attributes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes(Vec<u8>);
-
-impl Attributes {
-    pub(crate) fn bytes(self, kind: u16, value: &[u8]) -> Self {
-        self.put(kind, value)
-    }
-
-    /// A string, with the zero that ends it.
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
-        let value = [value.as_bytes(), &[0]].concat();
-        self.put(kind, &value)
-    }
-
-    pub(crate) fn number(self, kind: u16, value: u32) -> Self {
-        self.put(kind, &value.to_be_bytes())
-    }
-
-    pub(crate) fn long(self, kind: u16, value: u64) -> Self {
-        self.put(kind, &value.to_be_bytes())
-    }
-
-    pub(crate) fn nested(self, kind: u16, value: &Self) -> Self {
-        self.put(kind | NESTED, &value.0)
-    }
-
-    fn put(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(4 + value.len()).expect("attributes of ours are short");
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
 }
 
 /// A transaction.
@@ -120,23 +89,11 @@ impl Batch {
     }
 }
 
-fn message(bytes: &mut Vec<u8>, (kind, flags): (u16, u16), (family, of): (u8, u16), rest: &[u8]) {
-    let length = u32::try_from(HEADERS + rest.len()).expect("batches of ours are short");
-    bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    // Neither a number of the message nor a port: one batch is under way at a time.
-    bytes.extend([0; 8]);
-    bytes.extend([family, 0]);
-    bytes.extend(of.to_be_bytes());
-    bytes.extend(rest);
-}
+/// A socket for batches and questions. A table that is made through it with the flag `owner`
+/// is this socket's: it goes with it, and nobody else can change it.
+pub(crate) struct Nftables(OwnedFd);
 
-/// A socket for batches. A table that is made through it with the flag `owner` is this
-/// socket's: it goes with it, and nobody else can change it.
-pub(crate) struct Batches(OwnedFd);
-
-impl Batches {
+impl Nftables {
     /// A socket in the network namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
         open().map(Self)
@@ -147,44 +104,100 @@ impl Batches {
         if batch.messages.is_empty() {
             return Ok(());
         }
-        // What is left of a batch before is nothing to this one.
-        while self.answers()?.is_some() {}
-        let bytes = batch.encode();
-        let kernel = NetlinkAddr::new(0, 0);
-        sendto(self.0.as_raw_fd(), &bytes, &kernel, MsgFlags::empty())?;
-        let mut done = None;
-        while let Some(answers) = self.answers()? {
-            for answer in answers {
-                let worst = done.unwrap_or(0);
-                done = Some(if worst == 0 { answer } else { worst });
-            }
-        }
-        match done {
+        let mut codes = Vec::new();
+        self.ask(&batch.encode(), |answer| codes.extend(error(answer)))?;
+        match codes.iter().find(|code| **code != 0).or(codes.first()) {
             Some(0) => Ok(()),
-            Some(code) => Err(io::Error::from_raw_os_error(code)),
-            // The kernel answers while it takes the message.
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(&code) => Err(io::Error::from_raw_os_error(code)),
+            None => Err(no_answer()),
         }
     }
 
-    /// The errors of what was answered and not read yet, 0 for none; none if nothing was.
-    fn answers(&self) -> io::Result<Option<Vec<i32>>> {
-        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-        match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(length) => {
-                let error = |message: Message<'_>| {
-                    let code = message.body.first_chunk::<4>()?;
-                    let code = i32::from_ne_bytes(*code);
-                    (message.kind == NLMSG_ERROR).then_some(code.saturating_neg())
-                };
-                Ok(Some(
-                    messages(&buffer[..length]).filter_map(error).collect(),
-                ))
+    /// The number of the ruleset's generation: each transaction of the namespace, whoever
+    /// carries it out, adds one. The kernel waits for nobody as it answers.
+    pub(crate) fn generation(&self) -> io::Result<u32> {
+        const NUMBER: u16 = 1;
+        let mut generation = None;
+        self.ask(&request((GET_GENERATION, 0), &[]), |answer| {
+            if answer.operation() == Some(NEW_GENERATION) {
+                let number = answer.attributes().find(|(kind, _)| *kind == NUMBER);
+                generation = number.and_then(|(_, value)| value.try_into().ok());
             }
+        })?;
+        generation.map(u32::from_be_bytes).ok_or_else(no_answer)
+    }
+
+    /// How many packets the counters of the tables of this name counted since they were
+    /// written, by name.
+    pub(crate) fn counters(&self, table: &str) -> io::Result<BTreeMap<String, u64>> {
+        const TABLE: u16 = 1;
+        const KIND: u16 = 3;
+        const COUNTER: u32 = 1;
+        let which = Attributes::default().text(TABLE, table);
+        let which = which.number(KIND, COUNTER);
+        let mut counters = BTreeMap::new();
+        let mut refused = None;
+        self.ask(&request((GET_OBJECT, FLAG_DUMP), &which.0), |answer| {
+            refused = refused.or(error(answer));
+            counters.extend(counter(answer).filter(|(of, ..)| of == table).map(named));
+        })?;
+        match refused {
+            None => Ok(counters),
+            Some(code) => Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+
+    /// Sends messages and reads the answers. The kernel answers while it takes them, and
+    /// the rest of a long answer as the socket is read.
+    fn ask(&self, request: &[u8], mut take: impl FnMut(Message<'_>)) -> io::Result<()> {
+        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+        // What is left of an answer before is nothing to this one.
+        while self.read(&mut buffer)?.is_some() {}
+        let kernel = NetlinkAddr::new(0, 0);
+        sendto(self.0.as_raw_fd(), request, &kernel, MsgFlags::empty())?;
+        while let Some(length) = self.read(&mut buffer)? {
+            messages(&buffer[..length]).for_each(&mut take);
+        }
+        Ok(())
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => Ok(Some(length)),
             Err(nix::errno::Errno::EAGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn no_answer() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
+
+/// The table, the name and the packets of a counter.
+fn counter(message: Message<'_>) -> Option<(String, String, u64)> {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 2;
+    const DATA: u16 = 4;
+    const PACKETS: u16 = 2;
+    if message.operation() != Some(NEW_OBJECT) {
+        return None;
+    }
+    let (mut table, mut name, mut packets) = (None, None, None);
+    for (kind, value) in message.attributes() {
+        match kind {
+            TABLE => table = Some(text(value)),
+            NAME => name = Some(text(value)),
+            DATA => packets = attributes(value).find(|(kind, _)| *kind == PACKETS),
+            _ => {}
+        }
+    }
+    let packets = packets?.1.try_into().ok()?;
+    Some((table?, name?, u64::from_be_bytes(packets)))
+}
+
+fn named((_, name, packets): (String, String, u64)) -> (String, u64) {
+    (name, packets)
 }
 
 /// A socket that hears of changes to the packet filter of its namespace.
@@ -234,42 +247,9 @@ pub(crate) fn tables(bytes: &[u8]) -> Vec<(u8, String)> {
 /// What a notification is about: each kind of object has its table's name first.
 fn table(message: Message<'_>) -> Option<(u8, String)> {
     const NAME: u16 = 1;
-    let [operation, subsystem] = message.kind.to_le_bytes();
-    if u16::from(subsystem) != NFTABLES {
-        return None;
-    }
-    let mut rest = message.body.get(HEADERS - HEADER..)?;
-    while let Some([a, b, c, d]) = rest.first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([*a, *b]));
-        let value = rest.get(4..length)?;
-        if u16::from_ne_bytes([*c, *d]) & !NESTED == NAME {
-            let name = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some((operation, String::from_utf8_lossy(name).into_owned()));
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-    None
-}
-
-/// A message as it came, without its header.
-#[derive(Clone, Copy)]
-struct Message<'a> {
-    kind: u16,
-    body: &'a [u8],
-}
-
-/// The whole messages at the beginning of these bytes.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let [a, b, c, d, e, f, ..] = *bytes else {
-            return None;
-        };
-        let length = u32::from_ne_bytes([a, b, c, d]) as usize;
-        let kind = u16::from_ne_bytes([e, f]);
-        let body = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, body })
-    })
+    let operation = message.operation()?;
+    let (_, name) = message.attributes().find(|(kind, _)| *kind == NAME)?;
+    Some((operation, text(name)))
 }
 
 fn open() -> io::Result<OwnedFd> {
