@@ -142,10 +142,7 @@ mod tests {
                 assert_eq!(told, None, "no address has come");
                 netns.run("ip addr add 192.0.2.1/24 dev br7");
                 events.changed().await;
-                assert_eq!(
-                    interface_address("br7"),
-                    Some(Ipv4Addr::new(192, 0, 2, 1))
-                );
+                assert_eq!(interface_address("br7"), Some(Ipv4Addr::new(192, 0, 2, 1)));
             });
         });
     }

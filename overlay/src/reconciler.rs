@@ -18,8 +18,8 @@ use crate::filter_lease::{FilterLease, Permitted};
 use crate::linux::apply::Executor;
 use crate::linux::drops::Drops;
 use crate::linux::fast_peers::FastPeers;
-use crate::linux::filter_events::FilterEvents;
 use crate::linux::observe::{Host, observe};
+use crate::linux::removals::Removals;
 use crate::linux::tables::TableReader;
 use crate::model::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
 use crate::model::peer::{Clear, PeerStates};
@@ -52,7 +52,7 @@ pub struct Overlay {
     fast_peers: Arc<FastPeers>,
     permitted: watch::Sender<Permitted>,
     lease: FilterLease,
-    filter_events: Mutex<FilterEvents>,
+    removals: Mutex<Removals>,
     _listener: Task,
 }
 
@@ -128,7 +128,7 @@ impl Overlay {
             lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states()),
             fast_peers,
             permitted,
-            filter_events: Mutex::new(FilterEvents::here().map_err(failed)?),
+            removals: Mutex::new(Removals::here().map_err(failed)?),
             peers,
             _listener: supervise("reachability-listener", listener::keep_open),
         })
@@ -192,12 +192,12 @@ impl Overlay {
         });
     }
 
-    /// Waits until a pass is due at once: somebody took our packet filter away, or it
-    /// closed by itself for a peer for whom it is to be open.
-    pub async fn filter_changed(&self) {
-        let mut events = self.filter_events.lock().await;
+    /// Waits until a pass is due at once: somebody removed a device of ours or our packet
+    /// filter, or that closed by itself for a peer for whom it is to be open.
+    pub async fn disturbed(&self) {
+        let mut removals = self.removals.lock().await;
         tokio::select! {
-            () = events.changed() => {}
+            () = removals.next() => {}
             () = self.lease.closed() => {}
         }
     }

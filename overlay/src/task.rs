@@ -1,7 +1,7 @@
 //! The overlay's own task: it makes the host agree with the request, and goes on doing so.
 //!
-//! Woken by a new request, by what is known of the peers, by whoever takes the packet
-//! filter away, by a tick: a hint and the tick run the same pass, and a pass that finds
+//! Woken by a new request, by what is known of the peers, by whoever removes a device or
+//! the packet filter, by a tick: a hint and the tick run the same pass, and a pass that finds
 //! everything right changes nothing. The task knows nothing of Docker and waits for
 //! nobody: what it is asked for is in one slot, and what it did is in another.
 //!
@@ -139,7 +139,7 @@ impl Converger {
                     }
                 }
                 () = sleep_until(retry_at.into()), if self.retry_at.is_some() => {}
-                () = self.overlay.filter_changed() => {
+                () = self.overlay.disturbed() => {
                     // What others fail at must not delay this.
                     (self.passed, self.failures) = (None, 0);
                 }

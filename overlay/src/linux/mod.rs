@@ -2,8 +2,9 @@
 //!
 //! [`observe`] reads and changes nothing; [`apply`] executes and decides nothing. The other
 //! modules each cover a part of the kernel: the packet filter ([`filter`], [`anti_spoofing`],
-//! [`port_filter`], [`forwarding`], all through [`nft`] or `iptables`; and without a program
-//! [`fast_peers`] and [`filter_events`]), forwarding tables ([`fdb`]), and counters ([`drops`]).
+//! [`port_filter`], [`forwarding`], all through [`nft`] or `iptables`; all three
+//! tables in [`tables`], and without a program [`fast_peers`]), forwarding tables ([`fdb`]),
+//! counters ([`drops`]), and what is removed by others ([`removals`]).
 
 pub(crate) mod announce;
 pub(crate) mod anti_spoofing;
@@ -13,7 +14,6 @@ pub(crate) mod drops;
 pub(crate) mod fast_peers;
 pub(crate) mod fdb;
 pub(crate) mod filter;
-pub(crate) mod filter_events;
 mod filter_frame;
 pub(crate) mod forwarding;
 mod link;
@@ -21,4 +21,5 @@ mod live_table;
 pub(crate) mod nft;
 pub(crate) mod observe;
 pub(crate) mod port_filter;
+pub(crate) mod removals;
 pub(crate) mod tables;

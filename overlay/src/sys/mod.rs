@@ -3,5 +3,6 @@
 
 pub(crate) mod netlink;
 pub(crate) mod nfnetlink;
+pub(crate) mod notifications;
 pub(crate) mod packet;
 pub(crate) mod program;

@@ -322,7 +322,7 @@ fn overlay_is_woken_once_by_a_burst_and_not_by_what_others_do_to_theirs() {
     let host = &hosts[0];
     let (overlay, runtime) = host.agent();
     let wait = |bound| {
-        let changed = async { tokio::time::timeout(bound, overlay.filter_changed()).await };
+        let changed = async { tokio::time::timeout(bound, overlay.disturbed()).await };
         runtime.block_on(changed).is_ok()
     };
     // What the agent itself wrote.
@@ -339,6 +339,24 @@ fn overlay_is_woken_once_by_a_burst_and_not_by_what_others_do_to_theirs() {
     host.netns.run("nft add table ip last");
     host.netns.run("nft delete table ip last");
     assert!(!wait(Duration::from_secs(1)), "all of it was one event");
+}
+
+#[test]
+fn overlay_is_woken_by_a_device_that_is_removed_and_not_by_those_of_others() {
+    let (_switch, hosts) = world(1, &grid(7, &[]));
+    let [host] = &hosts[..] else { unreachable!() };
+    let (overlay, runtime) = host.agent();
+    let wait = |bound| {
+        let disturbed = async { tokio::time::timeout(bound, overlay.disturbed()).await };
+        runtime.block_on(disturbed).is_ok()
+    };
+    host.netns.run("ip link add other type bridge");
+    host.netns.run("ip link del other");
+    assert!(!wait(Duration::from_secs(1)), "it is not ours");
+    for device in ["kontena", "kontena-vx"] {
+        host.netns.run(&format!("ip link del {device}"));
+        assert!(wait(BOUND), "{device}");
+    }
 }
 
 /// A renewal opens nothing.
@@ -368,7 +386,7 @@ fn overlay_renews_nobody_who_was_taken_out() {
     assert_eq!(left(out), None);
     // A pass is asked for, and opens it.
     let (overlay, runtime) = a.agent();
-    let woken = async { tokio::time::timeout(BOUND, overlay.filter_changed()).await };
+    let woken = async { tokio::time::timeout(BOUND, overlay.disturbed()).await };
     runtime.block_on(woken).expect("a pass is due");
     let all: Vec<&Host> = hosts.iter().collect();
     converge(&trusting(), &all);

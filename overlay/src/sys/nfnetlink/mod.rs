@@ -13,17 +13,16 @@ mod message;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, recv, sendto};
 
 pub(crate) use message::Attributes;
 use message::{
     FLAG_REQUEST, Message, NFTABLES, attributes, error, message, messages, request, text,
 };
+
+use crate::sys::notifications::{self, Notifications};
 
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -38,11 +37,8 @@ const NEW_OBJECT: u8 = 18;
 const GET_OBJECT: u16 = 19;
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
-/// `NETLINK_ADD_MEMBERSHIP` and `NFNLGRP_NFTABLES`.
-const ADD_MEMBERSHIP: libc::c_int = 1;
+/// `NFNLGRP_NFTABLES`.
 const GROUP: libc::c_int = 7;
-/// Room for notifications that wait: more than the rules that a host gets at once.
-const NOTIFICATIONS_BYTES: usize = 1 << 20;
 /// The most that the kernel puts into one message to us.
 const MESSAGE_BYTES_MAX: usize = 1 << 16;
 
@@ -96,7 +92,7 @@ pub(crate) struct Nftables(OwnedFd);
 impl Nftables {
     /// A socket in the network namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
-        open().map(Self)
+        notifications::socket(SockProtocol::NetlinkNetFilter).map(Self)
     }
 
     /// Carries a batch out. It blocks for as long as the kernel does.
@@ -200,45 +196,6 @@ fn named((_, name, packets): (String, String, u64)) -> (String, u64) {
     (name, packets)
 }
 
-/// A socket that hears of changes to the packet filter of its namespace.
-pub(crate) struct Notifications(OwnedFd);
-
-impl Notifications {
-    /// A socket in the network namespace of the calling thread. The kernel keeps from it
-    /// what begins with a message that `passes` does not have.
-    pub(crate) fn open(passes: &[u8]) -> io::Result<Self> {
-        let socket = open()?;
-        setsockopt(&socket, sockopt::RcvBufForce, &NOTIFICATIONS_BYTES)?;
-        only(&socket, passes)?;
-        set(&socket, libc::SOL_NETLINK, ADD_MEMBERSHIP, &GROUP)?;
-        Ok(Self(socket))
-    }
-
-    /// What was told since it was last asked, in the order of events: for each change what
-    /// was done and the name of the table. None if nothing was; an error if more was than
-    /// there is room for.
-    pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Vec<(u8, String)>>> {
-        buffer.resize(MESSAGE_BYTES_MAX, 0);
-        match recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(length) => Ok(Some(tables(&buffer[..length]))),
-            Err(nix::errno::Errno::EAGAIN) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl AsFd for Notifications {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl AsRawFd for Notifications {
-    fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
-    }
-}
-
 /// What each notification is about, as far as it is one of the packet filter.
 pub(crate) fn tables(bytes: &[u8]) -> Vec<(u8, String)> {
     messages(bytes).filter_map(table).collect()
@@ -252,57 +209,12 @@ fn table(message: Message<'_>) -> Option<(u8, String)> {
     Some((operation, text(name)))
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkNetFilter,
-    )?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    Ok(socket)
-}
-
-/// Lets only messages in whose first one is one of these operations on the packet filter.
-fn only(socket: &OwnedFd, operations: &[u8]) -> io::Result<()> {
-    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    /// Where the type is in `struct nlmsghdr`, which is in this machine's order of octets,
-    /// while the program loads in that of networks.
-    const TYPE_AT: u32 = 4;
-    let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
-    let mut program = vec![step(LOAD_HALF, 0, TYPE_AT)];
-    for (at, &operation) in operations.iter().enumerate() {
-        let kind = (NFTABLES << 8) | u16::from(operation);
-        let to_accept = u8::try_from(operations.len() - at).expect("a few operations");
-        program.push(step(JUMP_IF_EQUAL, to_accept, kind.to_be().into()));
-    }
-    program.push(step(RETURN, 0, 0));
-    program.push(step(RETURN, 0, u32::MAX));
-    let filter = libc::sock_fprog {
-        len: u16::try_from(program.len()).expect("a few operations"),
-        filter: program.as_mut_ptr(),
-    };
-    set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
-}
-
-fn set<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Result<()> {
-    // SAFETY: the value is as long as is said, and what it points at lives during the call.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            std::ptr::from_ref(value).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
-    };
-    if set == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+/// Notifications of what is done to the packet filter, in transactions that begin with one
+/// of these operations.
+pub(crate) fn notifications(operations: &[u8]) -> io::Result<Notifications> {
+    let kind = |&operation: &u8| (NFTABLES << 8) | u16::from(operation);
+    let kinds: Vec<u16> = operations.iter().map(kind).collect();
+    Notifications::open((SockProtocol::NetlinkNetFilter, GROUP), &kinds)
 }
 
 /// A notification as the kernel would send it, for tests.

@@ -68,7 +68,7 @@ impl Mender {
         let mut peers = overlay.peers();
         loop {
             tokio::select! {
-                () = overlay.filter_changed() => {}
+                () = overlay.disturbed() => {}
                 Ok(()) = peers.changed() => {}
             }
             let states = peers.borrow_and_update().clone();

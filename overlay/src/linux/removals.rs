@@ -1,0 +1,185 @@
+//! Notices when something of ours is removed: a device, one of our tables, or a part of one.
+//!
+//! Programs that own a host's packet filter flush all of it when they are restarted, and
+//! know nothing of us; people remove a device to see what happens. The kernel notifies of
+//! each change, and a removal of what has our name becomes an event, which asks for a pass.
+//!
+//! Every change to a host's packet filter and devices passes here, and some hosts have
+//! hundreds a second. So the kernel filters out whatever is no removal, the rest is read a
+//! few times a second at most, and events are rate-limited, whatever causes them: our own
+//! pass replaces a table too, and one that does so each time must not trigger itself.
+//!
+//! Absent on purpose: removals in a transaction that begins with something else, additions
+//! to our tables, and devices that are changed. The next pass repairs them.
+
+use std::time::Duration;
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::sys::socket::SockProtocol;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::error::Cause;
+use crate::linux::nft::{KONTENA, PORTS};
+use crate::model::devices::Link;
+use crate::model::pace::Budget;
+use crate::sys::netlink::name_of;
+use crate::sys::nfnetlink::{self, tables};
+use crate::sys::notifications::Notifications;
+
+/// `RTNLGRP_LINK`, and `RTM_DELLINK`.
+const LINKS: libc::c_int = 1;
+const LINK_REMOVED: u16 = 17;
+
+/// `NFT_MSG_DELTABLE`.
+const TABLE_REMOVED: u8 = 2;
+/// That, and `DELCHAIN`, `DELRULE`, `DELSET`, `DELOBJ`.
+const REMOVALS: [u8; 5] = [TABLE_REMOVED, 5, 8, 11, 20];
+
+/// How long a burst is gathered; the pass it asks for is due a second after it began.
+const GATHER: Duration = Duration::from_millis(100);
+/// The extra wait after changes that do not concern us.
+const REST: Duration = Duration::from_millis(250);
+
+/// This many events may come at once; another one comes this much later.
+const BURST: u32 = 4;
+const REFILL: Duration = Duration::from_secs(10);
+
+/// What is removed in one namespace.
+pub(crate) struct Removals {
+    filter: Notifications,
+    devices: Notifications,
+    buffer: Vec<u8>,
+    budget: Budget,
+    /// When the pending event is due.
+    due: Option<Instant>,
+}
+
+impl Removals {
+    /// Those of the calling thread's namespace.
+    pub(crate) fn here() -> Result<Self, Cause> {
+        let filter = nfnetlink::notifications(&REMOVALS);
+        let devices = Notifications::open((SockProtocol::NetlinkRoute, LINKS), &[LINK_REMOVED]);
+        Ok(Self {
+            filter: filter.map_err(Cause::io("notifications of the packet filter"))?,
+            devices: devices.map_err(Cause::io("notifications of devices"))?,
+            buffer: Vec::new(),
+            budget: Budget::full((BURST, REFILL), Instant::now()),
+            due: None,
+        })
+    }
+
+    /// Waits until something of ours is removed. Cancel-safe.
+    pub(crate) async fn next(&mut self) {
+        loop {
+            if let Some(due) = self.due {
+                sleep_until(due).await;
+                self.due = None;
+                // All of it is one event.
+                self.concern_us();
+                return;
+            }
+            let told = tokio::select! {
+                told = self.filter.readable() => told,
+                told = self.devices.readable() => told,
+            };
+            if let Err(err) = told {
+                tracing::warn!(%err, "cannot read notifications of removals");
+                sleep(REFILL).await;
+            }
+            sleep(GATHER).await;
+            if self.concern_us() {
+                self.due = Some(self.budget.next(Instant::now()));
+            } else {
+                sleep(REST).await;
+            }
+        }
+    }
+
+    /// Reads all notifications.
+    fn concern_us(&mut self) -> bool {
+        let ours = |told: &[u8]| tables(told).iter().any(is_ours);
+        let of_filter = any(&self.filter, &mut self.buffer, ours);
+        any(&self.devices, &mut self.buffer, removes_ours) || of_filter
+    }
+}
+
+/// Whether any of what was told is ours. What is lost may have been.
+fn any(of: &Notifications, buffer: &mut Vec<u8>, is_ours: impl Fn(&[u8]) -> bool) -> bool {
+    let mut ours = false;
+    loop {
+        match of.read(buffer) {
+            Ok(Some(told)) => ours |= is_ours(told),
+            Ok(None) => return ours,
+            Err(err) => {
+                tracing::debug!(%err, "notifications of removals are lost");
+                if err.raw_os_error() != Some(libc::ENOBUFS) {
+                    return ours;
+                }
+                ours = true;
+            }
+        }
+    }
+}
+
+/// Chains of the ports' table come and go with containers; the table stays.
+fn is_ours((operation, table): &(u8, String)) -> bool {
+    match table.as_str() {
+        KONTENA => REMOVALS.contains(operation),
+        PORTS => *operation == TABLE_REMOVED,
+        _ => false,
+    }
+}
+
+/// Whether the first message is about a device of ours. A container's comes and goes
+/// with it.
+fn removes_ours(told: &[u8]) -> bool {
+    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(told) else {
+        return false;
+    };
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload else {
+        return false;
+    };
+    let link = name_of(&link).and_then(Link::named);
+    link.is_some_and(|link| !matches!(link, Link::HostEnd(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use kontena_schema::ids::PlacementId;
+    use netlink_packet_core::NetlinkHeader;
+    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+
+    use super::*;
+    use crate::model::devices::{BRIDGE, TAP, VXLAN, WIREGUARD};
+
+    #[test]
+    fn only_removals_from_our_tables_are_events() {
+        let of = |operation, table: &str| is_ours(&(operation, table.to_owned()));
+        assert!(of(2, KONTENA) && of(8, KONTENA) && of(2, PORTS));
+        assert!(!of(5, PORTS), "a container is gone");
+        assert!(!of(6, KONTENA), "a rule is added");
+        assert!(!of(2, "firewall") && !of(2, "kontena-live"));
+    }
+
+    #[test]
+    fn only_removals_of_our_own_devices_are_events() {
+        let of = |device: &str| {
+            let mut link = LinkMessage::default();
+            link.attributes
+                .push(LinkAttribute::IfName(device.to_owned()));
+            let told = NetlinkPayload::from(RouteNetlinkMessage::DelLink(link));
+            let mut told = NetlinkMessage::new(NetlinkHeader::default(), told);
+            told.finalize();
+            let mut octets = vec![0; told.buffer_len()];
+            told.serialize(&mut octets);
+            removes_ours(&octets)
+        };
+        assert!([BRIDGE, VXLAN, TAP, WIREGUARD].into_iter().all(of));
+        assert!(
+            !of(&Link::HostEnd(PlacementId(7)).name()),
+            "a container is gone"
+        );
+        assert!(!of("docker0") && !removes_ours(&[]));
+    }
+}
