@@ -3,13 +3,16 @@
 //! [`supervise`] starts a task that is to run for ever from a function that creates it: if it
 //! panics or returns, that is logged and it is restarted after a pause, while all others go on.
 //! State that must survive a restart is kept outside of it. A task that cannot be restarted belongs
-//! to [`Tasks`], whose owner is told when it ends.
+//! to [`Tasks`], whose owner is told when it ends. [`TaskSet`] is for many short ones with results.
 //!
 //! Invariants: a task never outlives its owner; every panic is logged; a task that panics at every
 //! start is restarted at most once in [`PAUSE_MAX`].
 
+mod set;
+
 use std::future::Future;
 
+pub use set::TaskSet;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
+use kontena_task::TaskSet;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -136,11 +136,11 @@ impl Shared {
 async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) -> io::Result<Infallible> {
     // One byte more reveals a query that is too long.
     let mut buffer = vec![0; QUERY_BYTES_MAX + 1];
-    let mut forwards = JoinSet::new();
+    let mut forwards = TaskSet::new("dns forwards");
     loop {
         let (length, from) = tokio::select! {
             received = socket.recv_from(&mut buffer) => received?,
-            Some(_) = forwards.join_next() => continue,
+            Some(_) = forwards.next() => continue,
         };
         if length > QUERY_BYTES_MAX {
             continue;
@@ -173,11 +173,11 @@ async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
 }
 
 async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) -> io::Result<Infallible> {
-    let mut connections = JoinSet::new();
+    let mut connections = TaskSet::new("dns connections");
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
+            Some(_) = connections.next() => continue,
         };
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,

@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kontena_task::TaskSet;
+
 use nix::ifaddrs::getifaddrs;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -77,7 +79,6 @@ pub struct Upstreams {
     reading: AsyncMutex<()>,
 }
 
-#[derive(Default)]
 struct State {
     /// When to read the files again; none before the first read.
     read_again: Option<Instant>,
@@ -87,7 +88,19 @@ struct State {
     resolvers: Vec<Vec<Resolver>>,
     /// A resolver that answers over UDP may be dead over TCP.
     health: HashMap<(SocketAddr, Transport), Health>,
-    probes: JoinSet<()>,
+    probes: TaskSet<()>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            read_again: None,
+            files: Vec::new(),
+            resolvers: Vec::new(),
+            health: HashMap::new(),
+            probes: TaskSet::new("resolver probes"),
+        }
+    }
 }
 
 /// The resolvers to ask for one query.
@@ -175,7 +188,7 @@ impl Upstreams {
         };
         let mut state = self.state();
         // At most one for each resolver: one being probed is not due.
-        while state.probes.try_join_next().is_some() {}
+        while state.probes.try_next().is_some() {}
         state.probes.spawn(probe);
     }
 

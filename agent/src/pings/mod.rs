@@ -20,12 +20,13 @@ use kontena_schema::ids::{NodeId, PingId};
 use kontena_schema::limits::{OVERLAY_MTU, PINGS_MAX};
 use kontena_schema::path::Path;
 use tokio::sync::watch;
-use tokio::task::{Id, JoinError, JoinSet};
-use tracing::{error, info};
+use tokio::task::Id;
+use tracing::info;
 
 use crate::directory::Directory;
 use crate::report::HostSlot;
 use kontena_overlay::{Echoes, Overlay};
+use kontena_task::TaskSet;
 
 /// The reports on pings, and their node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub struct Pings {
     overlay: Arc<Overlay>,
     slot: watch::Sender<Arc<Told>>,
     book: Book,
-    tasks: JoinSet<PingState>,
+    tasks: TaskSet<PingState>,
     under_way: BTreeMap<Id, PingId>,
 }
 
@@ -66,7 +67,7 @@ impl Pings {
             overlay,
             slot,
             book,
-            tasks: JoinSet::new(),
+            tasks: no_tasks(),
             under_way: BTreeMap::new(),
         }
     }
@@ -77,7 +78,7 @@ impl Pings {
             self.begin();
             tokio::select! {
                 Ok(()) = self.directory.changed() => {}
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                Some((task, state)) = self.tasks.next() => self.ended(task, state),
                 // The agent is stopping.
                 else => std::future::pending().await,
             }
@@ -89,14 +90,14 @@ impl Pings {
         let directory = self.directory.borrow_and_update().clone();
         if self.book.enter(&directory) {
             // Those under way are of another grid, or of another timeline of it.
-            self.tasks = JoinSet::new();
+            self.tasks = no_tasks();
             self.under_way.clear();
         }
         while let Some(ping) = self.book.begin(&directory) {
             match self.task(ping, &directory) {
                 Ok(task) => {
-                    let id = self.tasks.spawn(task).id();
-                    self.under_way.insert(id, ping.id);
+                    let task = self.tasks.spawn(task);
+                    self.under_way.insert(task, ping.id);
                 }
                 Err(error) => self.book.ended(ping.id, PingState::Failed { error }),
             }
@@ -141,17 +142,19 @@ impl Pings {
         report.map_or(Path::Unknown, |report| report.path)
     }
 
-    fn ended(&mut self, ended: Result<(Id, PingState), JoinError>) {
-        let (id, state) = ended.unwrap_or_else(|err| {
-            error!(%err, "a ping died");
-            let error = "the agent failed; see its log".to_owned();
-            (err.id(), PingState::Failed { error })
+    fn ended(&mut self, task: Id, state: Option<PingState>) {
+        let state = state.unwrap_or_else(|| PingState::Failed {
+            error: "the agent failed; see its log".to_owned(),
         });
-        if let Some(ping) = self.under_way.remove(&id) {
+        if let Some(ping) = self.under_way.remove(&task) {
             info!(%ping, ?state, "ping ended");
             self.book.ended(ping, state);
         }
     }
+}
+
+fn no_tasks() -> TaskSet<PingState> {
+    TaskSet::new("pings")
 }
 
 async fn run(

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use kontena_schema::agent::{Command, CommandKind, CommandState, Desired, Placement};
 use kontena_schema::ids::{CommandId, PlacementId, ServiceRevision};
+use kontena_task::TaskSet;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{Id, JoinSet};
+use tokio::task::Id;
 use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::backoff::{Backoff, Failed};
 use super::leftovers::has_ended;
@@ -92,7 +93,7 @@ pub struct Jobs {
     tools: Option<Arc<Tools>>,
     /// What is wanted now; a step may have waited long for its slot.
     wanted: watch::Receiver<Arc<Directory>>,
-    tasks: JoinSet<Result<(), ApplyError>>,
+    tasks: TaskSet<Result<(), ApplyError>>,
     about: BTreeMap<Id, Job>,
     busy: BTreeMap<Subject, Busy>,
     /// Started commands whose placement is still busy.
@@ -117,7 +118,7 @@ impl Jobs {
         Self {
             tools: tools.map(Arc::new),
             wanted,
-            tasks: JoinSet::new(),
+            tasks: TaskSet::new("jobs"),
             about: BTreeMap::new(),
             busy: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -239,19 +240,16 @@ impl Jobs {
             until: None,
         };
         self.busy.insert(job.subject(), busy);
-        let handle = self.tasks.spawn(task);
-        self.about.insert(handle.id(), job);
+        let id = self.tasks.spawn(task);
+        self.about.insert(id, job);
     }
 
     /// Waits until any of them ends, and records its result; the outcome of a
     /// command is returned.
     pub async fn ended(&mut self, dirty: &DirtySet) -> Option<Ended> {
-        let (id, result) = match self.tasks.join_next_with_id().await {
-            Some(Ok((id, result))) => (id, result.map_err(Failed::from)),
-            Some(Err(err)) => {
-                error!(%err, "a job died");
-                (err.id(), Err(Failed::died()))
-            }
+        let (id, result) = match self.tasks.next().await {
+            Some((id, Some(result))) => (id, result.map_err(Failed::from)),
+            Some((id, None)) => (id, Err(Failed::died())),
             None => std::future::pending().await,
         };
         let job = self.about.remove(&id)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kontena_schema::limits::DOOR_PORT;
-use tokio::task::JoinSet;
+use kontena_task::TaskSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::peer::reachability::check::check_peer;
@@ -44,7 +44,7 @@ pub(crate) async fn exchange_heartbeats(shared: Arc<Shared>) {
 pub(crate) async fn check(shared: Arc<Shared>) {
     let mut ticks = interval(CHECK_TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut checks = JoinSet::new();
+    let mut checks = TaskSet::new("reachability-checks");
     loop {
         tokio::select! {
             _ = ticks.tick(), if checks.len() < CHECKS_MAX => {
@@ -54,10 +54,8 @@ pub(crate) async fn check(shared: Arc<Shared>) {
                     checks.spawn(async move { (node, check_peer(node, at, states).await) });
                 }
             }
-            Some(ended) = checks.join_next() => match ended {
-                Ok((node, Some(outcomes))) => shared.checked(node, outcomes),
-                Ok((_, None)) => {}
-                Err(err) => tracing::error!(%err, "a reachability check panicked"),
+            Some((_, ended)) = checks.next() => if let Some((node, Some(outcomes))) = ended {
+                shared.checked(node, outcomes);
             },
         }
     }
