@@ -16,9 +16,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -43,6 +43,8 @@ const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 pub(crate) struct FastPeers {
     /// One batch at a time; one that hangs blocks all others.
     socket: Arc<Mutex<Socket>>,
+    /// Whose elements were all there at the last renewal, and when it began.
+    renewed: StdMutex<Option<(BTreeSet<Ipv4Addr>, Instant)>>,
     /// The state of the live table, as a [`LiveTable`].
     live: AtomicU8,
 }
@@ -50,7 +52,7 @@ pub(crate) struct FastPeers {
 struct Socket {
     nftables: Nftables,
     /// How many generations of the ruleset were renewals, which change nothing that is
-    /// listed. One less for each that found an element gone: nothing else tells of that.
+    /// listed.
     renewals: u32,
 }
 
@@ -63,15 +65,11 @@ enum Effect {
 
 impl Socket {
     fn send(&mut self, batch: &Batch, effect: Effect) -> io::Result<()> {
-        let sent = self.nftables.send(batch);
-        match &sent {
-            Ok(()) if effect == Effect::Renews => self.renewals = self.renewals.wrapping_add(1),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.renewals = self.renewals.wrapping_sub(1);
-            }
-            Ok(()) | Err(_) => {}
+        self.nftables.send(batch)?;
+        if effect == Effect::Renews {
+            self.renewals = self.renewals.wrapping_add(1);
         }
-        sent
+        Ok(())
     }
 }
 
@@ -82,6 +80,7 @@ impl FastPeers {
         let renewals = 0;
         Ok(Self {
             socket: Arc::new(Mutex::new(Socket { nftables, renewals })),
+            renewed: StdMutex::default(),
             live: AtomicU8::new(LiveTable::Missing as u8),
         })
     }
@@ -158,7 +157,24 @@ impl FastPeers {
             remove(batch, table, peers);
             add(batch, table, peers, life);
         };
-        self.change(Effect::Renews, peers, again).await
+        let began = Instant::now();
+        let missing = self.change(Effect::Renews, peers, again).await;
+        let all = matches!(missing, Ok(0)).then(|| (peers.clone(), began));
+        *self.renewed() = all;
+        missing
+    }
+
+    /// Whether the elements of these peers, if they were there, are still: the kernel tells
+    /// nobody when one expires.
+    pub(crate) fn keeps(&self, peers: &BTreeSet<Ipv4Addr>) -> bool {
+        let renewed = self.renewed();
+        let live =
+            |(kept, at): &(BTreeSet<_>, Instant)| kept.is_superset(peers) && at.elapsed() < LIFE;
+        peers.is_empty() || renewed.as_ref().is_some_and(live)
+    }
+
+    fn renewed(&self) -> MutexGuard<'_, Option<(BTreeSet<Ipv4Addr>, Instant)>> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes existing elements, in as few transactions as possible; returns how many are
@@ -200,8 +216,8 @@ impl FastPeers {
         }
     }
 
-    /// A number that changes whenever what `nft` lists of the namespace may have: by anybody's
-    /// transaction but a renewal.
+    /// A number that changes with every transaction in the namespace, whoever's it is, but
+    /// renewals.
     pub(crate) async fn revision(&self) -> Result<u32, Cause> {
         self.with_socket(|socket| Ok(socket.nftables.generation()?.wrapping_sub(socket.renewals)))
             .await

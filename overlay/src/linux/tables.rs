@@ -3,10 +3,12 @@
 //! A listing costs three programs of 4 ms each, and a host that is left alone changes
 //! nothing for days. The kernel numbers the generations of its ruleset, so one message
 //! tells whether there is anything to list (`fast_peers.rs` takes renewals out). It does not
-//! count everything: a chain that is hooked to a device goes with it unnoticed. So a listing
-//! counts for the same devices only, and not for long.
+//! count everything: an element expires unnoticed, and a chain that is hooked to a device goes
+//! with it. So a listing counts while its fast peers are renewed, for the same devices only,
+//! and not for long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -57,8 +59,10 @@ impl TableReader {
         // What cannot be asked for is listed.
         let before = fast_peers.revision().await.ok();
         let now = Instant::now();
-        let same = |listing: &&Listing| listing.counts(before, devices, now);
-        if let Some(listing) = last.as_ref().filter(same) {
+        let counts = |listing: &&Listing| {
+            listing.counts(before, devices, now) && fast_peers.keeps(listing.fast_peers())
+        };
+        if let Some(listing) = last.as_ref().filter(counts) {
             return Ok(listing.tables.clone());
         }
         *last = None;
@@ -79,6 +83,14 @@ impl Listing {
         Some(self.revision) == revision
             && self.devices == *devices
             && now.saturating_duration_since(self.at) < LISTED_FOR
+    }
+
+    fn fast_peers(&self) -> &BTreeSet<Ipv4Addr> {
+        const NONE: &BTreeSet<Ipv4Addr> = &BTreeSet::new();
+        match &self.tables.filter {
+            FilterState::Sound(filter) => &filter.peers,
+            FilterState::Missing | FilterState::Broken => NONE,
+        }
     }
 }
 

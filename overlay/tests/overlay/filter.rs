@@ -189,7 +189,16 @@ fn overlay_lists_its_tables_only_if_something_has_changed() {
     nft.go_on();
     assert!(pass().errors.is_empty());
 
-    // The kernel takes a device's chain with it and tells nobody.
+    // Elements expire, and the kernel tells nobody.
+    a.agent().0.permit(None);
+    eventually("it is closed", || match both_tables(a) {
+        open if open.is_empty() => Ok(()),
+        open => Err(format!("{open:?}")),
+    });
+    assert!(pass().errors.is_empty());
+    assert_eq!(both_tables(a).len(), 2);
+
+    // The kernel takes a device's chain with it, too.
     a.netns.run("ip link del kontena-vx");
     pass();
     let filter = a.netns.run("nft list table netdev kontena");
