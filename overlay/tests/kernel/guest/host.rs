@@ -152,7 +152,11 @@ impl Host {
     /// One pass.
     fn reconcile(&self, known: &Known) -> OverlayReport {
         let intent = known.intent(self.peers());
-        let report = self.agent(async move |overlay| overlay.reconcile(&intent).await);
+        let report = self.agent(async move |overlay| {
+            // As the agent's task does when it is asked for something.
+            overlay.permit(Some(&intent));
+            overlay.reconcile(&intent).await
+        });
         *self.mender().last.lock().unwrap() = Some(known.clone());
         report
     }

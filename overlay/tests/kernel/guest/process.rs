@@ -66,7 +66,9 @@ async fn run(known: &Known) {
     loop {
         let states = peers.borrow_and_update().clone();
         let settled = known.settled(&states);
-        let report = overlay.reconcile(&known.intent(states)).await;
+        let intent = known.intent(states);
+        overlay.permit(Some(&intent));
+        let report = overlay.reconcile(&intent).await;
         assert!(report.errors.is_empty(), "{report:#?}");
         if settled.is_ok() && report.steps_applied == 0 {
             println!("{SETTLED}");
