@@ -262,7 +262,7 @@ fn overlay_measures_the_path_to_each_peer() {
             Err(format!("{health:?}"))
         }
     });
-    assert!(health.round_trip.unwrap() < Duration::from_secs(1));
+    assert!(health.round_trip > Some(Duration::ZERO));
     assert_eq!(health.loss, Some(0.0));
     assert!(health.tunnel.last_handshake.unwrap() < BOUND);
     assert_eq!(health.tunnel.endpoint, Some((underlay(2), 6783).into()));

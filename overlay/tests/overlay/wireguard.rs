@@ -467,7 +467,7 @@ fn overlay_measures_the_path_through_a_device() {
                 .then_some(health.clone())
                 .ok_or(format!("{health:?}"))
         });
-        assert!(health.round_trip.unwrap() < Duration::from_secs(1));
+        assert!(health.round_trip > Some(Duration::ZERO));
         assert_eq!(health.loss, Some(0.0));
         assert!(health.tunnel.last_handshake.unwrap() < BOUND);
         let number = hosts[other].node.number.get();

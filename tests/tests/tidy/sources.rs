@@ -106,3 +106,26 @@ fn no_test_is_skipped() {
         .collect();
     assert!(skipped.is_empty(), "{skipped:#?}");
 }
+
+/// Where a host's tasks are; `task/` is the one way to start them.
+const TASKS: [&str; 3] = ["agent", "overlay", "sleeve"];
+
+#[test]
+fn every_task_of_a_host_is_started_by_the_helper() {
+    let starts = ["tokio::spawn", "task::spawn(", "JoinSet", "LocalSet"];
+    let mut found = Vec::new();
+    for file in TASKS
+        .into_iter()
+        .flat_map(|part| rust(&format!("{part}/src")))
+    {
+        // A file's tests are at its end, or in a file of their own.
+        let code = file.text.split("#[cfg(test)]").next().unwrap_or_default();
+        if file.is("tests.rs") {
+            continue;
+        }
+        let lines = code.lines().zip(1..);
+        let bare = lines.filter(|(line, _)| starts.iter().any(|start| line.contains(start)));
+        found.extend(bare.map(|(line, number)| format!("{}:{number}: {line}", file.path)));
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
