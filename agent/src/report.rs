@@ -103,7 +103,8 @@ pub fn inventory(containers: &[Container]) -> Vec<InventoryEntry> {
 
 /// What the user reads about a container that cannot be inspected, or of which Docker
 /// says that it runs while its process is not there.
-const SILENT: &str = "Docker does not tell the state of this container; it is left alone until it does";
+const SILENT: &str =
+    "Docker does not tell the state of this container; it is left alone until it does";
 
 /// What affects the report of a placement besides its container.
 pub struct Context<'a> {
