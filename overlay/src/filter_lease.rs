@@ -53,8 +53,8 @@ const STOPS_WITHIN: Duration = Duration::from_secs(3);
 /// well: as long as a peer believes in a silent one.
 const ADOPTED_FOR: Duration = SILENCE;
 
-/// How long what protects paths counts as right after a pass saw it: in a full grid there
-/// is one every forty seconds.
+/// How long what protects paths counts as right after a pass saw it, in the kernel or in a
+/// listing that is fresh (`linux/tables.rs`): in a full grid there is one every forty seconds.
 const PROTECTED_FOR: Duration = Duration::from_secs(90);
 
 /// A renewal that took longer is looked at again.

@@ -122,7 +122,7 @@ impl Overlay {
             netlink,
             namespace,
             encryption: by.encryption(),
-            tables: TableReader::default(),
+            tables: TableReader::here().map_err(failed)?,
             drops: Drops::here().map_err(failed)?,
             one_pass: Mutex::default(),
             lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states()),

@@ -44,10 +44,12 @@ pub(crate) struct FastPeers {
     /// One batch at a time; one that hangs blocks all others.
     socket: Arc<Mutex<Socket>>,
     /// Whose elements were all there at the last renewal, and when it began.
-    renewed: StdMutex<Option<(BTreeSet<Ipv4Addr>, Instant)>>,
+    renewed: StdMutex<Option<Renewed>>,
     /// The state of the live table, as a [`LiveTable`].
     live: AtomicU8,
 }
+
+type Renewed = (BTreeSet<Ipv4Addr>, Instant);
 
 struct Socket {
     nftables: Nftables,
@@ -70,6 +72,10 @@ impl Socket {
             self.renewals = self.renewals.wrapping_add(1);
         }
         Ok(())
+    }
+
+    fn revision(&self) -> io::Result<u32> {
+        Ok(self.nftables.generation()?.wrapping_sub(self.renewals))
     }
 }
 
@@ -164,16 +170,13 @@ impl FastPeers {
         missing
     }
 
-    /// Whether the elements of these peers, if they were there, are still: the kernel tells
+    /// Whether the elements of these peers, which were there, still are: the kernel tells
     /// nobody when one expires.
-    pub(crate) fn keeps(&self, peers: &BTreeSet<Ipv4Addr>) -> bool {
-        let renewed = self.renewed();
-        let live =
-            |(kept, at): &(BTreeSet<_>, Instant)| kept.is_superset(peers) && at.elapsed() < LIFE;
-        peers.is_empty() || renewed.as_ref().is_some_and(live)
+    pub(crate) fn are_live(&self, peers: &BTreeSet<Ipv4Addr>) -> bool {
+        are_live(self.renewed().as_ref(), peers, Instant::now())
     }
 
-    fn renewed(&self) -> MutexGuard<'_, Option<(BTreeSet<Ipv4Addr>, Instant)>> {
+    fn renewed(&self) -> MutexGuard<'_, Option<Renewed>> {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,32 +220,33 @@ impl FastPeers {
     }
 
     /// A number that changes with every transaction in the namespace, whoever's it is, but
-    /// renewals.
-    pub(crate) async fn revision(&self) -> Result<u32, Cause> {
-        self.with_socket(|socket| Ok(socket.nftables.generation()?.wrapping_sub(socket.renewals)))
-            .await
+    /// renewals. None if it is not known: a transaction of ours is under way, or the kernel
+    /// does not tell.
+    pub(crate) async fn revision(&self) -> Option<u32> {
+        let socket = Arc::clone(&self.socket).try_lock_owned().ok()?;
+        let asked = spawn_blocking(move || socket.revision()).await.ok()?;
+        asked
+            .inspect_err(|err| tracing::debug!(%err, "the ruleset's generation is not known"))
+            .ok()
     }
 
     async fn send(&self, batch: Batch, effect: Effect) -> Result<(), Cause> {
-        self.with_socket(move |socket| socket.send(&batch, effect))
-            .await
-    }
-
-    /// Uses the socket in a thread that may wait.
-    async fn with_socket<T: Send + 'static>(
-        &self,
-        used: impl FnOnce(&mut Socket) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, Cause> {
         let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
         let done = async {
             let mut socket = Arc::clone(&self.socket).lock_owned().await;
-            spawn_blocking(move || used(&mut socket)).await
+            spawn_blocking(move || socket.send(&batch, effect)).await
         };
         match timeout(ANSWER_WITHIN, done).await.map_err(late)? {
             Ok(done) => done.map_err(Cause::Kernel),
             Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
         }
     }
+}
+
+fn are_live(renewed: Option<&Renewed>, peers: &BTreeSet<Ipv4Addr>, now: Instant) -> bool {
+    let live =
+        |(all, at): &Renewed| all.is_superset(peers) && now.saturating_duration_since(*at) < LIFE;
+    peers.is_empty() || renewed.is_some_and(live)
 }
 
 /// Whether it was done; false if something was missing.
@@ -296,4 +300,23 @@ fn put(
         .text(LIST_SET, FAST_PEERS)
         .nested(LIST_ELEMENTS, &elements);
     batch.add(operation, of_set);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_live_for_as_long_as_a_renewal_of_all_of_them_lasts() {
+        let [two, three] = [2, 3].map(|host| Ipv4Addr::new(198, 51, 100, host));
+        let now = Instant::now();
+        let renewed = (BTreeSet::from([two]), now);
+        let live =
+            |peers: &[Ipv4Addr], at| are_live(Some(&renewed), &peers.iter().copied().collect(), at);
+        assert!(live(&[two], now) && live(&[], now + LIFE));
+        assert!(!live(&[two, three], now), "nobody renewed the third");
+        assert!(!live(&[two], now + LIFE), "they may have expired");
+        assert!(!are_live(None, &BTreeSet::from([two]), now));
+        assert!(are_live(None, &BTreeSet::new(), now));
+    }
 }

@@ -19,7 +19,7 @@ use crate::error::{Cause, OverlayError};
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb;
 use crate::linux::port_filter::Chains;
-use crate::linux::tables::{Devices, TableReader};
+use crate::linux::tables::TableReader;
 use crate::linux::{filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
 use crate::model::intent::Attachment;
@@ -50,15 +50,14 @@ pub(crate) async fn observe(
     let Host { netlink, paths, .. } = host;
     let mut unseen = Vec::new();
     // In a large grid each takes a while.
-    let links_and_tables = async {
-        let links = Links::read(netlink).await;
-        let links = links.map_err(failed("the interfaces"))?;
-        let tables = host.tables.read(host.fast_peers, &links.indexes()).await?;
-        Ok::<_, OverlayError>((links, tables))
-    };
-    let (forwarding, links, device) =
-        tokio::join!(forwarding::observe(), links_and_tables, paths.look());
-    let (links, tables) = links?;
+    let (tables, forwarding, links, device) = tokio::join!(
+        host.tables.read(host.fast_peers),
+        forwarding::observe(),
+        Links::read(netlink),
+        paths.look(),
+    );
+    let tables = tables?;
+    let links = links.map_err(failed("the interfaces"))?;
     let forwarding = forwarding.map_err(|cause| {
         let error = failed("the forwarding rules")(cause);
         unseen.push(Unseen {
@@ -135,11 +134,6 @@ impl Links {
             .collect();
         let tables = fdb::Tables::read(netlink).await?;
         Ok(Self { by_link, tables })
-    }
-
-    fn indexes(&self) -> Devices {
-        let links = self.by_link.iter();
-        links.map(|(id, link)| (*id, link.header.index)).collect()
     }
 
     fn index(&self, link: Link) -> Option<u32> {

@@ -10,7 +10,8 @@
 //! pass replaces a table too, and one that does so each time must not trigger itself.
 //!
 //! Absent on purpose: removals in a transaction that begins with something else, additions
-//! to our tables, and devices that are changed. The next pass repairs them.
+//! to our tables, and devices that are changed, unless they leave their bridge. The next
+//! pass repairs them.
 
 use std::time::Duration;
 
@@ -59,10 +60,9 @@ impl Removals {
     /// Those of the calling thread's namespace.
     pub(crate) fn here() -> Result<Self, Cause> {
         let filter = nfnetlink::notifications(&REMOVALS);
-        let devices = Notifications::open((SockProtocol::NetlinkRoute, LINKS), &[LINK_REMOVED]);
         Ok(Self {
             filter: filter.map_err(Cause::io("notifications of the packet filter"))?,
-            devices: devices.map_err(Cause::io("notifications of devices"))?,
+            devices: removed_devices()?,
             buffer: Vec::new(),
             budget: Budget::full((BURST, REFILL), Instant::now()),
             due: None,
@@ -104,12 +104,22 @@ impl Removals {
     }
 }
 
-/// Whether any of what was told is ours. What is lost may have been.
-fn any(of: &Notifications, buffer: &mut Vec<u8>, is_ours: impl Fn(&[u8]) -> bool) -> bool {
+/// Notifications of devices that leave the calling thread's network namespace, or a bridge.
+pub(super) fn removed_devices() -> Result<Notifications, Cause> {
+    Notifications::open((SockProtocol::NetlinkRoute, LINKS), &[LINK_REMOVED])
+        .map_err(Cause::io("notifications of devices"))
+}
+
+/// Reads all notifications; whether any concerns us. Those that are lost may have.
+pub(super) fn any(
+    of: &Notifications,
+    buffer: &mut Vec<u8>,
+    concerns_us: impl Fn(&[u8]) -> bool,
+) -> bool {
     let mut ours = false;
     loop {
         match of.read(buffer) {
-            Ok(Some(told)) => ours |= is_ours(told),
+            Ok(Some(told)) => ours |= concerns_us(told),
             Ok(None) => return ours,
             Err(err) => {
                 tracing::debug!(%err, "notifications of removals are lost");
@@ -131,17 +141,20 @@ fn is_ours((operation, table): &(u8, String)) -> bool {
     }
 }
 
-/// Whether the first message is about a device of ours. A container's comes and goes
-/// with it.
+/// Whether it is a device of the host's own. A container's comes and goes with it.
 fn removes_ours(told: &[u8]) -> bool {
-    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(told) else {
-        return false;
-    };
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload else {
-        return false;
-    };
-    let link = name_of(&link).and_then(Link::named);
-    link.is_some_and(|link| !matches!(link, Link::HostEnd(_)))
+    removed_device(told).is_some_and(|link| !matches!(link, Link::HostEnd(_)))
+}
+
+/// The device of ours that the first message is about.
+pub(super) fn removed_device(told: &[u8]) -> Option<Link> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(told).ok()?;
+    match message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+            name_of(&link).and_then(Link::named)
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
-//! What our tables of the packet filter hold, listed anew only if something has changed.
+//! What our tables of the packet filter hold, listed again only if something has changed.
 //!
 //! A listing costs three programs of 4 ms each, and a host that is left alone changes
 //! nothing for days. The kernel numbers the generations of its ruleset, so one message
-//! tells whether there is anything to list (`fast_peers.rs` takes renewals out). It does not
-//! count everything: an element expires unnoticed, and a chain that is hooked to a device goes
-//! with it. So a listing counts while its fast peers are renewed, for the same devices only,
-//! and not for long.
+//! tells whether there is anything to list (`fast_peers.rs` takes renewals out).
+//!
+//! The kernel counts no generation when an element expires, nor when a device leaves the
+//! namespace, which on many kernels ends the chains that are hooked to it. So a listing is
+//! fresh only while its fast peers are renewed and no device of ours has gone, and never
+//! for long.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -16,16 +18,13 @@ use tokio::sync::Mutex;
 use crate::error::{Cause, OverlayError};
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::port_filter::{self, Chains};
+use crate::linux::removals::{any, removed_device, removed_devices};
 use crate::linux::{anti_spoofing, filter};
-use crate::model::devices::Link;
 use crate::model::state::{AntiSpoofingState, FilterState};
+use crate::sys::notifications::Notifications;
 
-/// How long a listing counts at most. A clear path is renewed for 90 s after a pass
-/// (`filter_lease.rs`).
-const LISTED_FOR: Duration = Duration::from_secs(60);
-
-/// Our devices, with their indexes.
-pub(crate) type Devices = BTreeMap<Link, u32>;
+/// How long a listing is fresh at most.
+const FRESH_FOR: Duration = Duration::from_secs(60);
 
 /// What the tables hold.
 #[derive(Clone, Debug)]
@@ -36,53 +35,71 @@ pub(crate) struct Tables {
 }
 
 /// Reads the tables.
-#[derive(Default)]
 pub(crate) struct TableReader {
-    last: Mutex<Option<Listing>>,
+    last: Mutex<Last>,
+}
+
+struct Last {
+    listing: Option<Listing>,
+    removed_devices: Notifications,
+    buffer: Vec<u8>,
 }
 
 struct Listing {
     revision: u32,
-    devices: Devices,
     at: Instant,
     tables: Tables,
 }
 
 impl TableReader {
-    /// What the tables hold, while these devices are there.
-    pub(crate) async fn read(
-        &self,
-        fast_peers: &FastPeers,
-        devices: &Devices,
-    ) -> Result<Tables, OverlayError> {
-        let mut last = self.last.lock().await;
-        // What cannot be asked for is listed.
-        let before = fast_peers.revision().await.ok();
-        let now = Instant::now();
-        let counts = |listing: &&Listing| {
-            listing.counts(before, devices, now) && fast_peers.keeps(listing.fast_peers())
+    /// Reads those of the calling thread's network namespace.
+    pub(crate) fn here() -> Result<Self, Cause> {
+        let last = Last {
+            listing: None,
+            removed_devices: removed_devices()?,
+            buffer: Vec::new(),
         };
-        if let Some(listing) = last.as_ref().filter(counts) {
+        Ok(Self {
+            last: Mutex::new(last),
+        })
+    }
+
+    /// What the tables hold.
+    pub(crate) async fn read(&self, fast_peers: &FastPeers) -> Result<Tables, OverlayError> {
+        let mut last = self.last.lock().await;
+        // Not known while a transaction is under way: then they are listed.
+        let before = fast_peers.revision().await;
+        if let Some(listing) = last.fresh(before, fast_peers) {
             return Ok(listing.tables.clone());
         }
-        *last = None;
+        last.listing = None;
+        let at = Instant::now();
         let tables = list().await?;
-        let after = fast_peers.revision().await.ok();
-        *last = after.filter(|_| before == after).map(|revision| Listing {
+        let unchanged = before.is_some() && before == fast_peers.revision().await;
+        last.listing = before.filter(|_| unchanged).map(|revision| Listing {
             revision,
-            devices: devices.clone(),
-            at: now,
+            at,
             tables: tables.clone(),
         });
         Ok(tables)
     }
 }
 
+impl Last {
+    fn fresh(&mut self, revision: Option<u32>, fast_peers: &FastPeers) -> Option<&Listing> {
+        let ours = |told: &[u8]| removed_device(told).is_some();
+        if any(&self.removed_devices, &mut self.buffer, ours) {
+            self.listing = None;
+        }
+        self.listing.as_ref().filter(|listing| {
+            listing.is_fresh(revision, Instant::now()) && fast_peers.are_live(listing.fast_peers())
+        })
+    }
+}
+
 impl Listing {
-    fn counts(&self, revision: Option<u32>, devices: &Devices, now: Instant) -> bool {
-        Some(self.revision) == revision
-            && self.devices == *devices
-            && now.saturating_duration_since(self.at) < LISTED_FOR
+    fn is_fresh(&self, revision: Option<u32>, now: Instant) -> bool {
+        Some(self.revision) == revision && now.saturating_duration_since(self.at) < FRESH_FOR
     }
 
     fn fast_peers(&self) -> &BTreeSet<Ipv4Addr> {
@@ -121,12 +138,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_counts_while_nothing_has_changed_and_not_for_long() {
+    fn a_listing_is_fresh_until_something_has_changed_and_not_for_long() {
         let now = Instant::now();
-        let devices = Devices::from([(Link::Vxlan, 7)]);
         let listing = Listing {
             revision: 3,
-            devices: devices.clone(),
             at: now,
             tables: Tables {
                 filter: FilterState::Missing,
@@ -134,11 +149,9 @@ mod tests {
                 port_filters: None,
             },
         };
-        assert!(listing.counts(Some(3), &devices, now));
-        assert!(!listing.counts(Some(4), &devices, now));
-        assert!(!listing.counts(None, &devices, now), "nobody knows");
-        let anew = Devices::from([(Link::Vxlan, 8)]);
-        assert!(!listing.counts(Some(3), &anew, now), "chains went with it");
-        assert!(!listing.counts(Some(3), &devices, now + LISTED_FOR));
+        assert!(listing.is_fresh(Some(3), now));
+        assert!(!listing.is_fresh(Some(4), now));
+        assert!(!listing.is_fresh(None, now), "nobody knows");
+        assert!(!listing.is_fresh(Some(3), now + FRESH_FOR));
     }
 }

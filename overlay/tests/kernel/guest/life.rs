@@ -1,6 +1,6 @@
 //! What ends without notice: the agent, the device, a part of it.
 
-use kontena_lab::{Switch, underlay};
+use kontena_lab::{Keeper, Netns, Switch, underlay};
 
 use super::host::{Host, Kind, Known, finally, pass, reaches, settle, world};
 use super::process::{self, Agent};
@@ -116,6 +116,28 @@ fn a_device_that_is_taken_away_is_made_again() {
         assert_ne!(number(), before, "it is another one");
         mended(&switch, &hosts, "ip link set kontena-wg down");
     }
+}
+
+/// The filters that are hooked to a device end when it leaves its namespace, and the kernel tells nobody of them.
+#[test]
+fn a_device_that_was_elsewhere_has_its_filter_again() {
+    let closed = grid(7, &[]);
+    let (_switch, hosts) = world(&closed, &[Kind::Kernel, Kind::Kernel]);
+    let all: Vec<&Host> = hosts.iter().collect();
+    let [from, to] = ends(&hosts);
+    let host = &hosts[0];
+    let (_keeper, elsewhere) = Keeper::start();
+    let filter = || host.netns.run("nft list table netdev kontena");
+    assert!(filter().contains("hook ingress"), "{}", filter());
+    let goes = |netns: &Netns, to: &Netns| {
+        netns.run(&format!("ip link set kontena-vx netns {}", to.task()));
+    };
+    goes(&host.netns, &elsewhere);
+    goes(&elsewhere, &host.netns);
+    let steps = settle(&closed, &all);
+    assert!(steps > 0, "nothing was noticed");
+    assert!(filter().contains("hook ingress"), "{}", filter());
+    reaches(&from.netns, to.address);
 }
 
 #[test]
