@@ -5,11 +5,14 @@
 //! users.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::error::Cause;
 use crate::linux::nft::{KONTENA, PORTS};
@@ -22,6 +25,9 @@ use crate::sys::nfnetlink::Nftables;
 /// Frames that came while the kernel's queue for the sleeve was full. A container that
 /// floods it takes capacity from all others on the host.
 const QUEUE_FULL: &str = "encrypted_queue_full";
+
+/// The kernel answers at once.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Reads the counters.
 pub(crate) struct Drops {
@@ -57,14 +63,17 @@ impl Drops {
 
     /// What the counters of all our tables counted.
     async fn of_packet_filter(&self) -> Result<BTreeMap<String, u64>, Cause> {
-        let nftables = Arc::clone(&self.nftables).lock_owned().await;
-        let read = move || {
-            let mut counters = nftables.counters(KONTENA)?;
-            counters.extend(nftables.counters(PORTS)?);
-            Ok(counters)
+        let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
+        let counters = async {
+            let nftables = Arc::clone(&self.nftables).lock_owned().await;
+            let read = move || {
+                let mut counters = nftables.counters(KONTENA)?;
+                counters.extend(nftables.counters(PORTS)?);
+                Ok(counters)
+            };
+            spawn_blocking(read).await
         };
-        // Old kernels answer after the transactions of others.
-        match spawn_blocking(read).await {
+        match timeout(ANSWER_WITHIN, counters).await.map_err(late)? {
             Ok(counters) => counters.map_err(Cause::Kernel),
             Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
         }

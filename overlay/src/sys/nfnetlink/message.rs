@@ -4,6 +4,9 @@
 pub(super) const NFTABLES: u16 = 10;
 pub(super) const FLAG_REQUEST: u16 = 1;
 pub(super) const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// `NLM_F_DUMP_INTR`.
+const FLAG_INTERRUPTED: u16 = 0x10;
 /// `NFPROTO_UNSPEC`: all families.
 pub(super) const ANY: u8 = 0;
 /// Set in the type of an attribute that holds others.
@@ -107,6 +110,7 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 #[derive(Clone, Copy)]
 pub(super) struct Message<'a> {
     kind: u16,
+    flags: u16,
     body: &'a [u8],
 }
 
@@ -117,6 +121,17 @@ impl<'a> Message<'a> {
         (u16::from(subsystem) == NFTABLES).then_some(operation)
     }
 
+    /// The code at the end of a dump, as a number of `errno`: 0 is "all of it".
+    pub(super) fn end(self) -> Option<i32> {
+        let code = self.body.first_chunk::<4>().copied().unwrap_or_default();
+        (self.kind == NLMSG_DONE).then_some(i32::from_ne_bytes(code).saturating_neg())
+    }
+
+    /// Whether a dump was interrupted by a transaction, so that it mixes old and new.
+    pub(super) fn is_interrupted(self) -> bool {
+        self.flags & FLAG_INTERRUPTED != 0
+    }
+
     pub(super) fn attributes(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         attributes(self.body.get(HEADERS - HEADER..).unwrap_or_default())
     }
@@ -125,13 +140,13 @@ impl<'a> Message<'a> {
 /// The whole messages at the beginning of these bytes.
 pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
-        let [a, b, c, d, e, f, ..] = *bytes else {
+        let [a, b, c, d, e, f, g, h, ..] = *bytes else {
             return None;
         };
         let length = u32::from_ne_bytes([a, b, c, d]) as usize;
-        let kind = u16::from_ne_bytes([e, f]);
+        let (kind, flags) = (u16::from_ne_bytes([e, f]), u16::from_ne_bytes([g, h]));
         let body = bytes.get(HEADER..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, body })
+        Some(Message { kind, flags, body })
     })
 }

@@ -1,6 +1,6 @@
 //! The packet filter's own netlink protocol (`linux/netfilter/nf_tables.h`), as far as it
-//! is spoken here without the program `nft`: what is written every second or so, what a
-//! program that hangs must not delay, and what must belong to a socket of this process.
+//! is spoken here without the program `nft`: what is written or asked every few seconds, what
+//! a program that hangs must not delay, and what must belong to a socket of this process.
 //!
 //! A batch is one transaction: all of it is done, or nothing. The kernel carries it out
 //! while the message is sent, and may wait for other transactions of the namespace as it
@@ -35,6 +35,8 @@ const NEW_GENERATION: u8 = 15;
 const GET_GENERATION: u16 = 16;
 const NEW_OBJECT: u8 = 18;
 const GET_OBJECT: u16 = 19;
+/// How often a dump is asked for that transactions interrupt.
+const DUMPS_MAX: usize = 5;
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
 /// `NFNLGRP_NFTABLES`.
@@ -131,24 +133,31 @@ impl Nftables {
         const COUNTER: u32 = 1;
         let which = Attributes::default().text(TABLE, table);
         let which = which.number(KIND, COUNTER);
-        let mut counters = BTreeMap::new();
-        let mut refused = None;
-        self.ask(&request((GET_OBJECT, FLAG_DUMP), &which.0), |answer| {
-            refused = refused.or(error(answer));
-            counters.extend(counter(answer).filter(|(of, ..)| of == table).map(named));
-        })?;
-        match refused {
-            None => Ok(counters),
-            Some(code) => Err(io::Error::from_raw_os_error(code)),
+        let request = request((GET_OBJECT, FLAG_DUMP), &which.0);
+        for _ in 0..DUMPS_MAX {
+            let mut counters = BTreeMap::new();
+            let (mut ended, mut interrupted) = (None, false);
+            self.ask(&request, |answer| {
+                interrupted |= answer.is_interrupted();
+                ended = ended.or(error(answer)).or(answer.end());
+                counters.extend(counter(answer).filter(|(of, ..)| of == table).map(named));
+            })?;
+            match ended {
+                Some(0) if interrupted => {}
+                Some(0) => return Ok(counters),
+                Some(code) => return Err(io::Error::from_raw_os_error(code)),
+                None => return Err(no_answer()),
+            }
         }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     /// Sends messages and reads the answers. The kernel answers while it takes them, and
     /// the rest of a long answer as the socket is read.
     fn ask(&self, request: &[u8], mut take: impl FnMut(Message<'_>)) -> io::Result<()> {
         let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-        // What is left of an answer before is nothing to this one.
-        while self.read(&mut buffer)?.is_some() {}
+        // The rest of an earlier answer, or that some of it was lost.
+        while !matches!(self.read(&mut buffer), Ok(None)) {}
         let kernel = NetlinkAddr::new(0, 0);
         sendto(self.0.as_raw_fd(), request, &kernel, MsgFlags::empty())?;
         while let Some(length) = self.read(&mut buffer)? {
