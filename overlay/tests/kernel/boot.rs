@@ -35,7 +35,7 @@ fn overlay_holds_on_a_kernel_with_wireguard() {
     assert!(!wanted.is_empty(), "there is no test {inside:?}");
     let boot = || machine::run(&program, &[inside, "--test-threads=1", "--color=never"]);
     let mut output = boot();
-    // Seen once in forty boots, just after an engine had started. What the overlay does to a kernel would show again.
+    // Seen once in forty boots, just after an engine had started; the cause is not known.
     if results::is_stuck(&output) {
         println!(
             "a processor got stuck, so the machine is booted again:\n{}",

@@ -10,9 +10,12 @@ const TAIL_LINES: usize = 60;
 /// What a kernel says that gives up because a processor runs nothing else any more.
 const STUCK: &str = "BUG: soft lockup";
 
-/// Whether a processor of the machine got stuck in its kernel.
+/// Whether a processor of the machine got stuck in its kernel, and no test had failed before.
 pub fn is_stuck(output: &Output) -> bool {
-    output.console.contains(STUCK)
+    let failed = results(&output.program)
+        .into_values()
+        .any(|result| result == "FAILED");
+    output.console.contains(STUCK) && !failed
 }
 
 /// Whether these tests ran inside the machine, and no others, and all succeeded; else everything that is known.
@@ -104,13 +107,16 @@ mod tests {
 
     #[test]
     fn a_stuck_processor_is_told_by_the_kernel() {
-        let of = |console: &str| Output {
-            program: String::new(),
+        let after = |program: &str, console: &str| Output {
+            program: program.to_owned(),
             console: console.to_owned(),
             ended: None,
         };
+        let of = |console| after("test guest::a ... ok\ntest guest::b ...", console);
         let stuck = "[  151.4] watchdog: BUG: soft lockup - CPU#1 stuck for 130s! [kworker/1:2:61]";
         assert!(is_stuck(&of(stuck)));
+        let failed = "test guest::a ... FAILED\ntest guest::b ...";
+        assert!(!is_stuck(&after(failed, stuck)), "that counts");
         assert!(!is_stuck(&of("[  151.4] the tests ended after 151 s")));
     }
 }
