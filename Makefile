@@ -25,7 +25,7 @@ soak: ## proves by a million operations with all faults on that addresses are ne
 outage: ## proves that hosts go on without a Master for ten minutes (KONTENA_TEST_OUTAGE_S=600)
 	@infra/bootstrap/test --ignore-default-filter -E 'test(/^outage::/)'
 
-kernel: ## of the tests, only those in the virtual machine, whose kernel has WireGuard
+kernel: ## runs only the tests in the virtual machine, whose kernel has WireGuard
 	@infra/bootstrap/test -E 'binary(kernel) & test(/^boot::/)'
 
 fuzz: ## looks for bytes that a parser of the data plane cannot stand (KONTENA_FUZZ_S=60 for each, TARGET=..)

@@ -17,6 +17,8 @@ use crate::net::{AddressEvents, interface_address};
 
 /// How often the interface is looked at even if nothing is told of it.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The same where nothing can be told.
+const LOOK_OFTEN: Duration = Duration::from_millis(500);
 /// An engine that starts changes many addresses at once.
 const GATHER: Duration = Duration::from_millis(100);
 /// What an engine calls it unless it is told otherwise.
@@ -33,6 +35,7 @@ pub async fn watch(mut name: watch::Receiver<String>, slot: watch::Sender<Option
     let mut events = AddressEvents::open()
         .inspect_err(|err| warn!(%err, "nothing is told of addresses that change"))
         .ok();
+    let every = events.as_ref().map_or(LOOK_OFTEN, |_| LOOK_EVERY);
     loop {
         let interface = name.borrow_and_update().clone();
         let address = interface_address(&interface);
@@ -50,7 +53,7 @@ pub async fn watch(mut name: watch::Receiver<String>, slot: watch::Sender<Option
         tokio::select! {
             () = changed_address(&mut events) => sleep(GATHER).await,
             Ok(()) = name.changed() => {}
-            () = sleep(LOOK_EVERY) => {}
+            () = sleep(every) => {}
         }
     }
 }
