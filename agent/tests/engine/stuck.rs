@@ -121,7 +121,7 @@ async fn stuck(dir: PathBuf) {
     proxy.withhold(&inspection(&id));
     let says_so = |host: &HostState| {
         let error = host.reported.placements[&FIRST].error.as_ref();
-        error.is_some_and(|error| error.contains("does not answer"))
+        error.is_some_and(|error| error.contains("Docker does not tell"))
     };
     host.until("it is unknown", says_so).await;
     others_go_on(&mut host).await;
