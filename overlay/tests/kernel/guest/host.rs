@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -59,8 +58,8 @@ struct Agent {
 struct Mender {
     /// What the last pass was for.
     last: Mutex<Option<Known>>,
-    /// How many steps it took by itself since somebody asked.
-    steps: AtomicUsize,
+    /// How many steps it took by itself since somebody asked. It is locked during a pass.
+    steps: tokio::sync::Mutex<usize>,
 }
 
 impl Mender {
@@ -75,8 +74,8 @@ impl Mender {
             let last = self.last.lock().unwrap().clone();
             if let Some(known) = last {
                 let intent = known.intent(states);
-                let steps = overlay.reconcile(&intent).await.steps_applied;
-                self.steps.fetch_add(steps, Ordering::Relaxed);
+                let mut steps = self.steps.lock().await;
+                *steps += overlay.reconcile(&intent).await.steps_applied;
             }
         }
     }
@@ -163,7 +162,7 @@ impl Host {
 
     /// How many steps it took by itself since this was asked.
     fn own_steps(&self) -> usize {
-        self.mender().steps.swap(0, Ordering::Relaxed)
+        std::mem::take(&mut *self.mender().steps.blocking_lock())
     }
 
     fn mender(&self) -> Arc<Mender> {
@@ -319,7 +318,7 @@ pub fn settle(grid: &GridSettings, all: &[&Host]) -> usize {
         let there = all.iter().try_for_each(settled);
         let more: usize = all
             .iter()
-            .map(|host| host.own_steps() + pass(grid, host, all).steps_applied)
+            .map(|host| pass(grid, host, all).steps_applied + host.own_steps())
             .sum();
         steps += more;
         if more > 0 {
