@@ -33,6 +33,12 @@ pub enum OverlayError {
 }
 
 impl OverlayError {
+    /// This could not be read.
+    pub(crate) fn unread(what: &str) -> impl FnOnce(Cause) -> Self {
+        let what = what.to_owned();
+        |cause| Self::Observe { what, cause }
+    }
+
     /// Whether it is a property of the container, rather than a failure to look at it.
     pub(crate) fn is_lasting(&self) -> bool {
         let (Self::Observe { cause, .. } | Self::Step { cause, .. }) = self else {

@@ -88,10 +88,7 @@ impl Overlay {
     /// can.
     pub async fn new() -> Result<Self, OverlayError> {
         let by = EncryptedBy::of_this_host().await;
-        let by = by.map_err(|cause| OverlayError::Observe {
-            what: "what encrypts paths".into(),
-            cause,
-        })?;
+        let by = by.map_err(OverlayError::unread("what encrypts paths"))?;
         tracing::info!(?by, "paths are encrypted");
         Self::encrypted_by(&by)
     }
@@ -170,10 +167,7 @@ impl Overlay {
     /// that was dropped. Counters begin anew when what counts is made anew.
     pub async fn statistics(&self) -> Result<Measures, OverlayError> {
         let drops = self.drops.read(&self.netlink, &self.peers);
-        let drops = drops.await.map_err(|cause| OverlayError::Observe {
-            what: "the counters".into(),
-            cause,
-        })?;
+        let drops = drops.await.map_err(OverlayError::unread("the counters"))?;
         let paths = self.health().into_iter();
         Ok(Measures {
             paths: paths.map(|(node, health)| path(node, &health)).collect(),
@@ -338,10 +332,7 @@ impl Overlay {
 }
 
 fn no_namespace(cause: Cause) -> OverlayError {
-    OverlayError::Observe {
-        what: "the network namespace".into(),
-        cause,
-    }
+    OverlayError::unread("the network namespace")(cause)
 }
 
 /// The pairs that a former run of the agent left clear. An address that two peers have

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kontena_task::TaskSet;
-
 use nix::ifaddrs::getifaddrs;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::spawn_blocking;

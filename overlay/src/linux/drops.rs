@@ -5,14 +5,10 @@
 //! users.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
 use crate::error::Cause;
 use crate::linux::nft::{KONTENA, PORTS};
@@ -20,14 +16,11 @@ use crate::linux::port_filter;
 use crate::model::devices::TAP;
 use crate::peer::manager::PeerManager;
 use crate::sys::netlink::Netlink;
-use crate::sys::nfnetlink::Nftables;
+use crate::sys::nfnetlink::{Nftables, in_thread};
 
 /// Frames that came while the kernel's queue for the sleeve was full. A container that
 /// floods it takes capacity from all others on the host.
 const QUEUE_FULL: &str = "encrypted_queue_full";
-
-/// The kernel answers at once.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Reads the counters.
 pub(crate) struct Drops {
@@ -63,20 +56,12 @@ impl Drops {
 
     /// What the counters of all our tables counted.
     async fn of_packet_filter(&self) -> Result<BTreeMap<String, u64>, Cause> {
-        let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
-        let counters = async {
-            let nftables = Arc::clone(&self.nftables).lock_owned().await;
-            let read = move || {
-                let mut counters = nftables.counters(KONTENA)?;
-                counters.extend(nftables.counters(PORTS)?);
-                Ok(counters)
-            };
-            spawn_blocking(read).await
+        let read = |nftables: &mut Nftables| {
+            let mut counters = nftables.counters(KONTENA)?;
+            counters.extend(nftables.counters(PORTS)?);
+            Ok(counters)
         };
-        match timeout(ANSWER_WITHIN, counters).await.map_err(late)? {
-            Ok(counters) => counters.map_err(Cause::Kernel),
-            Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
-        }
+        in_thread(&self.nftables, read).await
     }
 }
 

@@ -22,20 +22,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
 use crate::error::Cause;
 use crate::linux::live_table::{self, FAST_PEERS};
 use crate::linux::nft::KONTENA;
 use crate::model::state::LiveTable;
-use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation};
+use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation, in_thread};
 
 /// How long a peer's clear packets pass without a renewal. `filter_lease.rs` has the
 /// arithmetic.
 pub(crate) const LIFE: Duration = Duration::from_secs(4);
-
-/// The kernel answers at once, unless another transaction is under way.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
@@ -231,15 +227,7 @@ impl FastPeers {
     }
 
     async fn send(&self, batch: Batch, effect: Effect) -> Result<(), Cause> {
-        let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
-        let done = async {
-            let mut socket = Arc::clone(&self.socket).lock_owned().await;
-            spawn_blocking(move || socket.send(&batch, effect)).await
-        };
-        match timeout(ANSWER_WITHIN, done).await.map_err(late)? {
-            Ok(done) => done.map_err(Cause::Kernel),
-            Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
-        }
+        in_thread(&self.socket, move |socket| socket.send(&batch, effect)).await
     }
 }
 

@@ -57,9 +57,9 @@ pub(crate) async fn observe(
         paths.look(),
     );
     let tables = tables?;
-    let links = links.map_err(failed("the interfaces"))?;
+    let links = links.map_err(OverlayError::unread("the interfaces"))?;
     let forwarding = forwarding.map_err(|cause| {
-        let error = failed("the forwarding rules")(cause);
+        let error = OverlayError::unread("the forwarding rules")(cause);
         unseen.push(Unseen {
             placement: None,
             error,
@@ -68,10 +68,10 @@ pub(crate) async fn observe(
     let (bridge, vxlan) = links
         .devices(netlink)
         .await
-        .map_err(failed("the overlay"))?;
-    let device = device.map_err(failed("WireGuard"))?;
+        .map_err(OverlayError::unread("the overlay"))?;
+    let device = device.map_err(OverlayError::unread("WireGuard"))?;
     let inside = links.inside(netlink, (device, paths.hears())).await;
-    let inside = inside.map_err(failed("the way to tunnel addresses"))?;
+    let inside = inside.map_err(OverlayError::unread("the way to tunnel addresses"))?;
     let containers = containers(&links, host.namespace, attachments, &mut unseen).await;
     let host_ends = links.host_ends(tables.port_filters.as_ref());
     let stale_port_filters = tables.port_filters.map(|chains| {
@@ -111,11 +111,6 @@ pub(crate) struct Unseen {
     /// Whose container it is.
     pub(crate) placement: Option<PlacementId>,
     pub(crate) error: OverlayError,
-}
-
-fn failed(what: &str) -> impl FnOnce(Cause) -> OverlayError {
-    let what = what.to_owned();
-    |cause| OverlayError::Observe { what, cause }
 }
 
 /// Our links and the tables that lead to them.
@@ -291,7 +286,7 @@ async fn containers(
                 containers.insert(placement, end);
             }
             Err(cause) => {
-                let error = failed(&attachment.to_string())(cause);
+                let error = OverlayError::unread(&attachment.to_string())(cause);
                 unseen.push(Unseen {
                     placement: Some(placement),
                     error,

@@ -99,8 +99,8 @@ impl Removals {
     /// Reads all notifications.
     fn concern_us(&mut self) -> bool {
         let ours = |told: &[u8]| tables(told).iter().any(is_ours);
-        let of_filter = any(&self.filter, &mut self.buffer, ours);
-        any(&self.devices, &mut self.buffer, removes_ours) || of_filter
+        let of_filter = self.filter.any(&mut self.buffer, ours);
+        self.devices.any(&mut self.buffer, removes_ours) || of_filter
     }
 }
 
@@ -108,28 +108,6 @@ impl Removals {
 pub(super) fn removed_devices() -> Result<Notifications, Cause> {
     Notifications::open((SockProtocol::NetlinkRoute, LINKS), &[LINK_REMOVED])
         .map_err(Cause::io("notifications of devices"))
-}
-
-/// Reads all notifications; whether any concerns us. Those that are lost may have.
-pub(super) fn any(
-    of: &Notifications,
-    buffer: &mut Vec<u8>,
-    concerns_us: impl Fn(&[u8]) -> bool,
-) -> bool {
-    let mut ours = false;
-    loop {
-        match of.read(buffer) {
-            Ok(Some(told)) => ours |= concerns_us(told),
-            Ok(None) => return ours,
-            Err(err) => {
-                tracing::debug!(%err, "notifications of removals are lost");
-                if err.raw_os_error() != Some(libc::ENOBUFS) {
-                    return ours;
-                }
-                ours = true;
-            }
-        }
-    }
 }
 
 /// Chains of the ports' table come and go with containers; the table stays.

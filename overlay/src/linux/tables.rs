@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use crate::error::{Cause, OverlayError};
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::port_filter::{self, Chains};
-use crate::linux::removals::{any, removed_device, removed_devices};
+use crate::linux::removals::{removed_device, removed_devices};
 use crate::linux::{anti_spoofing, filter};
 use crate::model::state::{AntiSpoofingState, FilterState};
 use crate::sys::notifications::Notifications;
@@ -88,7 +88,7 @@ impl TableReader {
 impl Last {
     fn fresh(&mut self, revision: Option<u32>, fast_peers: &FastPeers) -> Option<&Listing> {
         let ours = |told: &[u8]| removed_device(told).is_some();
-        if any(&self.removed_devices, &mut self.buffer, ours) {
+        if self.removed_devices.any(&mut self.buffer, ours) {
             self.listing = None;
         }
         self.listing.as_ref().filter(|listing| {
@@ -114,23 +114,19 @@ impl Listing {
 /// One after the other, as all programs run; where one hangs, the others would, too.
 async fn list() -> Result<Tables, OverlayError> {
     let filter = filter::observe().await;
-    let filter = filter.map_err(failed("the packet filter"))?;
+    let filter = filter.map_err(OverlayError::unread("the packet filter"))?;
     let anti_spoofing = anti_spoofing::observe().await;
-    let anti_spoofing = anti_spoofing.map_err(failed("the VXLAN device's anti-spoofing filter"))?;
+    let anti_spoofing = anti_spoofing.map_err(OverlayError::unread(
+        "the VXLAN device's anti-spoofing filter",
+    ))?;
     let port_filters = port_filter::observe().await;
-    let port_filters = port_filters.map_err(failed("the filters of containers' ports"))?;
+    let port_filters =
+        port_filters.map_err(OverlayError::unread("the filters of containers' ports"))?;
     Ok(Tables {
         filter,
         anti_spoofing,
         port_filters,
     })
-}
-
-fn failed(what: &'static str) -> impl FnOnce(Cause) -> OverlayError {
-    move |cause| OverlayError::Observe {
-        what: what.to_owned(),
-        cause,
-    }
 }
 
 #[cfg(test)]

@@ -61,9 +61,27 @@ impl Notifications {
         socket.readable().await.map(drop)
     }
 
+    /// Reads all that was told; whether any of it concerns us. What is lost may have.
+    pub(crate) fn any(&self, buffer: &mut Vec<u8>, concerns_us: impl Fn(&[u8]) -> bool) -> bool {
+        let mut any = false;
+        loop {
+            match self.read(buffer) {
+                Ok(Some(told)) => any |= concerns_us(told),
+                Ok(None) => return any,
+                Err(err) => {
+                    tracing::debug!(%err, "notifications are lost");
+                    if err.raw_os_error() != Some(libc::ENOBUFS) {
+                        return any;
+                    }
+                    any = true;
+                }
+            }
+        }
+    }
+
     /// The messages that were told next; none if nothing was; an error if more was than
     /// there is room for.
-    pub(crate) fn read<'a>(&self, buffer: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
+    fn read<'a>(&self, buffer: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
         buffer.resize(MESSAGES_BYTES_MAX, 0);
         match recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length) => Ok(Some(&buffer[..length])),

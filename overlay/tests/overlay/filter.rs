@@ -50,6 +50,13 @@ fn both_tables(host: &Host) -> Vec<(String, u64)> {
         .collect()
 }
 
+fn until_closed(host: &Host) {
+    eventually("it is closed", || match both_tables(host) {
+        open if open.is_empty() => Ok(()),
+        open => Err(format!("{open:?}")),
+    });
+}
+
 /// An `nft` that hangs while a file is there; only the host's agent runs it.
 struct HangingNft {
     folder: PathBuf,
@@ -117,10 +124,7 @@ fn overlay_closes_for_a_peer_whose_trust_is_withdrawn_while_a_pass_hangs() {
             hangs.store(false, Ordering::Release);
             report
         });
-        eventually("it is closed", || match both_tables(a) {
-            open if open.is_empty() => Ok(()),
-            open => Err(format!("{open:?}")),
-        });
+        until_closed(a);
         count(&b.netns, "eth0", "udp dport 6784");
         count(&a.containers[0].netns, "ethwe", MARKER);
         let before = dropped(a, "dropped_in");
@@ -207,10 +211,7 @@ fn overlay_lists_its_tables_only_if_something_has_changed() {
 
     // Elements expire, and the kernel tells nobody.
     a.agent().0.permit(None);
-    eventually("it is closed", || match both_tables(a) {
-        open if open.is_empty() => Ok(()),
-        open => Err(format!("{open:?}")),
-    });
+    until_closed(a);
     assert!(pass().errors.is_empty());
     assert_eq!(both_tables(a).len(), 2);
 }

@@ -14,14 +14,20 @@ mod message;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, recv, sendto};
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 pub(crate) use message::Attributes;
 use message::{
     FLAG_REQUEST, Message, NFTABLES, attributes, error, message, messages, request, text,
 };
 
+use crate::error::Cause;
 use crate::sys::notifications::{self, Notifications};
 
 const BATCH_BEGIN: u16 = 0x10;
@@ -35,6 +41,8 @@ const NEW_GENERATION: u8 = 15;
 const GET_GENERATION: u16 = 16;
 const NEW_OBJECT: u8 = 18;
 const GET_OBJECT: u16 = 19;
+/// The kernel answers at once, unless another transaction is under way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How often a dump is asked for that transactions interrupt.
 const DUMPS_MAX: usize = 5;
 /// `NFPROTO_INET`.
@@ -172,6 +180,22 @@ impl Nftables {
             Err(nix::errno::Errno::EAGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Uses a socket in a thread that may wait, one at a time.
+pub(crate) async fn in_thread<S: Send + 'static, T: Send + 'static>(
+    socket: &Arc<Mutex<S>>,
+    used: impl FnOnce(&mut S) -> io::Result<T> + Send + 'static,
+) -> Result<T, Cause> {
+    let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
+    let done = async {
+        let mut socket = Arc::clone(socket).lock_owned().await;
+        spawn_blocking(move || used(&mut socket)).await
+    };
+    match timeout(ANSWER_WITHIN, done).await.map_err(late)? {
+        Ok(done) => done.map_err(Cause::Kernel),
+        Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
     }
 }
 
