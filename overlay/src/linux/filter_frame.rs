@@ -93,10 +93,17 @@ fn prerouting() -> Vec<Value> {
         let of_containers = vec![equals(&to, &set(masters)), from_containers()];
         [of_containers, drop(DROPPED_MASTER)].concat()
     };
-    hook(
-        "prerouting",
-        &[("ip", MASTERS), ("ip6", MASTERS_IPV6)].map(rule),
-    )
+    let masters = [("ip", MASTERS), ("ip6", MASTERS_IPV6)].map(rule);
+    // The frames of the overlay are UDP, and pass here on their way through the bridge, too.
+    let tcp = equals(&meta("l4proto"), &json!("tcp"));
+    [
+        branch("prerouting_tcp", &masters),
+        hook(
+            "prerouting",
+            &[[vec![tcp], jump("prerouting_tcp")].concat()],
+        ),
+    ]
+    .concat()
 }
 
 fn input(tunnel_subnet: InnerSubnet, tracked: bool) -> Vec<Value> {
@@ -168,23 +175,27 @@ fn forward(tracked: bool) -> Vec<Value> {
     // What Docker's NAT sends to a published port, and the replies.
     let published = tracked.then(|| is_in(&ct("status"), &json!("dnat")));
     let published = published.map(|what| vec![what, json!({"return": null})]);
-    let routed = |in_here: [Value; 2]| [in_here.to_vec(), drop(DROPPED_FORWARD)].concat();
-    let branch_of = |name, tunnel: Value, overlay| {
-        let tunnel = [vec![tunnel], drop(DROPPED_FORWARD)].concat();
-        let rules = [Some(tunnel), published.clone(), Some(routed(overlay))];
+    let dropped = |what: Value| [vec![what], drop(DROPPED_FORWARD)].concat();
+    let branch_of = |name, tunnel: Value, overlay: Value| {
+        let rules = [
+            Some(dropped(tunnel)),
+            published.clone(),
+            Some(dropped(overlay)),
+        ];
         branch(name, &rules.into_iter().flatten().collect::<Vec<_>>())
     };
-    let elsewhere = differs(&meta("oifname"), &json!(BRIDGE));
-    let from_elsewhere = differs(&meta("iifname"), &json!(BRIDGE));
+    // Where Docker has the bridges' frames filtered, nearly all are these.
+    let inside = vec![from(BRIDGE), to(BRIDGE), json!({"accept": null})];
     [
-        branch_of("forward_from", from(WIREGUARD), [from(BRIDGE), elsewhere]),
-        branch_of("forward_to", to(WIREGUARD), [to(BRIDGE), from_elsewhere]),
+        branch_of("forward_from", from(WIREGUARD), from(BRIDGE)),
+        branch_of("forward_to", to(WIREGUARD), to(BRIDGE)),
         hook(
             "forward",
             &[
+                inside,
                 [vec![from(OVERLAY_DEVICES)], jump("forward_from")].concat(),
                 [vec![to(OVERLAY_DEVICES)], jump("forward_to")].concat(),
-                [vec![for_vxlan()], drop(DROPPED_FORWARD)].concat(),
+                dropped(for_vxlan()),
                 initiation(),
             ],
         ),

@@ -3,7 +3,7 @@
 //!
 //! It filters clear packets as the ordinary table does (`filter.rs`), but does less: only
 //! fast peers send to the VXLAN device or get anything from it, and nothing for it is
-//! forwarded. It comes after the ordinary table, which counts, and finds something to drop
+//! forwarded out of the overlay. It comes after the ordinary table, which counts, and finds something to drop
 //! only while that is missing.
 //!
 //! Every packet of a host passes it, so each hook has one rule that most packets leave at
@@ -11,7 +11,7 @@
 
 use kontena_schema::limits::VXLAN_PORT;
 
-use crate::model::devices::WIREGUARD;
+use crate::model::devices::{BRIDGE, WIREGUARD};
 use crate::sys::nfnetlink::{Attributes, Batch, Operation};
 
 pub(super) const NAME: &str = "kontena-live";
@@ -103,10 +103,11 @@ fn rule(chain: &str, peer: Option<u32>) -> Attributes {
     const CHAIN: u16 = 2;
     const EXPRESSIONS: u16 = 4;
     let mut all = [protocol_is_udp(), port_is_ours()].concat();
-    if let Some(at) = peer {
-        let device = if chain == "input" { IIFNAME } else { OIFNAME };
-        all.extend(not_inside(device));
-        all.extend(not_fast(at));
+    let device = if chain == "input" { IIFNAME } else { OIFNAME };
+    match peer {
+        Some(at) => all.extend([differs(device, WIREGUARD), not_fast(at)].concat()),
+        // Containers may send to this port of each other.
+        None => all.extend(differs(device, BRIDGE)),
     }
     all.push(drop());
     let item = |all: Attributes, one: &Attributes| all.nested(1, one);
@@ -141,9 +142,10 @@ fn port_is_ours() -> Vec<Attributes> {
     vec![payload(TRANSPORT, 2, 2), compare(EQUALS, &port)]
 }
 
-fn not_inside(device: u32) -> Vec<Attributes> {
+/// The device that a packet came from, or leaves through, is not this one.
+fn differs(device: u32, from: &str) -> Vec<Attributes> {
     let mut name = [0; INTERFACE_BYTES];
-    name[..WIREGUARD.len()].copy_from_slice(WIREGUARD.as_bytes());
+    name[..from.len()].copy_from_slice(from.as_bytes());
     vec![meta(device), compare(DIFFERS, &name)]
 }
 

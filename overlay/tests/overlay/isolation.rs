@@ -349,15 +349,23 @@ fn overlay_accepts_no_clear_packet_that_a_container_sends() {
     wait_for("dropped_forward", 2);
     // Other ports are open; a drop would be counted before what follows.
     send(own, underlay(2), 6799);
-    // Nor is that port closed between containers, on one host or two.
+    // Nor are those ports closed between containers, on one host or two.
+    let filtered = a.netns.run("sysctl -n net.bridge.bridge-nf-call-iptables");
+    assert_eq!(
+        filtered.trim(),
+        "1",
+        "the filter sees what passes the bridge"
+    );
     let own_overlay = a.containers[0].address;
     for to in [&a.containers[1], &b.containers[0]] {
-        let at = (to.address, WIREGUARD_PORT);
-        let there = to.netns.inside(|| UdpSocket::bind(at)).unwrap();
-        there.set_read_timeout(Some(BOUND)).unwrap();
-        send(own_overlay, to.address, WIREGUARD_PORT);
-        let (_, from) = there.recv_from(&mut [0; 128]).unwrap();
-        assert_eq!(from.ip(), own_overlay);
+        for port in [VXLAN_PORT, WIREGUARD_PORT] {
+            let at = (to.address, port);
+            let there = to.netns.inside(|| UdpSocket::bind(at)).unwrap();
+            there.set_read_timeout(Some(BOUND)).unwrap();
+            send(own_overlay, to.address, port);
+            let (_, from) = there.recv_from(&mut [0; 128]).unwrap();
+            assert_eq!(from.ip(), own_overlay);
+        }
     }
 
     count(&a.containers[0].netns, "ethwe", MARKER);
