@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::docker::sizes::DataSlot;
-use kontena_overlay::{Overlay, extra_intervals};
+use crate::overlay::{OverlaySlot, opened};
+use kontena_overlay::extra_intervals;
 
 /// How often statistics are read in a small grid.
 const EVERY: Duration = Duration::from_secs(10);
@@ -19,10 +20,11 @@ pub type MeasuresSlot = watch::Receiver<Option<Arc<HostMeasures>>>;
 
 /// Collects statistics, for ever.
 pub async fn watch(
-    overlay: Arc<Overlay>,
+    mut overlay: OverlaySlot,
     data: DataSlot,
     slot: watch::Sender<Option<Arc<HostMeasures>>>,
 ) {
+    let overlay = opened(&mut overlay).await;
     let mut peers = 0;
     loop {
         sleep(EVERY + EVERY * extra_intervals(peers)).await;

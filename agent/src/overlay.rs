@@ -1,8 +1,11 @@
-//! What the overlay of this host is asked for, put together from what the others know.
+//! The overlay of this host: opened, told what it is to be, and shown to the others.
 //!
-//! The overlay converges in a task of its own (`kontena_overlay::task`). This one waits
-//! for no engine: the directory, the keys and the Masters are passed on the moment they
-//! change, and the containers as soon as somebody has looked at them.
+//! It converges in a task of its own (`kontena_overlay::task`). What it is asked for is put
+//! together here and waits for no engine: the directory, the keys and the Masters are passed
+//! on the moment they change, and the containers as soon as somebody has looked at them.
+//!
+//! Invariant: nobody waits for the overlay but those who work on it. Where it cannot be
+//! opened, or may not be brought up, the others go on and know why.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,19 +14,22 @@ use std::time::Duration;
 
 use kontena_overlay::{
     Attachment, BRIDGE, EgressPolicy, HostServices, Membership, MulticastLimit, Overlay,
-    OverlayIntent, OverlayState, Request,
+    OverlayError, OverlayIntent, OverlayState, Request,
 };
 use kontena_schema::agent::GridSettings;
 use kontena_schema::ids::PlacementId;
 use kontena_task::Tasks;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::error;
+use tracing::warn;
 
 use crate::directory::Directory;
 use crate::docker::networks::BridgesSlot;
 use crate::facts::overlap::{self, Refusal};
 use crate::keys::HostKeys;
+
+/// How soon an overlay that could not be opened is tried again.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// How soon a host that may not have the overlay is looked at again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
@@ -39,6 +45,23 @@ pub struct Containers {
 
 /// Where that is to be seen.
 pub type ContainersSlot = watch::Receiver<Arc<Containers>>;
+
+/// The overlay; none until it could be opened.
+pub type OverlaySlot = watch::Receiver<Option<Arc<Overlay>>>;
+
+/// Why the host has no overlay; none if it has one, or if nobody knows yet.
+pub type UnavailableSlot = watch::Receiver<Option<String>>;
+
+/// What the others see of the overlay.
+#[derive(Clone)]
+pub struct Seen {
+    /// The overlay.
+    pub overlay: OverlaySlot,
+    /// What became of the request.
+    pub state: watch::Receiver<Arc<OverlayState>>,
+    /// Why there is nothing to see.
+    pub unavailable: UnavailableSlot,
+}
 
 /// What the request is made of.
 #[derive(Clone)]
@@ -59,7 +82,11 @@ pub struct Sources {
 
 impl Sources {
     /// Keeps the request as new as what it is made of, for ever.
-    pub async fn watch(mut self, request: watch::Sender<Arc<Request>>) {
+    async fn watch(
+        mut self,
+        request: watch::Sender<Arc<Request>>,
+        unavailable: watch::Sender<Option<String>>,
+    ) {
         let mut grid = GridPart::default();
         let mut entry = Entry::default();
         loop {
@@ -67,6 +94,11 @@ impl Sources {
             if !entry.allows(&new, grid.settings()).await {
                 new.grid = Membership::Unknown;
             }
+            let refusal = entry.refused.as_ref();
+            tell(
+                &unavailable,
+                refusal.map(|why| format!("the overlay is not brought up: {why}")),
+            );
             request.send_replace(Arc::new(new));
             tokio::select! {
                 () = sleep(LOOK_AGAIN_AFTER), if !entry.is_open() => {}
@@ -98,22 +130,98 @@ impl Sources {
     }
 }
 
-/// Starts the overlay's own task and the one that tells it what it is to be.
-pub fn start(
+/// Starts the overlay's own task, which opens it first, and the one that tells it what it is
+/// to be. The overlay is put into `slot`.
+pub fn start<F>(
     tasks: &mut Tasks,
-    overlay: &Arc<Overlay>,
     sources: Sources,
-) -> watch::Receiver<Arc<OverlayState>> {
+    slot: watch::Sender<Option<Arc<Overlay>>>,
+    open: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> Seen
+where
+    F: Future<Output = Result<Overlay, OverlayError>> + Send,
+{
     let (request_in, request) = watch::channel(Arc::default());
-    tasks.supervise("overlay-request", move || {
-        sources.clone().watch(request_in.clone())
-    });
     let (state_in, state) = watch::channel(Arc::default());
-    let overlay = overlay.clone();
-    tasks.supervise("overlay", move || {
-        kontena_overlay::task::run(overlay.clone(), request.clone(), state_in.clone())
+    let (unavailable_in, unavailable) = watch::channel(None);
+    let overlay = slot.subscribe();
+    let seen = Seen {
+        overlay: overlay.clone(),
+        state,
+        unavailable,
+    };
+    let why = unavailable_in.clone();
+    tasks.supervise("overlay-request", move || {
+        let (sources, mut overlay) = (sources.clone(), overlay.clone());
+        let (request_in, why) = (request_in.clone(), why.clone());
+        async move {
+            opened(&mut overlay).await;
+            sources.watch(request_in, why).await;
+        }
     });
-    state
+    tasks.supervise("overlay", move || {
+        let (slot, why, open) = (slot.clone(), unavailable_in.clone(), open.clone());
+        let (request, state_in) = (request.clone(), state_in.clone());
+        async move {
+            let overlay = open_once(&slot, &why, open).await;
+            kontena_overlay::task::run(overlay, request, state_in).await;
+        }
+    });
+    seen
+}
+
+/// Waits until the overlay could be opened.
+pub async fn opened(slot: &mut OverlaySlot) -> Arc<Overlay> {
+    loop {
+        if let Some(overlay) = slot.borrow_and_update().clone() {
+            return overlay;
+        }
+        if slot.changed().await.is_err() {
+            // The agent stops.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// The overlay, which an earlier run of the task may have opened.
+async fn open_once<F>(
+    slot: &watch::Sender<Option<Arc<Overlay>>>,
+    unavailable: &watch::Sender<Option<String>>,
+    open: impl Fn() -> F,
+) -> Arc<Overlay>
+where
+    F: Future<Output = Result<Overlay, OverlayError>>,
+{
+    if let Some(overlay) = slot.borrow().clone() {
+        return overlay;
+    }
+    loop {
+        match open().await {
+            Ok(overlay) => {
+                let overlay = Arc::new(overlay);
+                tell(unavailable, None);
+                slot.send_replace(Some(overlay.clone()));
+                return overlay;
+            }
+            Err(err) => tell(
+                unavailable,
+                Some(format!("the overlay cannot be opened: {err}")),
+            ),
+        }
+        sleep(OPEN_AGAIN_AFTER).await;
+    }
+}
+
+/// Says why there is no overlay, once.
+fn tell(slot: &watch::Sender<Option<String>>, why: Option<String>) {
+    slot.send_if_modified(|old| {
+        let differs = *old != why;
+        if differs && let Some(why) = &why {
+            warn!("{why}");
+        }
+        *old = why;
+        differs
+    });
 }
 
 /// Whether the overlay may be brought up on this host, which is asked until it may: one
@@ -139,12 +247,8 @@ impl Entry {
         if self.open {
             return true;
         }
-        let refused = overlap::refusal(settings, request.egress.masters.as_ref()).await;
-        if let Some(why) = refused.as_ref().filter(|_| refused != self.refused) {
-            error!(%why, "the overlay is not brought up");
-        }
-        self.open = refused.is_none();
-        self.refused = refused;
+        self.refused = overlap::refusal(settings, request.egress.masters.as_ref()).await;
+        self.open = self.refused.is_none();
         self.open
     }
 }

@@ -116,6 +116,8 @@ pub struct Context<'a> {
     pub failure: Option<&'a str>,
     /// Whether the container is on the overlay; none if it was not tried.
     pub attached: Option<&'a Result<(), String>>,
+    /// Why the host has no overlay.
+    pub unavailable: Option<&'a str>,
 }
 
 /// The report of one placement.
@@ -206,7 +208,10 @@ fn ready(
 ) -> (InstanceState, Option<String>) {
     match context.attached {
         Some(Err(why)) => (InstanceState::Starting, Some(why.clone())),
-        None if placement.address.is_some() => (InstanceState::Starting, None),
+        None if placement.address.is_some() => {
+            let why = context.unavailable.map(str::to_owned);
+            (InstanceState::Starting, why)
+        }
         _ if container.health == HealthCheck::Starting => (InstanceState::Starting, None),
         Some(Ok(())) | None => (InstanceState::Running, None),
     }
@@ -266,6 +271,7 @@ mod tests {
             phase: None,
             failure: None,
             attached: None,
+            unavailable: None,
         }
     }
 
@@ -292,6 +298,27 @@ mod tests {
             assert_eq!(report.lease, placement.lease);
             assert_eq!(report.error.is_some(), attached == Some(&lost));
         }
+    }
+
+    #[test]
+    fn a_container_that_waits_for_an_overlay_says_why_there_is_none() {
+        let placement = placement(11, 1);
+        let container = container_of(&placement, up(7));
+        let unavailable = Some("the overlay cannot be opened");
+        let waiting = Context {
+            unavailable,
+            ..context()
+        };
+        let report = derive(&placement, &[&container], &waiting);
+        assert_eq!(report.state, InstanceState::Starting);
+        assert_eq!(report.error.as_deref(), unavailable);
+        let without = Placement {
+            address: None,
+            ..placement
+        };
+        let container = container_of(&without, up(7));
+        let report = derive(&without, &[&container], &waiting);
+        assert_eq!((report.state, report.error), (InstanceState::Running, None));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Duration, sleep};
 use tracing::{info, warn};
 
 use crate::apply::Tools;
@@ -21,7 +20,7 @@ use crate::docker::{self, bridge, events, networks, sizes, volumes};
 use crate::keys::HostKeys;
 use crate::link::{self, Link};
 use crate::measures::MeasuresSlot;
-use crate::overlay::{self, Sources};
+use crate::overlay::{self, OverlaySlot, Sources};
 use crate::pings::{Pings, PingsSlot};
 use crate::reconcile::{Reconciler, Slots};
 use crate::report::HostSlot;
@@ -29,9 +28,6 @@ use crate::{dns, facts, keys, measures};
 use kontena_overlay::Overlay;
 
 use kontena_task::Tasks;
-
-/// How soon an overlay that could not be opened is tried again.
-const RETRY_EVERY: Duration = Duration::from_secs(2);
 
 /// Why the agent ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +94,6 @@ async fn start(
     let key_taken = Arc::new(Notify::new());
     let keys = start_keys(tasks, &store, &directory, &key_taken);
 
-    let overlay = Arc::new(open_overlay().await);
-    opened.send_replace(Some(overlay.clone()));
     let (bridges_in, bridges) = watch::channel(None);
     let (containers_in, containers) = watch::channel(Arc::default());
     let sources = Sources {
@@ -110,14 +104,14 @@ async fn start(
         containers,
         multicast: config.multicast,
     };
-    let overlay_state = overlay::start(tasks, &overlay, sources);
+    let overlay = overlay::start(tasks, sources, opened, Overlay::new);
 
     let (volumes_in, volumes) = watch::channel(None);
     let (host_in, host) = watch::channel(None);
     let (facts_in, facts) = watch::channel(None);
     let slots = link::Slots {
-        pings: start_pings(tasks, &directory, &host, &overlay),
-        measures: start_statistics(tasks, overlay, &volumes),
+        pings: start_pings(tasks, &directory, &host, &overlay.overlay),
+        measures: start_statistics(tasks, &overlay.overlay, &volumes),
         host,
         facts,
     };
@@ -150,7 +144,8 @@ async fn start(
     start_facts(tasks, (source, lookup), &config, keys, facts_in);
     let slots = Slots {
         directory,
-        overlay: overlay_state,
+        overlay: overlay.state,
+        unavailable: overlay.unavailable,
         dirty,
         volumes,
         attached: containers_in,
@@ -233,11 +228,11 @@ fn start_facts(
 
 fn start_statistics(
     tasks: &mut Tasks,
-    overlay: Arc<Overlay>,
+    overlay: &OverlaySlot,
     volumes: &VolumesSlot,
 ) -> MeasuresSlot {
     let (data_in, data) = watch::channel(None);
-    let volumes = volumes.clone();
+    let (overlay, volumes) = (overlay.clone(), volumes.clone());
     tasks.supervise("sizes", move || {
         sizes::watch(volumes.clone(), data_in.clone())
     });
@@ -307,7 +302,7 @@ fn start_pings(
     tasks: &mut Tasks,
     directory: &watch::Receiver<Arc<Directory>>,
     host: &HostSlot,
-    overlay: &Arc<Overlay>,
+    overlay: &OverlaySlot,
 ) -> PingsSlot {
     let (slot, pings) = watch::channel(Arc::default());
     let (directory, host, overlay) = (directory.clone(), host.clone(), overlay.clone());
@@ -316,14 +311,4 @@ fn start_pings(
         Pings::new(directory, host, overlay.clone(), slot.clone()).run()
     });
     pings
-}
-
-async fn open_overlay() -> Overlay {
-    loop {
-        match Overlay::new().await {
-            Ok(overlay) => return overlay,
-            Err(err) => warn!(%err, "the overlay cannot be worked on"),
-        }
-        sleep(RETRY_EVERY).await;
-    }
 }

@@ -86,6 +86,7 @@ impl Running {
         let (_, host_state) = watch::channel(Some(Arc::new(state)));
         let (slot_in, slot) = watch::channel(Arc::<Told>::default());
         let (overlay, runtime) = host.agent();
+        let (_, overlay) = watch::channel(Some(overlay));
         let task = runtime.spawn(Pings::new(directory_out, host_state, overlay, slot_in).run());
         Self {
             directory,

@@ -68,14 +68,15 @@ impl Layout {
     fn of(frame: &[u8], kind: Kind) -> Option<Self> {
         let ethertype = ethertype(frame)?;
         let ip = frame.get(ETHERNET..)?;
-        let v4 = ethertype == IPV4_ETHERTYPE;
+        let version = ip.first()? >> 4;
+        let v4 = ethertype == IPV4_ETHERTYPE && version == 4;
         let (ip_bytes, protocol, addresses) = if v4 {
             let bytes = usize::from(ip.first()? & 0xf) * 4;
             if bytes < IPV4 || is_fragment(ip)? {
                 return None;
             }
             (bytes, *ip.get(9)?, ip.get(12..20)?)
-        } else if ethertype == IPV6_ETHERTYPE {
+        } else if ethertype == IPV6_ETHERTYPE && version == 6 {
             // The device segments nothing that has extension headers.
             (IPV6, *ip.get(6)?, ip.get(8..40)?)
         } else {

@@ -102,6 +102,7 @@ fn headers_that_contradict_the_virtio_header_are_malformed() {
     };
     for (at, octet, why) in [
         (12, 0x81, "another ethertype"),
+        (14, 0x65, "another version of IP"),
         (14, 0x44, "an IP header that is too short"),
         (14, 0x4f, "an IP header that is too long"),
         (20, 0x20, "a fragment"),

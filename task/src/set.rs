@@ -68,6 +68,8 @@ impl<T: Send + 'static> TaskSet<T> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     #[tokio::test]
@@ -80,5 +82,38 @@ mod tests {
         assert_eq!(tasks.len(), 1);
         assert_eq!(tasks.next().await, Some((panics, None)));
         assert!(tasks.is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_what_has_ended_is_taken_without_waiting() {
+        let mut tasks = TaskSet::new("numbers");
+        assert_eq!(tasks.try_next(), None);
+        let (go_on, wait) = oneshot::channel::<()>();
+        let seven = tasks.spawn(async {
+            wait.await.unwrap();
+            7
+        });
+        tokio::task::yield_now().await;
+        assert_eq!((tasks.try_next(), tasks.len()), (None, 1));
+        go_on.send(()).unwrap();
+        let ended = loop {
+            match tasks.try_next() {
+                Some(ended) => break ended,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(ended, (seven, Some(7)));
+    }
+
+    #[tokio::test]
+    async fn they_end_with_their_owner() {
+        let mut tasks = TaskSet::new("for ever");
+        let (held, let_go) = oneshot::channel::<()>();
+        tasks.spawn(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        drop(tasks);
+        assert!(let_go.await.is_err());
     }
 }

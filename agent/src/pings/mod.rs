@@ -24,6 +24,7 @@ use tokio::task::Id;
 use tracing::info;
 
 use crate::directory::Directory;
+use crate::overlay::OverlaySlot;
 use crate::report::HostSlot;
 use kontena_overlay::{Echoes, Overlay};
 use kontena_task::TaskSet;
@@ -45,7 +46,7 @@ pub struct Pings {
     directory: watch::Receiver<Arc<Directory>>,
     /// Has the paths to peers.
     host: HostSlot,
-    overlay: Arc<Overlay>,
+    overlay: OverlaySlot,
     slot: watch::Sender<Arc<Told>>,
     book: Book,
     tasks: TaskSet<PingState>,
@@ -57,7 +58,7 @@ impl Pings {
     pub fn new(
         directory: watch::Receiver<Arc<Directory>>,
         host: HostSlot,
-        overlay: Arc<Overlay>,
+        overlay: OverlaySlot,
         slot: watch::Sender<Arc<Told>>,
     ) -> Self {
         let book = Book::resumed(&directory.borrow());
@@ -127,10 +128,12 @@ impl Pings {
         let own = directory.own().ok_or("the node is not in its grid yet")?;
         let peer = directory.nodes.get(&ping.peer);
         let peer = peer.ok_or("the other node is not known here")?;
+        let overlay = self.overlay.borrow().clone();
+        let overlay = overlay.ok_or("the overlay of this host is not open")?;
         info!(ping = %ping.id, to = %peer.name, "pinging");
         let path = self.path(ping.peer);
         let between = (own.address, peer.address);
-        Ok(run(self.overlay.clone(), between, ping.count, path))
+        Ok(run(overlay, between, ping.count, path))
     }
 
     /// The path to a peer, as of the last pass.

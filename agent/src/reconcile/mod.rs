@@ -37,7 +37,7 @@ use crate::docker::container::Container;
 use crate::docker::dirty::{DirtySet, Look};
 use crate::docker::observe::Observer;
 use crate::docker::volumes::{Volume, VolumesSlot};
-use crate::overlay::Containers;
+use crate::overlay::{Containers, UnavailableSlot};
 use crate::plan::{PlanInput, Subject, by_placement, lease_reason, plan};
 use crate::report::{Context, HostState, Reported, derive, inventory};
 use commands::Journal;
@@ -56,6 +56,8 @@ pub struct Slots {
     pub directory: watch::Receiver<Arc<Directory>>,
     /// What became of the overlay.
     pub overlay: watch::Receiver<Arc<OverlayState>>,
+    /// Why there is none.
+    pub unavailable: UnavailableSlot,
     /// Containers that have to be looked at.
     pub dirty: Arc<DirtySet>,
     /// The data of placements.
@@ -118,6 +120,10 @@ impl Reconciler {
                 ended = self.jobs.ended(&dirty) => self.command_ended(ended),
                 Ok(()) = self.slots.volumes.changed() => {}
                 Ok(()) = self.slots.overlay.changed() => {
+                    self.overlay_changed();
+                    continue;
+                }
+                Ok(()) = self.slots.unavailable.changed() => {
                     self.overlay_changed();
                     continue;
                 }
@@ -285,6 +291,7 @@ impl Reconciler {
     fn publish_state(&self, directory: &Directory, containers: &[Container]) {
         let node = node(directory);
         let overlay = self.slots.overlay.borrow().clone();
+        let unavailable = self.slots.unavailable.borrow().clone();
         let (of, _) = by_placement(&directory.placements, containers);
         let reports = directory.placements.values().map(|placement| {
             let subject = Subject::Placement(placement.id);
@@ -293,6 +300,7 @@ impl Reconciler {
                 phase: self.jobs.phase(placement.id),
                 failure: self.jobs.backoff.reason(&subject),
                 attached: overlay.attached.get(&placement.id),
+                unavailable: unavailable.as_deref(),
             };
             let mine = of.get(&placement.id).map_or(&[][..], Vec::as_slice);
             (placement.id, derive(placement, mine, &context))

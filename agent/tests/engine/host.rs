@@ -20,7 +20,7 @@ use kontena_agent::keys;
 use kontena_agent::overlay::{self, Sources};
 use kontena_agent::reconcile::{Reconciler, Slots};
 use kontena_agent::report::HostState;
-use kontena_overlay::{MulticastLimit, Overlay};
+use kontena_overlay::{MulticastLimit, Overlay, OverlayError};
 use kontena_schema::address::InnerSubnet;
 use kontena_schema::agent::{
     Changes, Desired, GridSettings, InstanceState, NodeEntry, Own, Placement, PlacementReport,
@@ -189,6 +189,19 @@ impl Host {
 
     /// The same, with an agent that reaches the engine through this socket.
     pub async fn start_through(socket: &Path, directory: Directory, store: Store) -> Self {
+        Self::start_opening(socket, directory, store, Overlay::new).await
+    }
+
+    /// The same, with an agent that opens its overlay so.
+    pub async fn start_opening<F>(
+        socket: &Path,
+        directory: Directory,
+        store: Store,
+        open: impl Fn() -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Overlay, OverlayError>> + Send + 'static,
+    {
         let docker = connect(socket).await;
         let dirty = Arc::new(DirtySet::default());
         let mut tasks = Tasks::new();
@@ -216,10 +229,12 @@ impl Host {
             containers,
             multicast: MulticastLimit::default(),
         };
-        let overlay = Arc::new(Overlay::new().await.unwrap());
+        let (overlay_in, _) = watch::channel(None);
+        let overlay = overlay::start(&mut tasks, sources, overlay_in, open);
         let slots = Slots {
             directory: received,
-            overlay: overlay::start(&mut tasks, &overlay, sources),
+            overlay: overlay.state,
+            unavailable: overlay.unavailable,
             dirty,
             volumes,
             attached: containers_in,

@@ -1,7 +1,10 @@
-//! An engine that does not answer for one container, and a container that is not ready.
+//! An engine that does not answer for one container, an overlay that cannot be opened, and a
+//! container that is not ready.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bollard::Docker;
 use bollard::exec::StartExecOptions;
@@ -9,6 +12,7 @@ use bollard::models::{ContainerConfig, ContainerCreateBody, ExecConfig, HealthCo
 use bollard::query_parameters::{CommitContainerOptionsBuilder, CreateContainerOptions};
 use kontena_agent::directory::Store;
 use kontena_agent::report::HostState;
+use kontena_overlay::{Cause, Overlay, OverlayError};
 use kontena_schema::agent::{Health, InstanceState, Own};
 use kontena_schema::ids::{PlacementId, ServiceRevision};
 use kontena_task::Tasks;
@@ -20,6 +24,7 @@ use tokio::task::JoinSet;
 use crate::host::{ENGINE, FIRST, Host, SECOND, directory, on_a_host, placement, weavewait};
 
 const IMAGE: &str = "kontena-agent-stuck:1";
+const UNCHECKED: &str = "kontena-agent-unchecked:1";
 const CHECKED: &str = "kontena-agent-checked:1";
 const THIRD: PlacementId = PlacementId(13);
 
@@ -31,6 +36,11 @@ fn a_container_that_docker_does_not_answer_for_stops_nothing_else() {
 #[test]
 fn a_container_is_ready_when_its_health_check_passes() {
     on_a_host(checked);
+}
+
+#[test]
+fn a_container_says_that_it_waits_for_an_overlay_that_cannot_be_opened() {
+    on_a_host(without_an_overlay);
 }
 
 /// The way to an engine that withholds the answers to requests for some path.
@@ -201,6 +211,52 @@ async fn interface(docker: &Docker, id: &str) -> String {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// An agent that may not open the overlay yet.
+async fn without_an_overlay(dir: PathBuf) {
+    let store = Store::open(&dir).unwrap();
+    store.install_weavewait(&weavewait()).unwrap();
+    let may_open = Arc::new(AtomicBool::new(false));
+    let may = may_open.clone();
+    let open = move || {
+        let may = may.load(Ordering::Acquire);
+        async move {
+            let refused = io::Error::from_raw_os_error(libc::EPERM);
+            if may {
+                Overlay::new().await
+            } else {
+                Err(OverlayError::Observe {
+                    what: "netlink".to_owned(),
+                    cause: Cause::Kernel(refused),
+                })
+            }
+        }
+    };
+    let mut host = Host::start_opening(Path::new(ENGINE), directory(), store, open).await;
+    host.assert_engine_is_free().await;
+    host.tag_base(UNCHECKED).await;
+    host.place(placement(FIRST, 1, UNCHECKED));
+    let waits = |host: &HostState| {
+        let report = host.reported.placements.get(&FIRST);
+        report.is_some_and(|report| report.container_id.is_some() && report.error.is_some())
+    };
+    host.until("it says what it waits for", waits).await;
+    let report = host.reported(FIRST);
+    assert_eq!(report.state, InstanceState::Starting);
+    let why = report.error.unwrap();
+    let expected = "the overlay cannot be opened: cannot read netlink: Operation not permitted";
+    assert!(why.starts_with(expected), "{why}");
+    may_open.store(true, Ordering::Release);
+    let report = host.until_placement(FIRST, InstanceState::Running).await;
+    assert_eq!(report.error, None);
+    host.change(Own {
+        gone_placements: vec![FIRST],
+        ..Own::default()
+    });
+    host.until("nothing is left", |host| host.inventory.is_empty())
+        .await;
+    host.untag(UNCHECKED).await;
 }
 
 async fn checked(dir: PathBuf) {
