@@ -33,6 +33,9 @@ use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation, in_thread};
 /// arithmetic.
 pub(crate) const LIFE: Duration = Duration::from_secs(4);
 
+/// How often a change is tried while elements expire under it.
+const ATTEMPTS: usize = 3;
+
 const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
 /// Access to both sets.
@@ -54,6 +57,11 @@ struct Socket {
     renewals: u32,
 }
 
+/// Puts a change of these peers' elements in a table into a batch.
+trait Change: Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>) {}
+
+impl<F: Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>)> Change for F {}
+
 /// What a transaction does to what is listed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
@@ -68,6 +76,33 @@ impl Socket {
             self.renewals = self.renewals.wrapping_add(1);
         }
         Ok(())
+    }
+
+    /// Changes those of these peers' elements in one table that are there; how many are
+    /// not. What expires meanwhile fails a transaction as a whole.
+    fn change_present(
+        &mut self,
+        table: &'static str,
+        peers: &BTreeSet<Ipv4Addr>,
+        (effect, change): (Effect, &impl Change),
+    ) -> io::Result<usize> {
+        for _ in 0..ATTEMPTS {
+            let present = match self.nftables.addresses(table, FAST_PEERS) {
+                Err(error) if is_missing(&error) => return Ok(peers.len()),
+                present => BTreeSet::from_iter(present?),
+            };
+            let present = &present & peers;
+            if present.is_empty() {
+                return Ok(peers.len());
+            }
+            let mut batch = Batch::default();
+            change(&mut batch, table, &present);
+            match self.send(&batch, effect) {
+                Err(error) if is_missing(&error) => {}
+                sent => return sent.map(|()| peers.len() - present.len()),
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     fn revision(&self) -> io::Result<u32> {
@@ -155,7 +190,7 @@ impl FastPeers {
         peers: &BTreeSet<Ipv4Addr>,
         life: Duration,
     ) -> Result<usize, Cause> {
-        let again = |batch: &mut Batch, table, peers: &BTreeSet<Ipv4Addr>| {
+        let again = move |batch: &mut Batch, table: &'static str, peers: &_| {
             remove(batch, table, peers);
             add(batch, table, peers, life);
         };
@@ -176,36 +211,29 @@ impl FastPeers {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes existing elements, in as few transactions as possible; returns how many are
+    /// Changes existing elements, in one transaction if all are there; returns how many are
     /// missing.
     async fn change(
         &self,
         effect: Effect,
         peers: &BTreeSet<Ipv4Addr>,
-        change: impl Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>),
+        change: impl Change + Send + 'static,
     ) -> Result<usize, Cause> {
-        let together = |tables: &[&'static str], peers: &BTreeSet<Ipv4Addr>| {
-            let mut batch = Batch::default();
+        let (tables, peers) = (self.tables(), peers.clone());
+        let changed = move |socket: &mut Socket| {
+            let mut all = Batch::default();
             tables
                 .iter()
-                .for_each(|table| change(&mut batch, table, peers));
-            batch
+                .for_each(|table| change(&mut all, table, &peers));
+            match socket.send(&all, effect) {
+                Err(error) if is_missing(&error) => {}
+                sent => return sent.map(|()| 0),
+            }
+            let present =
+                |table: &&'static str| socket.change_present(table, &peers, (effect, &change));
+            tables.iter().map(present).sum()
         };
-        let tables = self.tables();
-        if done(self.send(together(tables, peers), effect).await)? {
-            return Ok(0);
-        }
-        let mut missing = 0;
-        for table in tables {
-            if done(self.send(together(&[table], peers), effect).await)? {
-                continue;
-            }
-            for &peer in peers {
-                let one = together(&[table], &BTreeSet::from([peer]));
-                missing += usize::from(!done(self.send(one, effect).await)?);
-            }
-        }
-        Ok(missing)
+        in_thread(&self.socket, changed).await
     }
 
     fn tables(&self) -> &'static [&'static str] {
@@ -237,13 +265,9 @@ fn are_live(renewed: Option<&Renewed>, peers: &BTreeSet<Ipv4Addr>, now: Instant)
     peers.is_empty() || renewed.is_some_and(live)
 }
 
-/// Whether it was done; false if something was missing.
-fn done(sent: Result<(), Cause>) -> Result<bool, Cause> {
-    match sent {
-        Ok(()) => Ok(true),
-        Err(cause) if cause.is_missing() => Ok(false),
-        Err(cause) => Err(cause),
-    }
+/// Whether the kernel says that something does not exist.
+fn is_missing(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOENT)
 }
 
 fn lacks_owners(error: &io::Error) -> bool {
@@ -306,5 +330,47 @@ mod tests {
         assert!(!live(&[two], now + LIFE), "they may have expired");
         assert!(!are_live(None, &BTreeSet::from([two]), now));
         assert!(are_live(None, &BTreeSet::new(), now));
+    }
+
+    /// In a grid of 253 peers of which some have expired, a transaction for each would take
+    /// longer than the others live.
+    #[test]
+    fn a_renewal_is_few_transactions_whoever_has_expired() {
+        let (_keeper, netns) = kontena_lab::Keeper::start();
+        netns.run("nft add table inet kontena");
+        netns.run("nft add set inet kontena fast_peers { type ipv4_addr ; flags timeout ; }");
+        let peer = |host| Ipv4Addr::new(198, 51, 100, host);
+        let all: BTreeSet<_> = (1..=200).map(peer).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let renewed = async {
+            let fast_peers = FastPeers::here().unwrap();
+            fast_peers.start_live(&BTreeSet::new()).await.unwrap();
+            assert_eq!(fast_peers.renew(&all, LIFE).await.unwrap(), 400);
+            fast_peers.allow(&all).await.unwrap();
+            assert_eq!(fast_peers.renew(&all, LIFE).await.unwrap(), 0);
+            for gone in [7, 9] {
+                netns.run(&format!(
+                    "nft delete element inet kontena fast_peers {{ {} }}",
+                    peer(gone)
+                ));
+            }
+            let socket = fast_peers.socket.lock().await;
+            let before = socket.nftables.generation().unwrap();
+            drop(socket);
+            assert_eq!(fast_peers.renew(&all, LIFE).await.unwrap(), 2);
+            let socket = fast_peers.socket.lock().await;
+            let after = socket.nftables.generation().unwrap();
+            assert_eq!(after - before, 2, "one for each table");
+            let [ordinary, live] = NAMES.map(|table| {
+                let there = socket.nftables.addresses(table, FAST_PEERS).unwrap();
+                BTreeSet::from_iter(there)
+            });
+            assert_eq!(&all - &ordinary, BTreeSet::from([7, 9].map(peer)));
+            assert_eq!(live, all);
+        };
+        netns.inside(|| runtime.block_on(renewed));
     }
 }

@@ -69,16 +69,15 @@ pub(super) fn message(
     bytes.extend(rest);
 }
 
-/// A message that asks for something.
-pub(super) fn request((operation, flags): (u16, u16), attributes: &[u8]) -> Vec<u8> {
+/// A message that asks for something of this family.
+pub(super) fn request(
+    (operation, flags): (u16, u16),
+    family: u8,
+    attributes: &Attributes,
+) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let kind = (NFTABLES << 8) | operation;
-    message(
-        &mut bytes,
-        (kind, FLAG_REQUEST | flags),
-        (ANY, 0),
-        attributes,
-    );
+    let kind = ((NFTABLES << 8) | operation, FLAG_REQUEST | flags);
+    message(&mut bytes, kind, (family, 0), &attributes.0);
     bytes
 }
 

@@ -13,6 +13,7 @@ mod message;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use tokio::time::timeout;
 
 pub(crate) use message::Attributes;
 use message::{
-    FLAG_REQUEST, Message, NFTABLES, attributes, error, message, messages, request, text,
+    ANY, FLAG_REQUEST, Message, NFTABLES, attributes, error, message, messages, request, text,
 };
 
 use crate::error::Cause;
@@ -37,6 +38,8 @@ const FLAG_CREATE: u16 = 0x400;
 /// `NLM_F_DUMP`.
 const FLAG_DUMP: u16 = 0x300;
 /// `NFT_MSG_*` of what is asked for, and of the answers.
+const NEW_ELEMENTS: u8 = 12;
+const GET_ELEMENTS: u16 = 13;
 const NEW_GENERATION: u8 = 15;
 const GET_GENERATION: u16 = 16;
 const NEW_OBJECT: u8 = 18;
@@ -124,7 +127,8 @@ impl Nftables {
     pub(crate) fn generation(&self) -> io::Result<u32> {
         const NUMBER: u16 = 1;
         let mut generation = None;
-        self.ask(&request((GET_GENERATION, 0), &[]), |answer| {
+        let request = request((GET_GENERATION, 0), ANY, &Attributes::default());
+        self.ask(&request, |answer| {
             if answer.operation() == Some(NEW_GENERATION) {
                 let number = answer.attributes().find(|(kind, _)| *kind == NUMBER);
                 generation = number.and_then(|(_, value)| value.try_into().ok());
@@ -141,18 +145,40 @@ impl Nftables {
         const COUNTER: u32 = 1;
         let which = Attributes::default().text(TABLE, table);
         let which = which.number(KIND, COUNTER);
-        let request = request((GET_OBJECT, FLAG_DUMP), &which.0);
+        let request = request((GET_OBJECT, FLAG_DUMP), ANY, &which);
+        self.dump(&request, |counters: &mut BTreeMap<_, _>, answer| {
+            counters.extend(counter(answer).filter(|(of, ..)| of == table).map(named));
+        })
+    }
+
+    /// The addresses in a set of a table of ours that have not expired.
+    pub(crate) fn addresses(&self, table: &str, set: &str) -> io::Result<Vec<Ipv4Addr>> {
+        const TABLE: u16 = 1;
+        const SET: u16 = 2;
+        let which = Attributes::default().text(TABLE, table).text(SET, set);
+        let request = request((GET_ELEMENTS, FLAG_DUMP), INET, &which);
+        self.dump(&request, |all: &mut Vec<_>, answer| {
+            all.extend(elements(answer));
+        })
+    }
+
+    /// Asks for everything of a kind, again where a transaction interrupts the answer.
+    fn dump<T: Default>(
+        &self,
+        request: &[u8],
+        mut take: impl FnMut(&mut T, Message<'_>),
+    ) -> io::Result<T> {
         for _ in 0..DUMPS_MAX {
-            let mut counters = BTreeMap::new();
+            let mut all = T::default();
             let (mut ended, mut interrupted) = (None, false);
-            self.ask(&request, |answer| {
+            self.ask(request, |answer| {
                 interrupted |= answer.is_interrupted();
                 ended = ended.or(error(answer)).or(answer.end());
-                counters.extend(counter(answer).filter(|(of, ..)| of == table).map(named));
+                take(&mut all, answer);
             })?;
             match ended {
                 Some(0) if interrupted => {}
-                Some(0) => return Ok(counters),
+                Some(0) => return Ok(all),
                 Some(code) => return Err(io::Error::from_raw_os_error(code)),
                 None => return Err(no_answer()),
             }
@@ -223,6 +249,26 @@ fn counter(message: Message<'_>) -> Option<(String, String, u64)> {
     }
     let packets = packets?.1.try_into().ok()?;
     Some((table?, name?, u64::from_be_bytes(packets)))
+}
+
+/// The addresses in a message with elements of a set (`NFTA_SET_ELEM_*`).
+fn elements(message: Message<'_>) -> Vec<Ipv4Addr> {
+    const ELEMENTS: u16 = 3;
+    const KEY: u16 = 1;
+    const VALUE: u16 = 1;
+    if message.operation() != Some(NEW_ELEMENTS) {
+        return Vec::new();
+    }
+    let inside = |bytes, kind| attributes(bytes).find(|(of, _)| *of == kind);
+    let address = |(_, element)| {
+        let (_, key) = inside(element, KEY)?;
+        let (_, value) = inside(key, VALUE)?;
+        <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
+    };
+    let lists = message.attributes().filter(|(kind, _)| *kind == ELEMENTS);
+    lists
+        .flat_map(|(_, list)| attributes(list).filter_map(address))
+        .collect()
 }
 
 fn named((_, name, packets): (String, String, u64)) -> (String, u64) {
