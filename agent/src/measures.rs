@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kontena_schema::agent::HostMeasures;
+use kontena_schema::agent::{HostMeasures, Measures};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
 use crate::docker::sizes::DataSlot;
-use crate::overlay::{OverlaySlot, opened};
+use crate::overlay::OverlaySlot;
 use kontena_overlay::extra_intervals;
 
 /// How often statistics are read in a small grid.
@@ -20,15 +20,20 @@ pub type MeasuresSlot = watch::Receiver<Option<Arc<HostMeasures>>>;
 
 /// Collects statistics, for ever.
 pub async fn watch(
-    mut overlay: OverlaySlot,
+    overlay: OverlaySlot,
     data: DataSlot,
     slot: watch::Sender<Option<Arc<HostMeasures>>>,
 ) {
-    let overlay = opened(&mut overlay).await;
     let mut peers = 0;
     loop {
         sleep(EVERY + EVERY * extra_intervals(peers)).await;
-        match overlay.statistics().await {
+        let opened = overlay.borrow().clone();
+        let read = match opened {
+            Some(overlay) => overlay.statistics().await,
+            // Sizes do not wait for it.
+            None => Ok(Measures::default()),
+        };
+        match read {
             Ok(measures) => {
                 peers = measures.paths.len();
                 let measures = HostMeasures {

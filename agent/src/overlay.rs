@@ -21,7 +21,7 @@ use kontena_schema::ids::PlacementId;
 use kontena_task::Tasks;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::warn;
+use tracing::error;
 
 use crate::directory::Directory;
 use crate::docker::networks::BridgesSlot;
@@ -171,7 +171,7 @@ where
 }
 
 /// Waits until the overlay could be opened.
-pub async fn opened(slot: &mut OverlaySlot) -> Arc<Overlay> {
+async fn opened(slot: &mut OverlaySlot) -> Arc<Overlay> {
     loop {
         if let Some(overlay) = slot.borrow_and_update().clone() {
             return overlay;
@@ -217,7 +217,7 @@ fn tell(slot: &watch::Sender<Option<String>>, why: Option<String>) {
     slot.send_if_modified(|old| {
         let differs = *old != why;
         if differs && let Some(why) = &why {
-            warn!("{why}");
+            error!("{why}");
         }
         *old = why;
         differs

@@ -50,7 +50,7 @@ pub struct Overlay {
     tables: TableReader,
     drops: Drops,
     fast_peers: Arc<FastPeers>,
-    permitted: watch::Sender<Permitted>,
+    permitted: watch::Sender<Option<Permitted>>,
     lease: FilterLease,
     removals: Mutex<Removals>,
     _listener: Task,
@@ -114,7 +114,7 @@ impl Overlay {
             .map_err(failed)?;
         let peers = PeerManager::new(by.control().map_err(failed)?);
         let fast_peers = Arc::new(fast_peers);
-        let (permitted, newest) = watch::channel(Permitted::new());
+        let (permitted, newest) = watch::channel(None);
         Ok(Self {
             netlink,
             namespace,
@@ -122,7 +122,9 @@ impl Overlay {
             tables: TableReader::here().map_err(failed)?,
             drops: Drops::here().map_err(failed)?,
             one_pass: Mutex::default(),
-            lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states()),
+            lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states())
+                .map_err(Cause::io("the filter lease's thread"))
+                .map_err(failed)?,
             fast_peers,
             permitted,
             removals: Mutex::new(Removals::here().map_err(failed)?),
@@ -178,7 +180,7 @@ impl Overlay {
     /// Takes who may be clear, as the newest directory has it. It waits for nobody; who may
     /// no more is closed off within seconds, whatever passes do meanwhile.
     pub fn permit(&self, grid: Option<&OverlayIntent>) {
-        let permitted = grid.map(OverlayIntent::permitted).unwrap_or_default();
+        let permitted = Some(grid.map(OverlayIntent::permitted).unwrap_or_default());
         self.permitted.send_if_modified(|old| {
             let differs = *old != permitted;
             *old = permitted;

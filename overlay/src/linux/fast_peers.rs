@@ -1,4 +1,4 @@
-//! Whose clear packets pass, and for how long: the elements of the set `fast_peers` in two
+//! Whose clear packets pass, and for how long: the sets `fast_peers` and `open` in two
 //! tables of the packet filter.
 //!
 //! One is our ordinary table (`filter.rs`), which outlives the agent. The other
@@ -6,10 +6,15 @@
 //! by a restart of Debian's nftables service, leaves it alone, so no others' clear packets
 //! pass until the ordinary table is written again. Kernels before 5.12 have no such tables.
 //!
-//! Every element has a timeout, so whatever hangs, the kernel closes the filter. An element
-//! is renewed by deleting and adding it in one transaction: adding an existing one changes
-//! nothing on kernels before 6.12, and one that is gone cannot be deleted, so a renewal
-//! never lets back in a peer that a pass or the timeout removed.
+//! `fast_peers` has who may be clear, and `open` one element with a timeout: without it
+//! nobody's packets pass, so whatever hangs, the kernel closes the filter. It is renewed by
+//! deleting and adding it in one transaction: adding an existing one changes nothing on
+//! kernels before 6.12, and one that is gone cannot be deleted, so a renewal never opens what
+//! the timeout closed. The same transaction takes out whoever may not be clear any more. A
+//! filter that is closed is emptied by the transaction that opens it.
+//!
+//! Each change of an element is told to everybody who listens, which costs more than the
+//! change. So the timeout is one element's, not every peer's.
 //!
 //! No program is run for it: that takes some milliseconds and may hang.
 
@@ -20,20 +25,19 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::spawn_blocking;
 
 use crate::error::Cause;
-use crate::linux::live_table::{self, FAST_PEERS};
+use crate::linux::live_table::{self, FAST_PEERS, OPEN, UDP};
 use crate::linux::nft::KONTENA;
 use crate::model::state::LiveTable;
 use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation, in_thread};
 
-/// How long a peer's clear packets pass without a renewal. `filter_lease.rs` has the
-/// arithmetic.
+/// How long clear packets pass without a renewal. `filter_lease.rs` has the arithmetic.
 pub(crate) const LIFE: Duration = Duration::from_secs(4);
 
-/// How often a change is tried while elements expire under it.
+/// How often a change is tried while what it changes goes under it.
 const ATTEMPTS: usize = 3;
 
 const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
@@ -42,10 +46,12 @@ const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 pub(crate) struct FastPeers {
     /// One batch at a time; one that hangs blocks all others.
     socket: Arc<Mutex<Socket>>,
-    /// Whose elements were all there at the last renewal, and when it began.
+    /// Who all was there at the last renewal, and when it began.
     renewed: StdMutex<Option<Renewed>>,
     /// The state of the live table, as a [`LiveTable`].
     live: AtomicU8,
+    /// Somebody was let in, by a decision that may have been kept waiting.
+    opened: Notify,
 }
 
 type Renewed = (BTreeSet<Ipv4Addr>, Instant);
@@ -57,11 +63,6 @@ struct Socket {
     renewals: u32,
 }
 
-/// Puts a change of these peers' elements in a table into a batch.
-trait Change: Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>) {}
-
-impl<F: Fn(&mut Batch, &'static str, &BTreeSet<Ipv4Addr>)> Change for F {}
-
 /// What a transaction does to what is listed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
@@ -69,8 +70,17 @@ enum Effect {
     Renews,
 }
 
+/// Who passes a table.
+struct Access {
+    open: bool,
+    peers: BTreeSet<Ipv4Addr>,
+}
+
 impl Socket {
     fn send(&mut self, batch: &Batch, effect: Effect) -> io::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         self.nftables.send(batch)?;
         if effect == Effect::Renews {
             self.renewals = self.renewals.wrapping_add(1);
@@ -78,31 +88,38 @@ impl Socket {
         Ok(())
     }
 
-    /// Changes those of these peers' elements in one table that are there; how many are
-    /// not. What expires meanwhile fails a transaction as a whole.
-    fn change_present(
+    /// What the sets of a table have; it is closed where there is no table.
+    fn access(&self, table: &str) -> io::Result<Access> {
+        let elements = |set| match self.nftables.elements(table, set) {
+            Err(error) if is_missing(&error) => Ok(Vec::new()),
+            elements => elements,
+        };
+        let open = !elements(OPEN)?.is_empty();
+        let address = |key: Vec<u8>| <[u8; 4]>::try_from(key).ok().map(Ipv4Addr::from);
+        let peers = elements(FAST_PEERS)?.into_iter().filter_map(address);
+        Ok(Access {
+            open,
+            peers: peers.collect(),
+        })
+    }
+
+    /// Sends what follows from the tables' state, again where that changes meanwhile.
+    fn change<T>(
         &mut self,
-        table: &'static str,
-        peers: &BTreeSet<Ipv4Addr>,
-        (effect, change): (Effect, &impl Change),
-    ) -> io::Result<usize> {
+        tables: &'static [&'static str],
+        change: impl Fn(&[(&'static str, Access)]) -> (Batch, Effect, T),
+    ) -> io::Result<T> {
+        let mut gone = io::Error::from_raw_os_error(libc::ENOENT);
         for _ in 0..ATTEMPTS {
-            let present = match self.nftables.addresses(table, FAST_PEERS) {
-                Err(error) if is_missing(&error) => return Ok(peers.len()),
-                present => BTreeSet::from_iter(present?),
-            };
-            let present = &present & peers;
-            if present.is_empty() {
-                return Ok(peers.len());
-            }
-            let mut batch = Batch::default();
-            change(&mut batch, table, &present);
+            let state = |table: &&'static str| Ok((*table, self.access(table)?));
+            let states: Vec<_> = tables.iter().map(state).collect::<io::Result<_>>()?;
+            let (batch, effect, value) = change(&states);
             match self.send(&batch, effect) {
-                Err(error) if is_missing(&error) => {}
-                sent => return sent.map(|()| peers.len() - present.len()),
+                Err(error) if is_missing(&error) => gone = error,
+                sent => return sent.map(|()| value),
             }
         }
-        Err(io::ErrorKind::Interrupted.into())
+        Err(gone)
     }
 
     fn revision(&self) -> io::Result<u32> {
@@ -119,6 +136,7 @@ impl FastPeers {
             socket: Arc::new(Mutex::new(Socket { nftables, renewals })),
             renewed: StdMutex::default(),
             live: AtomicU8::new(LiveTable::Missing as u8),
+            opened: Notify::new(),
         })
     }
 
@@ -143,8 +161,10 @@ impl FastPeers {
 
     /// Writes the live table, for these peers.
     pub(crate) async fn start_live(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
-        let mut batch = live_table::create();
-        add(&mut batch, live_table::NAME, peers, LIFE);
+        // One that an earlier attempt made without our knowing has other peers.
+        let mut batch = live_table::create_anew();
+        add(&mut batch, live_table::NAME, peers);
+        open(&mut batch, live_table::NAME, LIFE);
         let live = match self.send(batch, Effect::Changes).await {
             Ok(()) => LiveTable::Present,
             Err(Cause::Kernel(error)) if lacks_owners(&error) => {
@@ -168,41 +188,71 @@ impl FastPeers {
         Ok(())
     }
 
-    /// Lets clear packets of more peers pass.
+    /// Lets clear packets of more peers pass. Where the filter is closed, it opens for these
+    /// alone.
     pub(crate) async fn allow(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
-        let mut batch = Batch::default();
-        for table in self.tables() {
-            add(&mut batch, table, peers, LIFE);
+        if peers.is_empty() {
+            return Ok(());
         }
-        self.send(batch, Effect::Changes).await
+        let peers = peers.clone();
+        self.change(move |states| {
+            let mut batch = Batch::default();
+            for (table, access) in states {
+                if !access.open {
+                    remove(&mut batch, table, &(&access.peers - &peers));
+                    open(&mut batch, table, LIFE);
+                }
+                add(&mut batch, table, &peers);
+            }
+            (batch, Effect::Changes, ())
+        })
+        .await?;
+        self.opened.notify_one();
+        Ok(())
     }
 
-    /// Blocks clear packets of these peers. Some elements may have expired.
+    /// Waits until somebody was let in.
+    pub(crate) async fn opened(&self) {
+        self.opened.notified().await;
+    }
+
+    /// Blocks clear packets of these peers.
     pub(crate) async fn forbid(&self, peers: &BTreeSet<Ipv4Addr>) -> Result<(), Cause> {
-        let forbidden = self.change(Effect::Changes, peers, remove);
-        forbidden.await.map(drop)
+        let peers = peers.clone();
+        self.change(move |states| {
+            let mut batch = Batch::default();
+            for (table, access) in states {
+                remove(&mut batch, table, &(&access.peers & &peers));
+            }
+            (batch, Effect::Changes, ())
+        })
+        .await
     }
 
-    /// Renews these peers' elements; returns how many are gone from one of the tables, and
-    /// stay gone.
+    /// Takes out whoever may not pass, and keeps the filter open for `life` for the rest, if
+    /// it is to be; returns how many of those for whom do not pass, which stays so. What is
+    /// wanted is asked for right before each transaction.
     pub(crate) async fn renew(
         &self,
-        peers: &BTreeSet<Ipv4Addr>,
+        wanted: impl Fn() -> Wanted + Send + 'static,
         life: Duration,
     ) -> Result<usize, Cause> {
-        let again = move |batch: &mut Batch, table: &'static str, peers: &_| {
-            remove(batch, table, peers);
-            add(batch, table, peers, life);
-        };
         let began = Instant::now();
-        let missing = self.change(Effect::Renews, peers, again).await;
-        let all = matches!(missing, Ok(0)).then(|| (peers.clone(), began));
-        *self.renewed() = all;
-        missing
+        let renewed = self.change(move |states| {
+            let wanted = wanted();
+            let (batch, effect, missing) = renewal(states, &wanted, life);
+            (batch, effect, (wanted.open_for, missing))
+        });
+        let renewed = renewed.await;
+        let all = matches!(renewed, Ok((_, 0)));
+        let renewed = renewed.inspect_err(|_| *self.renewed() = None)?;
+        let (open_for, missing) = renewed;
+        *self.renewed() = all.then_some((open_for, began));
+        Ok(missing)
     }
 
-    /// Whether the elements of these peers, which were there, still are: the kernel tells
-    /// nobody when one expires.
+    /// Whether these peers, who passed, still do: the kernel tells nobody when an element
+    /// expires.
     pub(crate) fn are_live(&self, peers: &BTreeSet<Ipv4Addr>) -> bool {
         are_live(self.renewed().as_ref(), peers, Instant::now())
     }
@@ -211,29 +261,12 @@ impl FastPeers {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes existing elements, in one transaction if all are there; returns how many are
-    /// missing.
-    async fn change(
+    async fn change<T: Send + 'static>(
         &self,
-        effect: Effect,
-        peers: &BTreeSet<Ipv4Addr>,
-        change: impl Change + Send + 'static,
-    ) -> Result<usize, Cause> {
-        let (tables, peers) = (self.tables(), peers.clone());
-        let changed = move |socket: &mut Socket| {
-            let mut all = Batch::default();
-            tables
-                .iter()
-                .for_each(|table| change(&mut all, table, &peers));
-            match socket.send(&all, effect) {
-                Err(error) if is_missing(&error) => {}
-                sent => return sent.map(|()| 0),
-            }
-            let present =
-                |table: &&'static str| socket.change_present(table, &peers, (effect, &change));
-            tables.iter().map(present).sum()
-        };
-        in_thread(&self.socket, changed).await
+        change: impl Fn(&[(&'static str, Access)]) -> (Batch, Effect, T) + Send + 'static,
+    ) -> Result<T, Cause> {
+        let tables = self.tables();
+        in_thread(&self.socket, move |socket| socket.change(tables, change)).await
     }
 
     fn tables(&self) -> &'static [&'static str] {
@@ -275,41 +308,113 @@ fn lacks_owners(error: &io::Error) -> bool {
     matches!(code, Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
-fn add(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>, life: Duration) {
+/// What a renewal goes by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// For whom the filter is to stay open.
+    pub(crate) open_for: BTreeSet<Ipv4Addr>,
+    /// Who may pass at all: a pass under way may have let in some more of those, and is not to
+    /// be undone. None while nobody knows.
+    pub(crate) allowed: Option<BTreeSet<Ipv4Addr>>,
+}
+
+/// Takes out whoever may not pass any more, keeps the filter open for the rest, and counts
+/// who of those does not pass. What is open in one table only is closed in both, so that a
+/// pass sees it and opens both.
+fn renewal(
+    states: &[(&'static str, Access)],
+    wanted: &Wanted,
+    life: Duration,
+) -> (Batch, Effect, usize) {
+    let mut batch = Batch::default();
+    let mut effect = Effect::Renews;
+    let Some(allowed) = &wanted.allowed else {
+        return (batch, effect, wanted.open_for.len());
+    };
+    let open = states.iter().all(|(_, access)| access.open);
+    let pass = states
+        .iter()
+        .fold(allowed.clone(), |all, (_, access)| &all & &access.peers);
+    for (table, access) in states {
+        let withdrawn = &access.peers - &pass;
+        if !withdrawn.is_empty() || open != access.open {
+            effect = Effect::Changes;
+        }
+        remove(&mut batch, table, &withdrawn);
+        let renews = open && !wanted.open_for.is_empty();
+        if renews || open != access.open {
+            close(&mut batch, table);
+        }
+        if renews {
+            self::open(&mut batch, table, life);
+        }
+    }
+    let missing = if open {
+        &wanted.open_for - &pass
+    } else {
+        wanted.open_for.clone()
+    };
+    (batch, effect, missing.len())
+}
+
+fn open(batch: &mut Batch, table: &str, life: Duration) {
     const TIMEOUT: u16 = 4;
     let life_ms = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
-    let element = |key: Attributes| key.long(TIMEOUT, life_ms);
-    put(batch, Operation::NewElements, (table, peers), element);
+    let lasts = |element: Attributes| element.long(TIMEOUT, life_ms);
+    put(
+        batch,
+        Operation::NewElements,
+        (table, OPEN),
+        [lasts(key(&[UDP]))],
+    );
+}
+
+fn close(batch: &mut Batch, table: &str) {
+    put(
+        batch,
+        Operation::DeleteElements,
+        (table, OPEN),
+        [key(&[UDP])],
+    );
+}
+
+fn add(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>) {
+    let peers = peers.iter().map(|peer| key(&peer.octets()));
+    put(batch, Operation::NewElements, (table, FAST_PEERS), peers);
 }
 
 fn remove(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>) {
-    put(batch, Operation::DeleteElements, (table, peers), |key| key);
+    let peers = peers.iter().map(|peer| key(&peer.octets()));
+    put(batch, Operation::DeleteElements, (table, FAST_PEERS), peers);
+}
+
+/// An element, by its key.
+fn key(key: &[u8]) -> Attributes {
+    const KEY: u16 = 1;
+    const VALUE: u16 = 1;
+    Attributes::default().nested(KEY, &Attributes::default().bytes(VALUE, key))
 }
 
 /// One message with all of these elements (`NFTA_SET_ELEM_*`); none for none.
 fn put(
     batch: &mut Batch,
     operation: Operation,
-    (table, peers): (&str, &BTreeSet<Ipv4Addr>),
-    element: impl Fn(Attributes) -> Attributes,
+    (table, set): (&str, &str),
+    elements: impl IntoIterator<Item = Attributes>,
 ) {
     const LIST_TABLE: u16 = 1;
     const LIST_SET: u16 = 2;
     const LIST_ELEMENTS: u16 = 3;
     const ITEM: u16 = 1;
-    const KEY: u16 = 1;
-    const VALUE: u16 = 1;
-    if peers.is_empty() {
+    let mut elements = elements.into_iter().peekable();
+    if elements.peek().is_none() {
         return;
     }
-    let elements = peers.iter().fold(Attributes::default(), |all, peer| {
-        let value = Attributes::default().bytes(VALUE, &peer.octets());
-        let key = Attributes::default().nested(KEY, &value);
-        all.nested(ITEM, &element(key))
-    });
+    let item = |all: Attributes, element| all.nested(ITEM, &element);
+    let elements = elements.fold(Attributes::default(), item);
     let of_set = Attributes::default()
         .text(LIST_TABLE, table)
-        .text(LIST_SET, FAST_PEERS)
+        .text(LIST_SET, set)
         .nested(LIST_ELEMENTS, &elements);
     batch.add(operation, of_set);
 }
@@ -332,45 +437,127 @@ mod tests {
         assert!(are_live(None, &BTreeSet::new(), now));
     }
 
-    /// In a grid of 253 peers of which some have expired, a transaction for each would take
-    /// longer than the others live.
+    fn peer(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(198, 51, 100, host)
+    }
+
+    fn of(hosts: &[u8]) -> BTreeSet<Ipv4Addr> {
+        hosts.iter().copied().map(peer).collect()
+    }
+
+    fn wanted(open_for: &[u8], allowed: &[u8]) -> Wanted {
+        Wanted {
+            open_for: of(open_for),
+            allowed: Some(of(allowed)),
+        }
+    }
+
+    /// A namespace with an ordinary table that has only the sets, and access to it.
+    async fn with_both_tables(netns: &kontena_lab::Netns) -> FastPeers {
+        for line in [
+            "add table inet kontena",
+            "add set inet kontena fast_peers { type ipv4_addr ; }",
+            "add set inet kontena open { type inet_proto ; flags timeout ; }",
+        ] {
+            netns.run(&format!("nft {line}"));
+        }
+        let fast_peers = FastPeers::here().unwrap();
+        fast_peers.start_live(&BTreeSet::new()).await.unwrap();
+        fast_peers
+    }
+
+    async fn access(fast_peers: &FastPeers) -> [(bool, BTreeSet<Ipv4Addr>); 2] {
+        let socket = fast_peers.socket.lock().await;
+        NAMES.map(|table| {
+            let Access { open, peers } = socket.access(table).unwrap();
+            (open, peers)
+        })
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    }
+
     #[test]
-    fn a_renewal_is_few_transactions_whoever_has_expired() {
+    fn a_renewal_opens_nothing_and_takes_out_who_may_not_pass() {
         let (_keeper, netns) = kontena_lab::Keeper::start();
-        netns.run("nft add table inet kontena");
-        netns.run("nft add set inet kontena fast_peers { type ipv4_addr ; flags timeout ; }");
-        let peer = |host| Ipv4Addr::new(198, 51, 100, host);
-        let all: BTreeSet<_> = (1..=200).map(peer).collect();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let renewed = async {
-            let fast_peers = FastPeers::here().unwrap();
-            fast_peers.start_live(&BTreeSet::new()).await.unwrap();
-            assert_eq!(fast_peers.renew(&all, LIFE).await.unwrap(), 400);
-            fast_peers.allow(&all).await.unwrap();
-            assert_eq!(fast_peers.renew(&all, LIFE).await.unwrap(), 0);
-            for gone in [7, 9] {
-                netns.run(&format!(
-                    "nft delete element inet kontena fast_peers {{ {} }}",
-                    peer(gone)
-                ));
-            }
-            let socket = fast_peers.socket.lock().await;
-            let before = socket.nftables.generation().unwrap();
-            drop(socket);
-            assert_eq!(fast_peers.renew(&all, LIFE).await.unwrap(), 2);
-            let socket = fast_peers.socket.lock().await;
-            let after = socket.nftables.generation().unwrap();
-            assert_eq!(after - before, 2, "one for each table");
-            let [ordinary, live] = NAMES.map(|table| {
-                let there = socket.nftables.addresses(table, FAST_PEERS).unwrap();
-                BTreeSet::from_iter(there)
-            });
-            assert_eq!(&all - &ordinary, BTreeSet::from([7, 9].map(peer)));
-            assert_eq!(live, all);
+        let test = async {
+            let fast_peers = with_both_tables(&netns).await;
+            let renew = async |open_for: &[u8], allowed: &[u8]| {
+                let wanted = wanted(open_for, allowed);
+                let renewed = fast_peers.renew(move || wanted.clone(), LIFE);
+                renewed.await.unwrap()
+            };
+            assert_eq!(
+                renew(&[2, 3], &[2, 3]).await,
+                2,
+                "the ordinary table is closed"
+            );
+            fast_peers.allow(&of(&[2, 3, 4])).await.unwrap();
+            assert_eq!(renew(&[2, 3], &[2, 3, 4]).await, 0);
+            assert!(fast_peers.are_live(&of(&[2, 3])));
+            assert_eq!(
+                access(&fast_peers).await,
+                [(); 2].map(|()| (true, of(&[2, 3, 4])))
+            );
+            // Four is no longer trusted, and somebody took two out of one table.
+            netns.run("nft delete element inet kontena fast_peers { 198.51.100.2 }");
+            assert_eq!(renew(&[2, 3], &[2, 3]).await, 1);
+            assert!(!fast_peers.are_live(&of(&[2, 3])));
+            assert_eq!(
+                access(&fast_peers).await,
+                [(); 2].map(|()| (true, of(&[3])))
+            );
+            netns.run("nft delete element inet kontena open { udp }");
+            assert_eq!(renew(&[3], &[3]).await, 1);
+            // Both are closed, or a pass would find nothing to do.
+            assert_eq!(
+                access(&fast_peers).await,
+                [(); 2].map(|()| (false, of(&[3])))
+            );
+            // Also where it is open for nobody, nobody stays who may not pass.
+            assert_eq!(renew(&[], &[]).await, 0);
+            assert_eq!(
+                access(&fast_peers).await,
+                [(); 2].map(|()| (false, of(&[])))
+            );
         };
-        netns.inside(|| runtime.block_on(renewed));
+        netns.inside(|| runtime().block_on(test));
+    }
+
+    #[test]
+    fn a_filter_that_has_closed_opens_for_nobody_but_whom_it_is_opened_for() {
+        let (_keeper, netns) = kontena_lab::Keeper::start();
+        let test = async {
+            let fast_peers = with_both_tables(&netns).await;
+            fast_peers.allow(&of(&[2, 3])).await.unwrap();
+            netns.run("nft delete element inet kontena open { udp }");
+            fast_peers.allow(&of(&[3, 4])).await.unwrap();
+            let [ordinary, live] = access(&fast_peers).await;
+            assert_eq!(ordinary, (true, of(&[3, 4])));
+            assert_eq!(live, (true, of(&[2, 3, 4])));
+            fast_peers.forbid(&of(&[2, 3, 9])).await.unwrap();
+            assert_eq!(
+                access(&fast_peers).await,
+                [(); 2].map(|()| (true, of(&[4])))
+            );
+        };
+        netns.inside(|| runtime().block_on(test));
+    }
+
+    /// Each change of an element costs a notification, in a full grid 253 of them.
+    #[test]
+    fn a_renewal_changes_one_element_of_each_table() {
+        let access = |open| Access {
+            open,
+            peers: of(&[2, 3]),
+        };
+        let both = NAMES.map(|table| (table, access(true)));
+        let (batch, effect, missing) = renewal(&both, &wanted(&[2, 3], &[2, 3]), LIFE);
+        assert_eq!((batch.len(), missing), (4, 0));
+        assert!(effect == Effect::Renews);
+        let nobody_knows = Wanted::default();
+        assert_eq!(renewal(&both, &nobody_knows, LIFE).0.len(), 0);
     }
 }

@@ -4,8 +4,7 @@
 //! The VXLAN device's UDP socket takes packets from anyone, and nothing in a packet proves
 //! its sender; so this table is what keeps foreign packets out, and clear packets in. It is
 //! written in one transaction before the VXLAN device exists, and it outlives the agent; but
-//! whose packets pass expires within seconds unless a live agent renews it
-//! (`filter_lease.rs`): a dead one does not learn that a network is no longer trusted. Drops
+//! it closes for all within seconds unless a live agent keeps it open (`filter_lease.rs`): a dead one does not learn that a network is no longer trusted. Drops
 //! are counted in `dropped_in` and `dropped_out`. Whose frames the packets may carry is up
 //! to `anti_spoofing.rs`.
 //!
@@ -41,7 +40,7 @@ use crate::linux::fast_peers;
 use crate::linux::filter_frame::{
     BRIDGES, MASTERS, MASTERS_IPV6, NODES, TABLE, TCP_SERVICES, UDP_SERVICES, frame,
 };
-use crate::linux::live_table::FAST_PEERS;
+use crate::linux::live_table::{FAST_PEERS, OPEN};
 use crate::linux::nft::Elements;
 use crate::model::state::{Access, EgressPolicy, Filter, FilterState, HostServices};
 
@@ -111,13 +110,13 @@ pub(crate) async fn remove() -> Result<(), Cause> {
 }
 
 fn all_elements(filter: &Filter) -> Vec<Value> {
+    let peers = TABLE.elements(FAST_PEERS, filter.peers.iter().map(|peer| json!(peer)));
     // `nft` takes whole seconds.
     let life_s = fast_peers::LIFE.as_secs();
-    let living = |peer| json!({"elem": {"val": peer, "timeout": life_s}});
-    let peers = TABLE.elements(FAST_PEERS, filter.peers.iter().map(living));
-    let peers = peers.into_iter().collect();
+    let udp = json!({"elem": {"val": "udp", "timeout": life_s}});
+    let open = TABLE.elements(OPEN, peers.is_some().then_some(udp));
     [
-        peers,
+        peers.into_iter().chain(open).collect(),
         access_elements(&filter.access),
         egress_elements(&filter.egress),
     ]
@@ -171,9 +170,14 @@ fn contents(tunnel_subnet: InnerSubnet, tracked: bool, elements: &Elements) -> O
             udp: elements.of(UDP_SERVICES, port_of)?,
         },
     };
-    let peers = elements.of(FAST_PEERS, |element| {
-        element["elem"]["val"].as_str()?.parse().ok()
-    })?;
+    let peers = elements.of(FAST_PEERS, |peer| peer.as_str()?.parse().ok())?;
+    let open: Vec<()> = elements.of(OPEN, |_| Some(()))?;
+    // Who is in the set when it is closed, is taken out before it opens.
+    let peers = if open.is_empty() {
+        BTreeSet::new()
+    } else {
+        peers
+    };
     Some(Filter {
         tunnel_subnet,
         tracked,

@@ -9,7 +9,7 @@ use kontena_schema::address::InnerSubnet;
 use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT, WIREGUARD_PORT};
 use serde_json::{Value, json};
 
-use crate::linux::live_table::FAST_PEERS;
+use crate::linux::live_table::{FAST_PEERS, OPEN};
 use crate::linux::nft::{KONTENA, Table, count_and_drop, differs, equals, field, is_in, meta};
 use crate::model::devices::{BRIDGE, WIREGUARD};
 
@@ -73,7 +73,8 @@ pub(super) fn frame(tunnel_subnet: InnerSubnet, tracked: bool) -> Vec<Value> {
 
 fn sets() -> Vec<Value> {
     let sets = [
-        json!({"name": FAST_PEERS, "type": "ipv4_addr", "flags": ["timeout"]}),
+        json!({"name": OPEN, "type": "inet_proto", "flags": ["timeout"]}),
+        json!({"name": FAST_PEERS, "type": "ipv4_addr"}),
         json!({"name": NODES, "type": "ipv4_addr"}),
         json!({"name": TCP_SERVICES, "type": "inet_service"}),
         json!({"name": UDP_SERVICES, "type": "inet_service"}),
@@ -226,10 +227,11 @@ fn inside(peer: &str, tunnel_subnet: InnerSubnet, counter: &str) -> Vec<Vec<Valu
     passes.into_iter().chain([drop(counter)]).collect()
 }
 
-/// Clear packets of a fast peer pass.
+/// Clear packets of a fast peer pass while the filter is open.
 fn fast(peer: &str) -> Vec<Value> {
+    let open = equals(&meta("l4proto"), &set(OPEN));
     let with_peer = equals(&field("ip", peer), &set(FAST_PEERS));
-    vec![with_peer, json!({"accept": null})]
+    vec![open, with_peer, json!({"accept": null})]
 }
 
 fn hook(name: &str, rules: &[Vec<Value>]) -> Vec<Value> {

@@ -67,6 +67,15 @@ fn our_own_table_is_sound_whatever_it_counted() {
 }
 
 #[test]
+fn nobody_passes_a_table_that_has_closed() {
+    let mut objects = listed(&filter(&[2, 3]));
+    let open = |object: &&mut Value| object["set"]["name"] == OPEN;
+    let set = objects.iter_mut().find(open).unwrap();
+    set["set"].as_object_mut().unwrap().remove("elem");
+    assert_eq!(state(&objects), FilterState::Sound(filter(&[])));
+}
+
+#[test]
 fn a_table_that_lacks_anything_or_has_more_is_broken() {
     let whole = listed(&filter(&[2]));
     for missing in 1..whole.len() {

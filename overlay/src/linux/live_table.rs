@@ -6,8 +6,8 @@
 //! forwarded out of the overlay. It comes after the ordinary table, which counts, and finds something to drop
 //! only while that is missing.
 //!
-//! Every packet of a host passes it, so each hook has one rule that most packets leave at
-//! its first match.
+//! Every packet of a host passes it, so each rule is one that most packets leave at its
+//! first match.
 
 use kontena_schema::limits::VXLAN_PORT;
 
@@ -21,11 +21,38 @@ pub(super) const FAST_PEERS: &str = "fast_peers";
 const OWNER: u32 = 2;
 /// Right after the ordinary table's.
 const PRIORITY: i32 = -299;
-/// `NFT_SET_TIMEOUT`, and what `nft` calls the type `ipv4_addr`.
-const TIMEOUT: u32 = 0x10;
-const IPV4_ADDR: u32 = 7;
-/// The set's id within the transaction.
-const SET_ID: u32 = 1;
+/// Has UDP, for as long as the filter is open for fast peers; in both tables, too.
+pub(super) const OPEN: &str = "open";
+/// The protocol's number.
+pub(super) const UDP: u8 = 17;
+
+/// A set: its name, its id within the transaction, its flags, and what `nft` calls the type
+/// of its elements and how many octets that has.
+struct Set {
+    name: &'static str,
+    id: u32,
+    flags: u32,
+    kind: u32,
+    bytes: u32,
+}
+
+const SET_OF_PEERS: Set = Set {
+    name: FAST_PEERS,
+    id: 1,
+    flags: 0,
+    // `ipv4_addr`
+    kind: 7,
+    bytes: 4,
+};
+const SET_OF_OPEN: Set = Set {
+    name: OPEN,
+    id: 2,
+    // `NFT_SET_TIMEOUT`
+    flags: 0x10,
+    // `inet_proto`
+    kind: 12,
+    bytes: 1,
+};
 
 /// The hooks (`NF_INET_*`), and the offset of the other host's address in an IPv4 header.
 const HOOKS: [(&str, u32, Option<u32>); 3] = [
@@ -34,14 +61,21 @@ const HOOKS: [(&str, u32, Option<u32>); 3] = [
     ("output", 3, Some(16)),
 ];
 
-/// Creates the table, with an empty set. One that exists is of an earlier attempt.
-pub(super) fn create() -> Batch {
+/// Creates the table, with empty sets, in place of one that may exist.
+pub(super) fn create_anew() -> Batch {
     let mut batch = Batch::default();
+    // It must exist to be deleted.
     batch.add(Operation::NewTable, table());
-    batch.add(Operation::NewSet, set());
+    batch.add(Operation::DeleteTable, Attributes::default().text(1, NAME));
+    batch.add(Operation::NewTable, table());
+    for set in [SET_OF_PEERS, SET_OF_OPEN] {
+        batch.add(Operation::NewSet, self::set(&set));
+    }
     for (name, hook, peer) in HOOKS {
         batch.add(Operation::NewChain, chain(name, hook));
-        batch.add(Operation::NewRule, rule(name, peer));
+        for rule in rules(name, peer) {
+            batch.add(Operation::NewRule, rule);
+        }
     }
     batch
 }
@@ -62,7 +96,7 @@ fn table() -> Attributes {
 }
 
 /// `NFTA_SET_*`.
-fn set() -> Attributes {
+fn set(set: &Set) -> Attributes {
     const TABLE: u16 = 1;
     const NAME_OF: u16 = 2;
     const FLAGS: u16 = 3;
@@ -71,11 +105,11 @@ fn set() -> Attributes {
     const ID: u16 = 10;
     Attributes::default()
         .text(TABLE, NAME)
-        .text(NAME_OF, FAST_PEERS)
-        .number(FLAGS, TIMEOUT)
-        .number(KEY_TYPE, IPV4_ADDR)
-        .number(KEY_BYTES, 4)
-        .number(ID, SET_ID)
+        .text(NAME_OF, set.name)
+        .number(FLAGS, set.flags)
+        .number(KEY_TYPE, set.kind)
+        .number(KEY_BYTES, set.bytes)
+        .number(ID, set.id)
 }
 
 /// `NFTA_CHAIN_*`; what no rule drops passes.
@@ -96,22 +130,41 @@ fn chain(name: &str, hook: u32) -> Attributes {
         .text(KIND, "filter")
 }
 
-/// `NFTA_RULE_*`. Where a peer is at the other end, its address is matched without a check
-/// for IPv4: the VXLAN device has no other socket.
-fn rule(chain: &str, peer: Option<u32>) -> Attributes {
+/// What a chain drops. Where a peer is at the other end, its address is matched without a
+/// check for IPv4: the VXLAN device has no other socket.
+fn rules(chain: &str, peer: Option<u32>) -> Vec<Attributes> {
+    let device = if chain == "input" { IIFNAME } else { OIFNAME };
+    let all = match peer {
+        Some(at) => vec![
+            [
+                protocol_is_udp(),
+                port_is_ours(),
+                differs(device, WIREGUARD),
+                vec![meta(L4PROTO), not_in(&SET_OF_OPEN)],
+            ]
+            .concat(),
+            [
+                protocol_is_udp(),
+                port_is_ours(),
+                differs(device, WIREGUARD),
+                vec![payload(NETWORK, at, 4), not_in(&SET_OF_PEERS)],
+            ]
+            .concat(),
+        ],
+        // Containers may send to this port of each other.
+        None => vec![[protocol_is_udp(), port_is_ours(), differs(device, BRIDGE)].concat()],
+    };
+    all.into_iter().map(|what| rule(chain, what)).collect()
+}
+
+/// `NFTA_RULE_*`: drops this.
+fn rule(chain: &str, mut what: Vec<Attributes>) -> Attributes {
     const TABLE: u16 = 1;
     const CHAIN: u16 = 2;
     const EXPRESSIONS: u16 = 4;
-    let mut all = [protocol_is_udp(), port_is_ours()].concat();
-    let device = if chain == "input" { IIFNAME } else { OIFNAME };
-    match peer {
-        Some(at) => all.extend([differs(device, WIREGUARD), not_fast(at)].concat()),
-        // Containers may send to this port of each other.
-        None => all.extend(differs(device, BRIDGE)),
-    }
-    all.push(drop());
+    what.push(drop());
     let item = |all: Attributes, one: &Attributes| all.nested(1, one);
-    let expressions = all.iter().fold(Attributes::default(), item);
+    let expressions = what.iter().fold(Attributes::default(), item);
     Attributes::default()
         .text(TABLE, NAME)
         .text(CHAIN, chain)
@@ -134,7 +187,7 @@ const REGISTER: u32 = 1;
 const INTERFACE_BYTES: usize = 16;
 
 fn protocol_is_udp() -> Vec<Attributes> {
-    vec![meta(L4PROTO), compare(EQUALS, &[17])]
+    vec![meta(L4PROTO), compare(EQUALS, &[UDP])]
 }
 
 fn port_is_ours() -> Vec<Attributes> {
@@ -149,18 +202,19 @@ fn differs(device: u32, from: &str) -> Vec<Attributes> {
     vec![meta(device), compare(DIFFERS, &name)]
 }
 
-fn not_fast(at: u32) -> Vec<Attributes> {
+/// What was loaded last is not in this set.
+fn not_in(set: &Set) -> Attributes {
     const SET_OF: u16 = 1;
     const SOURCE: u16 = 2;
     const ID: u16 = 4;
     const FLAGS: u16 = 5;
     const INVERTED: u32 = 1;
     let lookup = Attributes::default()
-        .text(SET_OF, FAST_PEERS)
+        .text(SET_OF, set.name)
         .number(SOURCE, REGISTER)
-        .number(ID, SET_ID)
+        .number(ID, set.id)
         .number(FLAGS, INVERTED);
-    vec![payload(NETWORK, at, 4), expression("lookup", &lookup)]
+    expression("lookup", &lookup)
 }
 
 fn meta(key: u32) -> Attributes {

@@ -22,28 +22,31 @@ use tokio::sync::watch;
 
 use crate::isolation::{MARKER, foreign_frame};
 
-/// How long a peer's clear packets pass without a renewal.
-const ELEMENT_LIFE: Duration = Duration::from_secs(4);
+/// How long clear packets pass without a renewal.
+const OPEN_FOR: Duration = Duration::from_secs(4);
 
 /// Hosts 1 and 2 may be clear to each other, and no other.
 fn narrow() -> GridSettings {
     grid(7, &["198.51.100.1/32", "198.51.100.2/32"])
 }
 
-/// What a table has in its set of fast peers, with the seconds that each has left.
-fn fast_peers(host: &Host, table: &str) -> Vec<(String, u64)> {
-    let listed = format!("nft -j list set inet {table} fast_peers");
+fn elements(host: &Host, table: &str, set: &str) -> Vec<serde_json::Value> {
+    let listed = format!("nft -j list set inet {table} {set}");
     let listed: serde_json::Value = serde_json::from_str(&host.netns.run(&listed)).unwrap();
-    let objects = listed["nftables"].as_array().unwrap();
-    let elements = objects
-        .iter()
-        .flat_map(|object| object["set"]["elem"].as_array());
-    let element = |element: &serde_json::Value| {
-        let element = &element["elem"];
-        let left_s = element["expires"].as_u64().unwrap();
-        (element["val"].as_str().unwrap().to_owned(), left_s)
+    let objects = listed["nftables"].as_array().unwrap().iter();
+    let elements = objects.filter_map(|object| object["set"]["elem"].as_array());
+    elements.flatten().cloned().collect()
+}
+
+/// For whom a table is open, and for how many seconds; for nobody if it is closed.
+fn fast_peers(host: &Host, table: &str) -> Vec<(String, u64)> {
+    let open = elements(host, table, "open");
+    let Some(left_s) = open.first().and_then(|udp| udp["elem"]["expires"].as_u64()) else {
+        return Vec::new();
     };
-    elements.flatten().map(element).collect()
+    let peers = elements(host, table, "fast_peers").into_iter();
+    let open = |peer: serde_json::Value| (peer.as_str().unwrap().to_owned(), left_s);
+    peers.map(open).collect()
 }
 
 fn both_tables(host: &Host) -> Vec<(String, u64)> {
@@ -149,6 +152,37 @@ fn overlay_closes_for_a_peer_whose_trust_is_withdrawn_while_a_pass_hangs() {
 }
 
 #[test]
+fn overlay_closes_for_one_peer_and_stays_open_for_another_while_a_pass_hangs() {
+    let (_switch, hosts) = world(3, &trusting());
+    let [a, b, _] = &hosts[..] else {
+        unreachable!()
+    };
+    let all: Vec<&Host> = hosts.iter().collect();
+    let nft = HangingNft::of(a);
+    converge(&trusting(), &all);
+    assert_eq!(both_tables(a).len(), 4);
+    nft.hang_next_pass(a);
+    let hangs = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let pass = scope.spawn(|| {
+            let report = a.reconcile(&intent(&narrow(), a, &all));
+            hangs.store(false, Ordering::Release);
+            report
+        });
+        let second = underlay(2).to_string();
+        eventually("the third is out of both tables", || {
+            match &both_tables(a)[..] {
+                [(one, _), (other, _)] if *one == second && *other == second => Ok(()),
+                open => Err(format!("{open:?}")),
+            }
+        });
+        assert!(hangs.load(Ordering::Acquire), "the pass hangs meanwhile");
+        a.containers[0].netns.must_reach(b.containers[0].address);
+        assert!(!pass.join().unwrap().errors.is_empty(), "it was given up");
+    });
+}
+
+#[test]
 fn overlay_stays_open_for_who_is_trusted_while_a_pass_hangs() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
@@ -170,7 +204,7 @@ fn overlay_stays_open_for_who_is_trusted_while_a_pass_hangs() {
             pings += 1;
         }
         assert!(!pass.join().unwrap().errors.is_empty(), "it was given up");
-        assert!(began.elapsed() > ELEMENT_LIFE, "it hung for long");
+        assert!(began.elapsed() > OPEN_FOR, "it hung for long");
         assert!(counted(&b.netns) >= pings, "they are clear");
         assert_eq!(both_tables(a).len(), 2);
     });
@@ -186,8 +220,8 @@ fn overlay_lists_its_tables_only_if_something_has_changed() {
     let first = pass();
     assert_eq!((first.steps_applied, first.errors.len()), (0, 0));
 
-    // Renewals go on meanwhile, or the elements would have expired.
-    std::thread::sleep(ELEMENT_LIFE);
+    // Renewals go on meanwhile, or the filter would have closed.
+    std::thread::sleep(OPEN_FOR);
     assert_eq!(both_tables(a).len(), 2);
     nft.hang();
     let undisturbed = pass();
@@ -200,7 +234,7 @@ fn overlay_lists_its_tables_only_if_something_has_changed() {
     nft.go_on();
     assert!(pass().errors.is_empty());
 
-    // Elements expire, and the kernel tells nobody.
+    // The filter closes, and the kernel tells nobody.
     a.agent().0.permit(None);
     until_closed(a);
     assert!(pass().errors.is_empty());

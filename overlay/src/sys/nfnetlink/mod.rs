@@ -13,7 +13,6 @@ mod message;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +74,15 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// How many messages it has.
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub(crate) fn add(&mut self, operation: Operation, attributes: Attributes) {
         self.messages.push((operation, attributes));
     }
@@ -110,7 +118,7 @@ impl Nftables {
 
     /// Carries a batch out. It blocks for as long as the kernel does.
     pub(crate) fn send(&self, batch: &Batch) -> io::Result<()> {
-        if batch.messages.is_empty() {
+        if batch.is_empty() {
             return Ok(());
         }
         let mut codes = Vec::new();
@@ -151,8 +159,8 @@ impl Nftables {
         })
     }
 
-    /// The addresses in a set of a table of ours that have not expired.
-    pub(crate) fn addresses(&self, table: &str, set: &str) -> io::Result<Vec<Ipv4Addr>> {
+    /// The elements of a set in a table of ours that have not expired.
+    pub(crate) fn elements(&self, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
         const TABLE: u16 = 1;
         const SET: u16 = 2;
         let which = Attributes::default().text(TABLE, table).text(SET, set);
@@ -251,8 +259,8 @@ fn counter(message: Message<'_>) -> Option<(String, String, u64)> {
     Some((table?, name?, u64::from_be_bytes(packets)))
 }
 
-/// The addresses in a message with elements of a set (`NFTA_SET_ELEM_*`).
-fn elements(message: Message<'_>) -> Vec<Ipv4Addr> {
+/// The elements in a message of a set's (`NFTA_SET_ELEM_*`).
+fn elements(message: Message<'_>) -> Vec<Vec<u8>> {
     const ELEMENTS: u16 = 3;
     const KEY: u16 = 1;
     const VALUE: u16 = 1;
@@ -260,14 +268,13 @@ fn elements(message: Message<'_>) -> Vec<Ipv4Addr> {
         return Vec::new();
     }
     let inside = |bytes, kind| attributes(bytes).find(|(of, _)| *of == kind);
-    let address = |(_, element)| {
+    let key = |(_, element)| {
         let (_, key) = inside(element, KEY)?;
-        let (_, value) = inside(key, VALUE)?;
-        <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
+        inside(key, VALUE).map(|(_, value)| value.to_vec())
     };
     let lists = message.attributes().filter(|(kind, _)| *kind == ELEMENTS);
     lists
-        .flat_map(|(_, list)| attributes(list).filter_map(address))
+        .flat_map(|(_, list)| attributes(list).filter_map(key))
         .collect()
 }
 
