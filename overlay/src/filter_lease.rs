@@ -25,7 +25,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kontena_schema::ids::NodeId;
@@ -169,23 +169,22 @@ impl FilterLease {
 }
 
 impl Shared {
+    fn protected(&self) -> MutexGuard<'_, Option<Protected>> {
+        self.protected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes what was found, unless the last word is said.
     fn found(&self, new: Protected) {
-        let mut protected = self
-            .protected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let stopping = |old: &Protected| old.by == Found::Stopping;
-        if !protected.as_ref().is_some_and(stopping) {
+        let mut protected = self.protected();
+        if !is_stopping(protected.as_ref()) {
             *protected = Some(new);
         }
     }
 
     fn wanted(&self, now: Instant) -> Wanted {
-        let protected = self
-            .protected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let protected = self.protected();
         let (permitted, states) = (self.permitted.borrow(), self.states.borrow());
         wanted(protected.as_ref(), (permitted.as_ref(), &states), now)
     }
@@ -209,6 +208,9 @@ impl Shared {
         if began.elapsed() < IN_TIME {
             return;
         }
+        if is_stopping(self.protected().as_ref()) {
+            return;
+        }
         let now = self.wanted(Instant::now());
         let open_for = &before.open_for - &now.open_for;
         let late = &(allowed - &now.allowed.unwrap_or_default()) | &open_for;
@@ -226,16 +228,16 @@ impl Shared {
             Ok(FilterState::Missing | FilterState::Broken) => return,
             Err(err) => return tracing::warn!(%err, "the packet filter cannot be adopted"),
         };
-        let mut protected = self
-            .protected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        protected.get_or_insert(Protected {
+        self.protected().get_or_insert(Protected {
             peers,
             until: Instant::now() + ADOPTED_FOR,
             by: Found::Adopted,
         });
     }
+}
+
+fn is_stopping(protected: Option<&Protected>) -> bool {
+    protected.is_some_and(|protected| protected.by == Found::Stopping)
 }
 
 /// Puts the calling thread, and those that it starts, before others of the control group.
@@ -252,13 +254,19 @@ fn go_first() {
 async fn keep(shared: Arc<Shared>) {
     shared.adopt().await;
     let mut permitted = shared.permitted.clone();
+    let mut known = false;
     let mut ticks = interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            // Who is permitted for the first time may have been adopted.
-            Ok(()) = permitted.changed() => sleep(MOVED_WITHIN).await,
+            Ok(()) = permitted.changed() => {
+                // The first directory moves nobody, and who was adopted waits for it.
+                if known {
+                    sleep(MOVED_WITHIN).await;
+                }
+                known = true;
+            }
             _ = ticks.tick() => {}
             () = shared.renew_now.notified() => {}
             () = shared.fast_peers.opened() => {}
