@@ -34,6 +34,10 @@ async fn story(dir: PathBuf) {
     store.install_weavewait(&weavewait()).unwrap();
     let mut host = Host::start(directory(), store).await;
     host.assert_engine_is_free().await;
+    host.until("what a failed run left is gone", |host| {
+        host.inventory.is_empty()
+    })
+    .await;
     for left_by_a_failed_run in host.data().await {
         let removed = volumes::remove(&host.docker, &left_by_a_failed_run).await;
         removed.unwrap();
