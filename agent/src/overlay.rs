@@ -155,8 +155,11 @@ where
         let (sources, mut overlay) = (sources.clone(), overlay.clone());
         let (request_in, why) = (request_in.clone(), why.clone());
         async move {
-            opened(&mut overlay).await;
-            sources.watch(request_in, why).await;
+            // It fails when the agent stops.
+            let opened = overlay.wait_for(Option::is_some).await.is_ok();
+            if opened {
+                sources.watch(request_in, why).await;
+            }
         }
     });
     tasks.supervise("overlay", move || {
@@ -168,19 +171,6 @@ where
         }
     });
     seen
-}
-
-/// Waits until the overlay could be opened.
-async fn opened(slot: &mut OverlaySlot) -> Arc<Overlay> {
-    loop {
-        if let Some(overlay) = slot.borrow_and_update().clone() {
-            return overlay;
-        }
-        if slot.changed().await.is_err() {
-            // The agent stops.
-            return std::future::pending().await;
-        }
-    }
 }
 
 /// The overlay, which an earlier run of the task may have opened.

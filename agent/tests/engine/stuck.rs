@@ -213,6 +213,16 @@ async fn interface(docker: &Docker, id: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+async fn the_first_goes(mut host: Host, image: &str) {
+    host.change(Own {
+        gone_placements: vec![FIRST],
+        ..Own::default()
+    });
+    host.until("nothing is left", |host| host.inventory.is_empty())
+        .await;
+    host.untag(image).await;
+}
+
 /// An agent that may not open the overlay yet.
 async fn without_an_overlay(dir: PathBuf) {
     let store = Store::open(&dir).unwrap();
@@ -250,13 +260,7 @@ async fn without_an_overlay(dir: PathBuf) {
     may_open.store(true, Ordering::Release);
     let report = host.until_placement(FIRST, InstanceState::Running).await;
     assert_eq!(report.error, None);
-    host.change(Own {
-        gone_placements: vec![FIRST],
-        ..Own::default()
-    });
-    host.until("nothing is left", |host| host.inventory.is_empty())
-        .await;
-    host.untag(UNCHECKED).await;
+    the_first_goes(host, UNCHECKED).await;
 }
 
 async fn checked(dir: PathBuf) {
@@ -292,13 +296,7 @@ async fn checked(dir: PathBuf) {
     host.until_named(0).await;
     let unhealthy = |host: &HostState| host.reported.placements[&FIRST].health == Health::Unhealthy;
     host.until("it is unhealthy", unhealthy).await;
-    host.change(Own {
-        gone_placements: vec![FIRST],
-        ..Own::default()
-    });
-    host.until("nothing is left", |host| host.inventory.is_empty())
-        .await;
-    host.untag(CHECKED).await;
+    the_first_goes(host, CHECKED).await;
 }
 
 /// An image whose containers are ill and stay in their start period for long.

@@ -220,7 +220,8 @@ fn overlay_lists_its_tables_only_if_something_has_changed() {
     let first = pass();
     assert_eq!((first.steps_applied, first.errors.len()), (0, 0));
 
-    // Renewals go on meanwhile, or the filter would have closed.
+    // As long as it is open without a renewal: that time has to pass, for nothing tells of a
+    // renewal, and what is open afterwards was renewed.
     std::thread::sleep(OPEN_FOR);
     assert_eq!(both_tables(a).len(), 2);
     nft.hang();
