@@ -11,7 +11,7 @@ use kontena_schema::agent::{
     Position, Welcome,
 };
 use kontena_schema::ids::{LeaseNumber, NodeId, PlacementId, Revision, ServiceRevision};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -151,7 +151,8 @@ pub enum Leave {
 
 pub enum Command {
     Connect(Vec<InventoryEntry>),
-    Leave(Leave),
+    /// Whoever waits at the other end of the channel learns that it was obeyed.
+    Leave(Leave, oneshot::Sender<()>),
     Send(Vec<PlacementReport>),
     /// Opens another session, and then says this over the old one.
     Move(Vec<PlacementReport>),
@@ -248,10 +249,13 @@ impl Agent {
         opened.unwrap_or_else(|| panic!("agent {} finds no replica", self.engine))
     }
 
+    /// Leaves, and does not come back before it is told to: an agent that has just lost its
+    /// replica finds another one first, and leaves that.
     pub async fn leave(&self, how: Leave) {
-        self.command(Command::Leave(how)).await;
-        let left = self.until(|view| (!view.online).then_some(()), WITHIN);
-        left.await.expect("leaving takes no time");
+        let (obeyed, left) = oneshot::channel();
+        self.command(Command::Leave(how, obeyed)).await;
+        // One that has no session has nothing to leave, and drops its end.
+        let _ = timeout(WITHIN * 2, left).await.expect("leaving has an end");
     }
 
     pub async fn send(&self, reports: Vec<PlacementReport>) {

@@ -75,7 +75,7 @@ impl Runner {
                     None => return,
                     Some(Command::Connect(inventory)) => socket = self.open(inventory).await,
                     Some(
-                        Command::Leave(_) | Command::Send(_) | Command::Move(_) | Command::Restart,
+                        Command::Leave(..) | Command::Send(_) | Command::Move(_) | Command::Restart,
                     ) => {}
                 }
                 continue;
@@ -100,12 +100,13 @@ impl Runner {
         let mut socket = socket?;
         match command {
             Command::Connect(_) => Some(socket),
-            Command::Leave(how) => {
+            Command::Leave(how, obeyed) => {
                 if let Leave::Close = how {
                     let _ = timeout(OPEN_WITHIN, socket.close(None)).await;
                 }
                 drop(socket);
                 self.shared.update(|view| view.online = false);
+                let _ = obeyed.send(());
                 None
             }
             Command::Send(reports) => {
