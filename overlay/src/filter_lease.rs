@@ -4,7 +4,9 @@
 //! It does so only if the last pass that went well found all protected and clear packets of
 //! peers accepted. Each time it takes out whoever is not clear any more by the newest
 //! directory, or by what is known of the peer; both are looked at right before and wait for
-//! no pass. It opens nothing: what a pass or the clock closed stays so until a pass opens it.
+//! no pass. It lets nobody in who was taken out: that is for a pass to do. What the clock
+//! closed it opens again, by what a pass found as before; but where it was late itself, for a
+//! second it does not: what came while this process got no processor is read first.
 //!
 //! The arithmetic. The filter is open for [`LIFE`] (4 s), renewed every [`RENEW_EVERY`]
 //! (1.5 s): one renewal may fail, and a task may be 2.5 s late, before clear paths stand
@@ -29,9 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kontena_schema::ids::NodeId;
-use kontena_task::supervise;
-use tokio::runtime::Builder;
-use tokio::sync::{Notify, oneshot, watch};
+use kontena_task::{Task, supervise};
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::error::Cause;
@@ -39,6 +40,7 @@ use crate::linux::fast_peers::{FastPeers, LIFE, Wanted};
 use crate::linux::filter;
 use crate::model::peer::{Clear, Ends, PeerStates, SILENCE};
 use crate::model::state::FilterState;
+use crate::sys::priority::PriorityRuntime;
 
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
 
@@ -60,6 +62,9 @@ const PROTECTED_FOR: Duration = Duration::from_secs(90);
 /// taken out of the filter.
 const MOVED_WITHIN: Duration = Duration::from_millis(750);
 
+/// How long after a renewal that was late the filter is not opened.
+const AWAKE_FOR: Duration = Duration::from_secs(1);
+
 /// A renewal that took longer is looked at again.
 const IN_TIME: Duration = Duration::from_millis(200);
 
@@ -69,8 +74,8 @@ pub type Permitted = BTreeMap<NodeId, Ends>;
 /// The task, and what it goes by.
 pub(crate) struct FilterLease {
     shared: Arc<Shared>,
-    /// The thread ends when this is dropped.
-    _alive: oneshot::Sender<()>,
+    _task: Task,
+    _runtime: PriorityRuntime,
 }
 
 struct Shared {
@@ -101,13 +106,14 @@ enum Found {
 }
 
 impl FilterLease {
-    /// Starts the task, in a thread of its own that goes before others: on a host whose
-    /// processors are busy, a task among many may be seconds late.
+    /// Starts the task in a runtime that goes before others: on a host whose processors are
+    /// busy, a task among many may be seconds late.
     pub(crate) fn start(
+        runtime: PriorityRuntime,
         fast_peers: Arc<FastPeers>,
         permitted: watch::Receiver<Option<Permitted>>,
         states: watch::Receiver<PeerStates>,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let shared = Arc::new(Shared {
             fast_peers,
             permitted,
@@ -116,19 +122,15 @@ impl FilterLease {
             renew_now: Notify::new(),
             closed: Notify::new(),
         });
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (_alive, end) = oneshot::channel();
         let kept = Arc::clone(&shared);
-        let work = async move {
-            let _keeper = supervise("filter lease", move || keep(Arc::clone(&kept)));
-            let _ = end.await;
-        };
-        let thread = std::thread::Builder::new().name("filter-lease".to_owned());
-        thread.spawn(move || {
-            go_first();
-            runtime.block_on(work);
-        })?;
-        Ok(Self { shared, _alive })
+        let inside = runtime.handle().enter();
+        let _task = supervise("filter lease", move || keep(Arc::clone(&kept)));
+        drop(inside);
+        Self {
+            shared,
+            _task,
+            _runtime: runtime,
+        }
     }
 
     /// A pass found everything that protects paths right, and the filter open for these.
@@ -189,16 +191,22 @@ impl Shared {
         wanted(protected.as_ref(), (permitted.as_ref(), &states), now)
     }
 
-    async fn renew(self: &Arc<Self>) {
+    async fn renew(self: &Arc<Self>, may_open: bool) {
         let began = Instant::now();
         let before = self.wanted(began);
         let Some(allowed) = &before.allowed else {
             return;
         };
         let shared = Arc::clone(self);
-        let wanted = move || shared.wanted(Instant::now());
+        let wanted = move || {
+            let wanted = shared.wanted(Instant::now());
+            let reopens = wanted.reopens && may_open;
+            Wanted { reopens, ..wanted }
+        };
         match self.fast_peers.renew(wanted, LIFE).await {
             Ok(0) => {}
+            // The next one opens it, or has a pass do so.
+            Ok(_) if !may_open => {}
             Ok(missing) => {
                 tracing::debug!(missing, "the packet filter is closed for some");
                 self.closed.notify_one();
@@ -240,21 +248,13 @@ fn is_stopping(protected: Option<&Protected>) -> bool {
     protected.is_some_and(|protected| protected.by == Found::Stopping)
 }
 
-/// Puts the calling thread, and those that it starts, before others of the control group.
-fn go_first() {
-    const NICE: libc::c_int = -19;
-    // SAFETY: it takes numbers; 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
-        let err = io::Error::last_os_error();
-        tracing::debug!(%err, "the filter's lease goes before no other thread");
-    }
-}
-
 /// Renews for ever.
 async fn keep(shared: Arc<Shared>) {
     shared.adopt().await;
     let mut permitted = shared.permitted.clone();
     let mut known = false;
+    let mut last = Instant::now();
+    let mut awake_since = last;
     let mut ticks = interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -271,7 +271,11 @@ async fn keep(shared: Arc<Shared>) {
             () = shared.renew_now.notified() => {}
             () = shared.fast_peers.opened() => {}
         }
-        shared.renew().await;
+        if last.elapsed() >= LIFE {
+            awake_since = Instant::now();
+        }
+        last = Instant::now();
+        shared.renew(awake_since.elapsed() >= AWAKE_FOR).await;
     }
 }
 
@@ -297,12 +301,14 @@ fn wanted(
     Wanted {
         open_for: protected.map_or_else(BTreeSet::new, |protected| &clear & &protected.peers),
         allowed: Some(clear),
+        reopens: protected.is_some_and(|protected| protected.by == Found::ByAPass),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::fast_peers::TURN_WITHIN;
     use crate::model::peer::PeerState;
 
     fn underlay(host: u8) -> Ipv4Addr {
@@ -349,8 +355,7 @@ mod tests {
         let is = |wanted: Wanted, open_for: &[u8], allowed: &[u8]| {
             let [open_for, allowed] =
                 [open_for, allowed].map(|hosts| hosts.iter().copied().map(underlay).collect());
-            let allowed = Some(allowed);
-            assert_eq!(wanted, Wanted { open_for, allowed });
+            assert_eq!((wanted.open_for, wanted.allowed), (open_for, Some(allowed)));
         };
         let (all, nobody) = (Some(&permitted), Some(&Permitted::new()));
         let protected = Some(&protected);
@@ -377,6 +382,10 @@ mod tests {
     #[test]
     fn a_renewal_may_fail_once_and_what_is_withdrawn_ends_in_time() {
         assert!(RENEW_EVERY * 2 < LIFE);
+        assert!(
+            RENEW_EVERY + TURN_WITHIN < LIFE,
+            "a program that hangs closes nothing"
+        );
         assert!(RENEW_EVERY + MOVED_WITHIN < LIFE);
         assert!(LIFE + IN_TIME < Duration::from_secs(5));
         assert!(LIFE.subsec_nanos() == 0, "nft takes whole seconds");

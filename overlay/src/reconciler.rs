@@ -35,6 +35,7 @@ use crate::plan::step::Step;
 use crate::plan::{plan, plan_removal};
 use crate::statistics::path;
 use crate::sys::netlink::{Namespace, Netlink};
+use crate::sys::priority::PriorityRuntime;
 
 /// The overlay of this host.
 ///
@@ -95,25 +96,30 @@ impl Overlay {
 
     /// The same, where it is known what encrypts paths.
     pub fn encrypted_by(by: &EncryptedBy) -> Result<Self, OverlayError> {
-        let fast_peers = FastPeers::here().map_err(no_namespace)?;
-        Self::with(by, fast_peers)
+        Self::with(by, |fast_peers| fast_peers)
     }
 
     /// The same, as on a kernel that lets anybody take our packet filter away (Linux
     /// before 5.12).
     pub fn without_live_table(by: &EncryptedBy) -> Result<Self, OverlayError> {
-        let fast_peers = FastPeers::here().map_err(no_namespace)?;
-        Self::with(by, fast_peers.without_live_table())
+        Self::with(by, FastPeers::without_live_table)
     }
 
-    fn with(by: &EncryptedBy, fast_peers: FastPeers) -> Result<Self, OverlayError> {
+    fn with(
+        by: &EncryptedBy,
+        as_on_this_kernel: impl FnOnce(FastPeers) -> FastPeers,
+    ) -> Result<Self, OverlayError> {
         let failed = no_namespace;
+        let filter = PriorityRuntime::start("packet-filter")
+            .map_err(Cause::io("the packet filter's thread"))
+            .map_err(failed)?;
+        let fast_peers = FastPeers::here(filter.handle()).map_err(failed)?;
         let namespace = Namespace::here().map_err(failed)?;
         let netlink = Netlink::here()
             .map_err(Cause::io("netlink"))
             .map_err(failed)?;
         let peers = PeerManager::new(by.control().map_err(failed)?);
-        let fast_peers = Arc::new(fast_peers);
+        let fast_peers = Arc::new(as_on_this_kernel(fast_peers));
         let (permitted, newest) = watch::channel(None);
         Ok(Self {
             netlink,
@@ -122,9 +128,7 @@ impl Overlay {
             tables: TableReader::here().map_err(failed)?,
             drops: Drops::here().map_err(failed)?,
             one_pass: Mutex::default(),
-            lease: FilterLease::start(Arc::clone(&fast_peers), newest, peers.states())
-                .map_err(Cause::io("the filter lease's thread"))
-                .map_err(failed)?,
+            lease: FilterLease::start(filter, Arc::clone(&fast_peers), newest, peers.states()),
             fast_peers,
             permitted,
             removals: Mutex::new(Removals::here().map_err(failed)?),

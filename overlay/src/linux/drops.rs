@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
 use crate::error::Cause;
@@ -61,7 +62,7 @@ impl Drops {
             counters.extend(nftables.counters(PORTS)?);
             Ok(counters)
         };
-        in_thread(&self.nftables, read).await
+        in_thread(&Handle::current(), &self.nftables, read).await
     }
 }
 

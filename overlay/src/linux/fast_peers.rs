@@ -9,9 +9,8 @@
 //! `fast_peers` has who may be clear, and `open` one element with a timeout: without it
 //! nobody's packets pass, so whatever hangs, the kernel closes the filter. It is renewed by
 //! deleting and adding it in one transaction: adding an existing one changes nothing on
-//! kernels before 6.12, and one that is gone cannot be deleted, so a renewal never opens what
-//! the timeout closed. The same transaction takes out whoever may not be clear any more. A
-//! filter that is closed is emptied by the transaction that opens it.
+//! kernels before 6.12. The same transaction takes out whoever may not be clear any more, so
+//! what the timeout closed opens for nobody else. A renewal never lets anybody in.
 //!
 //! Each change of an element is told to everybody who listens, which costs more than the
 //! change. So the timeout is one element's, not every peer's.
@@ -25,17 +24,21 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
-use tokio::task::spawn_blocking;
 
 use crate::error::Cause;
 use crate::linux::live_table::{self, FAST_PEERS, OPEN, UDP};
 use crate::linux::nft::KONTENA;
 use crate::model::state::LiveTable;
 use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation, in_thread};
+use crate::sys::turn;
 
 /// How long clear packets pass without a renewal. `filter_lease.rs` has the arithmetic.
 pub(crate) const LIFE: Duration = Duration::from_secs(4);
+
+/// How long a change waits for a program that writes to the packet filter and may hang.
+pub(crate) const TURN_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often a change is tried while what it changes goes under it.
 const ATTEMPTS: usize = 3;
@@ -44,6 +47,8 @@ const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
 /// Access to both sets.
 pub(crate) struct FastPeers {
+    /// Where batches are sent.
+    runtime: Handle,
     /// One batch at a time; one that hangs blocks all others.
     socket: Arc<Mutex<Socket>>,
     /// Who all was there at the last renewal, and when it began.
@@ -128,11 +133,13 @@ impl Socket {
 }
 
 impl FastPeers {
-    /// The packet filter of the calling thread's network namespace.
-    pub(crate) fn here() -> Result<Self, Cause> {
+    /// The packet filter of the calling thread's network namespace, changed by threads of
+    /// this runtime.
+    pub(crate) fn here(runtime: &Handle) -> Result<Self, Cause> {
         let nftables = Nftables::open().map_err(Cause::io("the packet filter's socket"))?;
         let renewals = 0;
         Ok(Self {
+            runtime: runtime.clone(),
             socket: Arc::new(Mutex::new(Socket { nftables, renewals })),
             renewed: StdMutex::default(),
             live: AtomicU8::new(LiveTable::Missing as u8),
@@ -230,8 +237,8 @@ impl FastPeers {
     }
 
     /// Takes out whoever may not pass, and keeps the filter open for `life` for the rest, if
-    /// it is to be; returns how many of those for whom do not pass, which stays so. What is
-    /// wanted is asked for right before each transaction.
+    /// it is to be; returns how many of those for whom do not pass. What is wanted is asked
+    /// for right before each transaction.
     pub(crate) async fn renew(
         &self,
         wanted: impl Fn() -> Wanted + Send + 'static,
@@ -265,8 +272,10 @@ impl FastPeers {
         &self,
         change: impl Fn(&[(&'static str, Access)]) -> (Batch, Effect, T) + Send + 'static,
     ) -> Result<T, Cause> {
+        let _turn = turn::take_within(TURN_WITHIN).await;
         let tables = self.tables();
-        in_thread(&self.socket, move |socket| socket.change(tables, change)).await
+        let change = move |socket: &mut Socket| socket.change(tables, change);
+        in_thread(&self.runtime, &self.socket, change).await
     }
 
     fn tables(&self) -> &'static [&'static str] {
@@ -281,14 +290,16 @@ impl FastPeers {
     /// does not tell.
     pub(crate) async fn revision(&self) -> Option<u32> {
         let socket = Arc::clone(&self.socket).try_lock_owned().ok()?;
-        let asked = spawn_blocking(move || socket.revision()).await.ok()?;
+        let asked = self.runtime.spawn_blocking(move || socket.revision());
+        let asked = asked.await.ok()?;
         asked
             .inspect_err(|err| tracing::debug!(%err, "the ruleset's generation is not known"))
             .ok()
     }
 
     async fn send(&self, batch: Batch, effect: Effect) -> Result<(), Cause> {
-        in_thread(&self.socket, move |socket| socket.send(&batch, effect)).await
+        let send = move |socket: &mut Socket| socket.send(&batch, effect);
+        in_thread(&self.runtime, &self.socket, send).await
     }
 }
 
@@ -316,11 +327,12 @@ pub(crate) struct Wanted {
     /// Who may pass at all: a pass under way may have let in some more of those, and is not to
     /// be undone. None while nobody knows.
     pub(crate) allowed: Option<BTreeSet<Ipv4Addr>>,
+    /// Whether what has closed opens again.
+    pub(crate) reopens: bool,
 }
 
 /// Takes out whoever may not pass any more, keeps the filter open for the rest, and counts
-/// who of those does not pass. What is open in one table only is closed in both, so that a
-/// pass sees it and opens both.
+/// who of those does not pass. What stays closed in one table is closed in both.
 fn renewal(
     states: &[(&'static str, Access)],
     wanted: &Wanted,
@@ -331,25 +343,25 @@ fn renewal(
     let Some(allowed) = &wanted.allowed else {
         return (batch, effect, wanted.open_for.len());
     };
-    let open = states.iter().all(|(_, access)| access.open);
+    let all_open = states.iter().all(|(_, access)| access.open);
+    let opens = !wanted.open_for.is_empty() && (all_open || wanted.reopens);
     let pass = states
         .iter()
         .fold(allowed.clone(), |all, (_, access)| &all & &access.peers);
     for (table, access) in states {
         let withdrawn = &access.peers - &pass;
-        if !withdrawn.is_empty() || open != access.open {
+        if !withdrawn.is_empty() || !all_open {
             effect = Effect::Changes;
         }
         remove(&mut batch, table, &withdrawn);
-        let renews = open && !wanted.open_for.is_empty();
-        if renews || open != access.open {
+        if access.open && (opens || !all_open) {
             close(&mut batch, table);
         }
-        if renews {
-            self::open(&mut batch, table, life);
+        if opens {
+            open(&mut batch, table, life);
         }
     }
-    let missing = if open {
+    let missing = if all_open || opens {
         &wanted.open_for - &pass
     } else {
         wanted.open_for.clone()

@@ -28,6 +28,7 @@ fn wanted(open_for: &[u8], allowed: &[u8]) -> Wanted {
     Wanted {
         open_for: of(open_for),
         allowed: Some(of(allowed)),
+        reopens: false,
     }
 }
 
@@ -40,7 +41,7 @@ async fn with_both_tables(netns: &kontena_lab::Netns) -> FastPeers {
     ] {
         netns.run(&format!("nft {line}"));
     }
-    let fast_peers = FastPeers::here().unwrap();
+    let fast_peers = FastPeers::here(&Handle::current()).unwrap();
     fast_peers.start_live(&BTreeSet::new()).await.unwrap();
     fast_peers
 }
@@ -59,7 +60,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_renewal_opens_nothing_and_takes_out_who_may_not_pass() {
+fn a_renewal_lets_nobody_in_and_takes_out_who_may_not_pass() {
     let (_keeper, netns) = kontena_lab::Keeper::start();
     let test = async {
         let fast_peers = with_both_tables(&netns).await;
@@ -95,6 +96,7 @@ fn a_renewal_opens_nothing_and_takes_out_who_may_not_pass() {
             access(&fast_peers).await,
             [(); 2].map(|()| (false, of(&[3])))
         );
+        assert!(!fast_peers.are_live(&of(&[3])));
         // Also where it is open for nobody, nobody stays who may not pass.
         assert_eq!(renew(&[], &[]).await, 0);
         assert_eq!(
@@ -120,6 +122,47 @@ fn a_filter_that_has_closed_opens_for_nobody_but_whom_it_is_opened_for() {
         assert_eq!(
             access(&fast_peers).await,
             [(); 2].map(|()| (true, of(&[4])))
+        );
+    };
+    netns.inside(|| runtime().block_on(test));
+}
+
+#[test]
+fn a_renewal_may_open_what_has_closed_for_who_may_still_pass() {
+    let (_keeper, netns) = kontena_lab::Keeper::start();
+    let test = async {
+        let fast_peers = with_both_tables(&netns).await;
+        fast_peers.allow(&of(&[2, 3])).await.unwrap();
+        let before = fast_peers.revision().await;
+        let renew = async |open_for: &[u8], allowed: &[u8]| {
+            let reopens = true;
+            let wanted = Wanted {
+                reopens,
+                ..wanted(open_for, allowed)
+            };
+            let renewed = fast_peers.renew(move || wanted.clone(), LIFE);
+            renewed.await.unwrap()
+        };
+        assert_eq!(renew(&[2, 3], &[2, 3]).await, 0);
+        assert_eq!(fast_peers.revision().await, before, "nothing has changed");
+        netns.run("nft delete element inet kontena open { udp }");
+        let closed = fast_peers.revision().await;
+        assert_eq!(
+            renew(&[2, 9], &[2, 9]).await,
+            1,
+            "a pass lets the other one in"
+        );
+        assert_ne!(fast_peers.revision().await, closed, "it is listed anew");
+        assert_eq!(
+            access(&fast_peers).await,
+            [(); 2].map(|()| (true, of(&[2])))
+        );
+        // Open for nobody is closed.
+        netns.run("nft delete element inet kontena open { udp }");
+        assert_eq!(renew(&[], &[2]).await, 0);
+        assert_eq!(
+            access(&fast_peers).await,
+            [(); 2].map(|()| (false, of(&[2])))
         );
     };
     netns.inside(|| runtime().block_on(test));

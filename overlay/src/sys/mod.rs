@@ -5,4 +5,6 @@ pub(crate) mod netlink;
 pub(crate) mod nfnetlink;
 pub(crate) mod notifications;
 pub(crate) mod packet;
+pub(crate) mod priority;
 pub(crate) mod program;
+pub(crate) mod turn;

@@ -6,17 +6,13 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::Mutex;
 
 use crate::error::Cause;
+use crate::sys::priority::go_first;
+use crate::sys::turn;
 
 /// They answer in milliseconds; `iptables` may wait for its lock.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-
-/// One at a time in this agent: a change that waits in the kernel for another one of its
-/// namespace, or for the end of who made it, keeps all namespaces from theirs. One that is
-/// given up is not waited for.
-static TURN: Mutex<()> = Mutex::const_new(());
 
 /// What a program advertised.
 pub(crate) struct Answer {
@@ -35,7 +31,8 @@ pub(crate) async fn run(
         program,
         message: error.to_string(),
     };
-    let _turn = TURN.lock().await;
+    // One that is given up is not waited for.
+    let _turn = turn::take().await;
     let mut child = Command::new(program)
         .args(args)
         .env("LC_ALL", "C")
@@ -45,6 +42,7 @@ pub(crate) async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
+    child.id().into_iter().for_each(go_first);
     let stdin = child.stdin.take();
     let answer = async {
         if let Some(mut stdin) = stdin {

@@ -18,9 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, recv, sendto};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use message::Attributes;
 use message::{
@@ -217,19 +219,23 @@ impl Nftables {
     }
 }
 
-/// Uses a socket in a thread that may wait, one at a time.
+/// Uses a socket in a thread of this runtime that may wait, one at a time. The runtime's
+/// also is who waits for its turn: one that got it and no processor keeps it from all others.
 pub(crate) async fn in_thread<S: Send + 'static, T: Send + 'static>(
+    runtime: &Handle,
     socket: &Arc<Mutex<S>>,
     used: impl FnOnce(&mut S) -> io::Result<T> + Send + 'static,
 ) -> Result<T, Cause> {
     let late = |_| Cause::Kernel(io::ErrorKind::TimedOut.into());
-    let done = async {
-        let mut socket = Arc::clone(socket).lock_owned().await;
+    let socket = Arc::clone(socket);
+    let done = async move {
+        let mut socket = socket.lock_owned().await;
         spawn_blocking(move || used(&mut socket)).await
     };
+    let done = AbortOnDropHandle::new(runtime.spawn(done));
     match timeout(ANSWER_WITHIN, done).await.map_err(late)? {
-        Ok(done) => done.map_err(Cause::Kernel),
-        Err(panicked) => Err(Cause::Netlink(panicked.to_string())),
+        Ok(Ok(done)) => done.map_err(Cause::Kernel),
+        Ok(Err(failed)) | Err(failed) => Err(Cause::Netlink(failed.to_string())),
     }
 }
 
