@@ -51,4 +51,4 @@ pub use peer::encryption::EncryptedBy;
 pub use peer::table::Health;
 pub use ping::Echoes;
 pub use process::Process;
-pub use reconciler::{Overlay, OverlayReport};
+pub use reconciler::{Disturbance, Overlay, OverlayReport};

@@ -57,6 +57,15 @@ pub struct Overlay {
     _listener: Task,
 }
 
+/// Why a pass is due though nothing new is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    /// Somebody removed a device of ours or our packet filter.
+    Removed,
+    /// The packet filter is closed for peers for whom it should be open.
+    Closed,
+}
+
 /// What a pass left to the next one.
 #[derive(Default)]
 struct Passed {
@@ -192,13 +201,12 @@ impl Overlay {
         });
     }
 
-    /// Waits until a pass is due at once: somebody removed a device of ours or our packet
-    /// filter, or that closed by itself for a peer for whom it is to be open.
-    pub async fn disturbed(&self) {
+    /// Waits until a pass is due though nothing new is asked for.
+    pub async fn disturbed(&self) -> Disturbance {
         let mut removals = self.removals.lock().await;
         tokio::select! {
-            () = removals.next() => {}
-            () = self.lease.closed() => {}
+            () = removals.next() => Disturbance::Removed,
+            () = self.lease.closed() => Disturbance::Closed,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::model::intent::{OverlayIntent, OwnState};
 use crate::model::pace::extra_intervals;
 use crate::model::peer::PeerStates;
 use crate::model::request::{Membership, OverlayState, Request};
-use crate::reconciler::{Overlay, OverlayReport};
+use crate::reconciler::{Disturbance, Overlay, OverlayReport};
 
 /// How often everything is looked at even if nothing asked for it.
 const TICK: Duration = Duration::from_secs(10);
@@ -88,6 +88,8 @@ struct Converger {
     carried_out: Option<OverlayIntent>,
     /// When it did, if all went well, and how long it took.
     passed: Option<(Instant, Duration)>,
+    /// The packet filter was found closed for somebody since.
+    closed: bool,
     /// How many passes in a row had errors, of the same request.
     failures: u32,
     /// When the next pass is due after an error.
@@ -114,6 +116,7 @@ impl Converger {
             applied: Revision::ZERO,
             carried_out: None,
             passed: None,
+            closed: false,
             failures: 0,
             retry_at: None,
             peers_due: None,
@@ -139,10 +142,16 @@ impl Converger {
                     }
                 }
                 () = sleep_until(retry_at.into()), if self.retry_at.is_some() => {}
-                () = self.overlay.disturbed() => {
+                disturbance = self.overlay.disturbed() => match disturbance {
                     // What others fail at must not delay this.
-                    (self.passed, self.failures) = (None, 0);
-                }
+                    Disturbance::Removed => (self.passed, self.failures) = (None, 0),
+                    Disturbance::Closed => {
+                        self.closed = true;
+                        if self.clearing_can_wait() {
+                            continue;
+                        }
+                    }
+                },
                 _ = ticks.tick() => {}
             }
             self.pass().await;
@@ -156,21 +165,27 @@ impl Converger {
         let Some(intent) = &self.carried_out else {
             return false;
         };
-        let now = Instant::now();
-        let count = intent.peers.len();
         if intent.suits(&peers) {
-            let times = extra_intervals(count).saturating_add(1);
+            let times = extra_intervals(intent.peers.len()).saturating_add(1);
             self.peers_due
-                .get_or_insert(now + PEERS_REPORTED_AFTER * times);
+                .get_or_insert(Instant::now() + PEERS_REPORTED_AFTER * times);
             return true;
         }
         // What is to be encrypted waits for nobody.
-        let after = self
-            .passed
-            .map(|(at, took)| at + cleared_after(took, count));
-        let Some(after) = after.filter(|after| *after > now && !intent.is_urgent(&peers)) else {
+        let is_urgent = intent.is_urgent(&peers);
+        drop(peers);
+        !is_urgent && self.clearing_can_wait()
+    }
+
+    /// Whether peers that are to be clear need no pass yet: each costs as much as all do.
+    fn clearing_can_wait(&mut self) -> bool {
+        let (Some((at, took)), Some(intent)) = (self.passed, &self.carried_out) else {
             return false;
         };
+        let after = at + cleared_after(took, intent.peers.len());
+        if after <= Instant::now() {
+            return false;
+        }
         self.retry_at = Some(self.retry_at.map_or(after, |at| at.min(after)));
         true
     }
@@ -219,6 +234,7 @@ impl Converger {
             return;
         }
         let began = Instant::now();
+        self.closed = false;
         let report = self.overlay.reconcile(intent).await;
         log(&report);
         if report.errors.is_empty() && self.applied != revision {
@@ -243,7 +259,8 @@ impl Converger {
         let (Some((at, _)), Some(carried_out)) = (self.passed, &self.carried_out) else {
             return false;
         };
-        at.elapsed() < TICK * extra_intervals(intent.peers.len())
+        !self.closed
+            && at.elapsed() < TICK * extra_intervals(intent.peers.len())
             && self.overlay.encrypts()
             && intent.asks_the_same(carried_out)
             && carried_out.suits(&self.peers.borrow())

@@ -272,7 +272,7 @@ impl FastPeers {
         &self,
         change: impl Fn(&[(&'static str, Access)]) -> (Batch, Effect, T) + Send + 'static,
     ) -> Result<T, Cause> {
-        let _turn = turn::take_within(TURN_WITHIN).await;
+        let _turn = turn::take_unless_one_hangs(TURN_WITHIN).await;
         let tables = self.tables();
         let change = move |socket: &mut Socket| socket.change(tables, change);
         in_thread(&self.runtime, &self.socket, change).await

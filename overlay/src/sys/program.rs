@@ -32,7 +32,7 @@ pub(crate) async fn run(
         message: error.to_string(),
     };
     // One that is given up is not waited for.
-    let _turn = turn::take().await;
+    let turn = turn::take().await;
     let mut child = Command::new(program)
         .args(args)
         .env("LC_ALL", "C")
@@ -42,7 +42,10 @@ pub(crate) async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
-    child.id().into_iter().for_each(go_first);
+    if let Some(id) = child.id() {
+        go_first(id);
+        turn.is_of(id);
+    }
     let stdin = child.stdin.take();
     let answer = async {
         if let Some(mut stdin) = stdin {

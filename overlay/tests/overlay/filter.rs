@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kontena_overlay::{Membership, OverlayState, Request, task};
+use kontena_overlay::{Disturbance, Membership, OverlayState, Request, task};
 use kontena_overlay_lab::{
     BOUND, Host, converge, count, counted, dropped, eventually, forger, grid, intent,
     remove_filter, trusting, underlay, world,
@@ -404,7 +404,7 @@ fn overlay_is_woken_by_a_device_that_is_removed_and_not_by_those_of_others() {
     }
 }
 
-/// A renewal opens nothing.
+/// A renewal lets nobody in.
 #[test]
 fn overlay_renews_nobody_who_was_taken_out() {
     let (_switch, hosts) = world(3, &trusting());
@@ -432,7 +432,8 @@ fn overlay_renews_nobody_who_was_taken_out() {
     // A pass is asked for, and opens it.
     let (overlay, runtime) = a.agent();
     let woken = async { tokio::time::timeout(BOUND, overlay.disturbed()).await };
-    runtime.block_on(woken).expect("a pass is due");
+    let woken = runtime.block_on(woken).expect("a pass is due");
+    assert_eq!(woken, Disturbance::Closed);
     let all: Vec<&Host> = hosts.iter().collect();
     converge(&trusting(), &all);
     assert!(left(out).is_some());

@@ -67,7 +67,7 @@ impl Mender {
         let mut peers = overlay.peers();
         loop {
             tokio::select! {
-                () = overlay.disturbed() => {}
+                _ = overlay.disturbed() => {}
                 Ok(()) = peers.changed() => {}
             }
             let states = peers.borrow_and_update().clone();
