@@ -22,7 +22,12 @@ pub(crate) struct PriorityRuntime {
 impl PriorityRuntime {
     /// Starts it in the network namespace of the calling thread.
     pub(crate) fn start(name: &str) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        // A thread that waits is started by whoever has something for it to do.
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .thread_name(name)
+            .on_thread_start(|| go_first(0))
+            .build()?;
         let handle = runtime.handle().clone();
         let (_alive, end) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name(name.to_owned());

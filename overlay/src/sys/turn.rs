@@ -36,9 +36,9 @@ pub(crate) async fn take() -> Turn {
 }
 
 /// Waits for the others; none if after so long one hangs, but not in the kernel.
-pub(crate) async fn take_unless_one_hangs(patience: Duration) -> Option<Turn> {
+pub(crate) async fn take_unless_one_hangs(after: Duration) -> Option<Turn> {
     loop {
-        match timeout(patience, take()).await {
+        match timeout(after, take()).await {
             Ok(turn) => return Some(turn),
             Err(_) if is_in_kernel(PROGRAM.load(Ordering::Acquire)) => {}
             Err(_) => return None,
