@@ -54,6 +54,11 @@ async fn access(fast_peers: &FastPeers) -> [(bool, BTreeSet<Ipv4Addr>); 2] {
     })
 }
 
+async fn renewed(fast_peers: &FastPeers, wanted: Wanted) -> usize {
+    let renewed = fast_peers.renew(move || wanted.clone(), LIFE);
+    renewed.await.unwrap()
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap()
@@ -65,9 +70,7 @@ fn a_renewal_lets_nobody_in_and_takes_out_who_may_not_pass() {
     let test = async {
         let fast_peers = with_both_tables(&netns).await;
         let renew = async |open_for: &[u8], allowed: &[u8]| {
-            let wanted = wanted(open_for, allowed);
-            let renewed = fast_peers.renew(move || wanted.clone(), LIFE);
-            renewed.await.unwrap()
+            renewed(&fast_peers, wanted(open_for, allowed)).await
         };
         assert_eq!(
             renew(&[2, 3], &[2, 3]).await,
@@ -135,13 +138,11 @@ fn a_renewal_may_open_what_has_closed_for_who_may_still_pass() {
         fast_peers.allow(&of(&[2, 3])).await.unwrap();
         let before = fast_peers.revision().await;
         let renew = async |open_for: &[u8], allowed: &[u8]| {
-            let reopens = true;
             let wanted = Wanted {
-                reopens,
+                reopens: true,
                 ..wanted(open_for, allowed)
             };
-            let renewed = fast_peers.renew(move || wanted.clone(), LIFE);
-            renewed.await.unwrap()
+            renewed(&fast_peers, wanted).await
         };
         assert_eq!(renew(&[2, 3], &[2, 3]).await, 0);
         assert_eq!(fast_peers.revision().await, before, "nothing has changed");

@@ -15,7 +15,9 @@ static TURN: Mutex<()> = Mutex::const_new(());
 /// The program whose turn it is; 0 if it is none's.
 static PROGRAM: AtomicU32 = AtomicU32::new(0);
 
-pub(crate) struct Turn(#[allow(dead_code)] MutexGuard<'static, ()>);
+pub(crate) struct Turn {
+    _guard: MutexGuard<'static, ()>,
+}
 
 impl Turn {
     /// It is this program's.
@@ -32,7 +34,8 @@ impl Drop for Turn {
 
 /// Waits for the others, each of which has an end.
 pub(crate) async fn take() -> Turn {
-    Turn(TURN.lock().await)
+    let _guard = TURN.lock().await;
+    Turn { _guard }
 }
 
 /// Waits for the others; none if after so long one hangs, but not in the kernel.
