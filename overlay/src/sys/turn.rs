@@ -16,7 +16,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 static PROGRAM: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) struct Turn {
-    _guard: MutexGuard<'static, ()>,
+    _held: MutexGuard<'static, ()>,
 }
 
 impl Turn {
@@ -34,8 +34,8 @@ impl Drop for Turn {
 
 /// Waits for the others, each of which has an end.
 pub(crate) async fn take() -> Turn {
-    let _guard = TURN.lock().await;
-    Turn { _guard }
+    let _held = TURN.lock().await;
+    Turn { _held }
 }
 
 /// Waits for the others; none if after so long one hangs, but not in the kernel.
