@@ -98,12 +98,12 @@ impl Shared {
             return;
         };
         let now = Instant::now();
-        let of = |peer: &Peer| peer.tunnel_address() == message.from;
+        let of = |peers: &PeerTable| peers.at_tunnel_address(message.from);
         self.receive_from(of, |peer| peer.receive_heartbeat(heartbeat, now), now);
     }
 
     pub(crate) fn receive_path_probe(&self, received: &ReceivedPathProbe) {
-        let of = |peer: &Peer| peer.mac() == received.from;
+        let of = |peers: &PeerTable| peers.at_mac(received.from);
         self.receive_from(
             of,
             |peer| peer.receive_path_probe(received.path_probe),
@@ -115,12 +115,15 @@ impl Shared {
     /// whether it accepts the message.
     fn receive_from(
         &self,
-        of: impl Fn(&Peer) -> bool,
+        of: impl FnOnce(&PeerTable) -> Option<NodeId>,
         receive: impl FnOnce(&mut Peer) -> bool,
         now: Instant,
     ) {
         let mut peers = self.lock();
-        if let Some((node, state)) = peers.receive(of, receive, now) {
+        let Some(node) = of(&peers) else {
+            return;
+        };
+        if let Some(state) = peers.receive(node, receive, now) {
             // In a large grid, one peer changes far more often than all are updated.
             self.states.send_if_modified(|states| {
                 let before = states.insert(node, state);

@@ -2,11 +2,12 @@
 //!
 //! The caller holds a lock for as long as a call takes: no await, no disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use kontena_schema::ids::NodeId;
+use kontena_schema::mac::Mac;
 use kontena_sleeve::PeerStatus;
 
 use crate::model::pace::extra_intervals;
@@ -33,6 +34,10 @@ pub type PeerStates = BTreeMap<NodeId, PeerState>;
 pub(crate) struct PeerTable {
     pub(crate) transports: Transports,
     peers: BTreeMap<NodeId, Peer>,
+    /// Whose tunnel address and whose MAC it is: a node in a full grid gets dozens of messages
+    /// a second.
+    by_tunnel_address: HashMap<Ipv4Addr, NodeId>,
+    by_mac: HashMap<Mac, NodeId>,
     hold_down: HoldDown,
     /// When all peers were last updated.
     updated: Option<Instant>,
@@ -59,6 +64,8 @@ impl PeerTable {
                 run: fastrand::u32(..),
             },
             peers: BTreeMap::new(),
+            by_tunnel_address: HashMap::new(),
+            by_mac: HashMap::new(),
             hold_down: HoldDown::default(),
             updated: None,
         }
@@ -83,6 +90,9 @@ impl PeerTable {
             }
             self.peers.insert(node, peer);
         }
+        let nodes = || self.peers.iter();
+        self.by_tunnel_address = nodes().map(|(&n, p)| (p.tunnel_address(), n)).collect();
+        self.by_mac = nodes().map(|(&n, p)| (p.mac(), n)).collect();
         self.update(now);
     }
 
@@ -180,22 +190,32 @@ impl PeerTable {
         changed
     }
 
-    /// Passes a message to the peer that `of` selects; returns the peer's state if it changed.
+    /// The peer that has this tunnel address.
+    pub(crate) fn at_tunnel_address(&self, address: Ipv4Addr) -> Option<NodeId> {
+        self.by_tunnel_address.get(&address).copied()
+    }
+
+    /// The peer that has this MAC.
+    pub(crate) fn at_mac(&self, mac: Mac) -> Option<NodeId> {
+        self.by_mac.get(&mac).copied()
+    }
+
+    /// Passes a message to a peer; returns the peer's state if it changed.
     pub(crate) fn receive(
         &mut self,
-        of: impl Fn(&Peer) -> bool,
+        node: NodeId,
         receive: impl FnOnce(&mut Peer) -> bool,
         now: Instant,
-    ) -> Option<(NodeId, PeerState)> {
+    ) -> Option<PeerState> {
         let round = self.round(now);
-        let (&node, peer) = self.peers.iter_mut().find(|(_, peer)| of(peer))?;
+        let peer = self.peers.get_mut(&node)?;
         if !receive(peer) {
             return None;
         }
         let encrypted = self.transports.encrypted.as_ref();
         let status = encrypted.and_then(|encrypted| encrypted.status_of(peer.tunnel_address()));
         let changed = round.update((&self.transports, &mut self.hold_down), peer, status);
-        changed.then(|| (node, peer.state()))
+        changed.then(|| peer.state())
     }
 }
 
