@@ -44,7 +44,7 @@ pub(crate) async fn run(
         .map_err(failed)?;
     if let Some(id) = child.id() {
         go_first(id);
-        turn.is_of(id);
+        turn.give_to(id);
     }
     let stdin = child.stdin.take();
     let answer = async {

@@ -20,8 +20,8 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// It is this program's.
-    pub(crate) fn is_of(&self, program: u32) {
+    /// Says which program runs meanwhile.
+    pub(crate) fn give_to(&self, program: u32) {
         PROGRAM.store(program, Ordering::Release);
     }
 }
@@ -72,20 +72,21 @@ mod tests {
             .arg("60")
             .spawn()
             .unwrap();
-        one.is_of(hangs.id());
-        assert!(take_unless_one_hangs(soon).await.is_none());
+        one.give_to(hangs.id());
+        let goes_ahead = take_unless_one_hangs(soon).await.is_none();
         // This one runs for ever.
         let mut runs = std::process::Command::new("sh")
             .args(["-c", "while :; do :; done"])
             .spawn()
             .unwrap();
-        one.is_of(runs.id());
+        one.give_to(runs.id());
         let waits = take_unless_one_hangs(soon);
         let in_vain = timeout(Duration::from_millis(50), waits).await;
         for program in [&mut hangs, &mut runs] {
             program.kill().unwrap();
             program.wait().unwrap();
         }
+        assert!(goes_ahead);
         assert!(in_vain.is_err(), "it waits");
         drop(one);
         // Others of this process may have it for a moment.
