@@ -231,7 +231,7 @@ impl Shared {
 
     /// What a former run of the agent left is as it was, until a pass has seen it.
     async fn adopt(&self) {
-        let peers = match filter::observe().await {
+        let peers = match filter::observe(&self.fast_peers.present().await).await {
             Ok(FilterState::Sound(filter)) => filter.peers,
             Ok(FilterState::Missing | FilterState::Broken) => return,
             Err(err) => return tracing::warn!(%err, "the packet filter cannot be adopted"),

@@ -22,12 +22,14 @@ use kontena_schema::mac::Mac;
 use serde_json::{Value, json};
 
 use crate::error::Cause;
-use crate::linux::nft::{Elements, KONTENA, Table, count_and_drop, differs, equals, field};
+use crate::linux::nft::{
+    Elements, Family, KONTENA, Present, Table, count_and_drop, differs, equals, field,
+};
 use crate::model::devices::VXLAN;
 use crate::model::state::AntiSpoofingState;
 
 const TABLE: Table = Table {
-    family: "netdev",
+    family: Family::Netdev,
     name: KONTENA,
 };
 const CHAIN: &str = "ingress";
@@ -39,8 +41,8 @@ const DROPPED_ARP: &str = "dropped_arp";
 const PRIORITY: i64 = -300;
 
 /// Reads our table.
-pub(crate) async fn observe() -> Result<AntiSpoofingState, Cause> {
-    TABLE.observe(&frame(), senders).await
+pub(crate) async fn observe(present: &Present) -> Result<AntiSpoofingState, Cause> {
+    TABLE.observe(present, &frame(), senders).await
 }
 
 /// Writes our whole table, for these senders. The VXLAN device must exist.

@@ -29,7 +29,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::error::Cause;
 use crate::linux::live_table::{self, FAST_PEERS, OPEN, UDP};
-use crate::linux::nft::KONTENA;
+use crate::linux::nft::{KONTENA, Present};
 use crate::model::state::LiveTable;
 use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation, in_thread};
 use crate::sys::turn;
@@ -63,9 +63,19 @@ type Renewed = (BTreeSet<Ipv4Addr>, Instant);
 
 struct Socket {
     nftables: Nftables,
-    /// How many generations of the ruleset were renewals, which change nothing that is
-    /// listed.
+    /// How many generations of the ruleset were transactions of this socket, and how many of
+    /// those were renewals.
+    transactions: u32,
     renewals: u32,
+}
+
+/// Numbers that change with the namespace's ruleset, whoever changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision {
+    /// With every transaction but renewals, which change nothing that is listed.
+    pub(crate) all: u32,
+    /// With what may change other tables than the two here.
+    pub(crate) other_tables: u32,
 }
 
 /// What a transaction does to what is listed.
@@ -87,6 +97,7 @@ impl Socket {
             return Ok(());
         }
         self.nftables.send(batch)?;
+        self.transactions = self.transactions.wrapping_add(1);
         if effect == Effect::Renews {
             self.renewals = self.renewals.wrapping_add(1);
         }
@@ -127,8 +138,12 @@ impl Socket {
         Err(gone)
     }
 
-    fn revision(&self) -> io::Result<u32> {
-        Ok(self.nftables.generation()?.wrapping_sub(self.renewals))
+    fn revision(&self) -> io::Result<Revision> {
+        let generation = self.nftables.generation()?;
+        Ok(Revision {
+            all: generation.wrapping_sub(self.renewals),
+            other_tables: generation.wrapping_sub(self.transactions),
+        })
     }
 }
 
@@ -137,10 +152,14 @@ impl FastPeers {
     /// this runtime.
     pub(crate) fn here(runtime: &Handle) -> Result<Self, Cause> {
         let nftables = Nftables::open().map_err(Cause::io("the packet filter's socket"))?;
-        let renewals = 0;
+        let socket = Socket {
+            nftables,
+            transactions: 0,
+            renewals: 0,
+        };
         Ok(Self {
             runtime: runtime.clone(),
-            socket: Arc::new(Mutex::new(Socket { nftables, renewals })),
+            socket: Arc::new(Mutex::new(socket)),
             renewed: StdMutex::default(),
             live: AtomicU8::new(LiveTable::Missing as u8),
             opened: Notify::new(),
@@ -209,7 +228,8 @@ impl FastPeers {
                     remove(&mut batch, table, &(&access.peers - &peers));
                     open(&mut batch, table, LIFE);
                 }
-                add(&mut batch, table, &peers);
+                // What changes nothing makes no generation, and would be counted as one.
+                add(&mut batch, table, &(&peers - &access.peers));
             }
             (batch, Effect::Changes, ())
         })
@@ -285,15 +305,27 @@ impl FastPeers {
         }
     }
 
-    /// A number that changes with every transaction in the namespace, whoever's it is, but
-    /// renewals. None if it is not known: a transaction of ours is under way, or the kernel
-    /// does not tell.
-    pub(crate) async fn revision(&self) -> Option<u32> {
+    /// None if it is not known: a transaction of ours is under way, or the kernel does not
+    /// tell.
+    pub(crate) async fn revision(&self) -> Option<Revision> {
+        self.ask(Socket::revision).await
+    }
+
+    /// The namespace's tables, as far as they are known without waiting.
+    pub(crate) async fn present(&self) -> Present {
+        Present(self.ask(|socket| socket.nftables.tables()).await)
+    }
+
+    /// Asks the kernel what it tells at once. None while a transaction of ours is under way.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Socket) -> io::Result<T> + Send + 'static,
+    ) -> Option<T> {
         let socket = Arc::clone(&self.socket).try_lock_owned().ok()?;
-        let asked = self.runtime.spawn_blocking(move || socket.revision());
-        let asked = asked.await.ok()?;
-        asked
-            .inspect_err(|err| tracing::debug!(%err, "the ruleset's generation is not known"))
+        let asked = self.runtime.spawn_blocking(move || question(&socket));
+        let answer = asked.await.ok()?;
+        answer
+            .inspect_err(|err| tracing::debug!(%err, "the kernel tells nothing of the ruleset"))
             .ok()
     }
 

@@ -183,3 +183,39 @@ fn a_renewal_changes_one_element_of_each_table() {
     let nobody_knows = Wanted::default();
     assert_eq!(renewal(&both, &nobody_knows, LIFE).0.len(), 0);
 }
+
+#[test]
+fn what_changes_fast_peers_changes_no_other_table() {
+    let (_keeper, netns) = kontena_lab::Keeper::start();
+    let test = async {
+        let fast_peers = with_both_tables(&netns).await;
+        let revision = async || fast_peers.revision().await.unwrap();
+        let before = revision().await;
+        fast_peers.allow(&of(&[2, 3])).await.unwrap();
+        let allowed = revision().await;
+        assert_ne!(allowed.all, before.all);
+        assert_eq!(allowed.other_tables, before.other_tables);
+        // They pass already: the kernel counts nothing, and neither may we.
+        fast_peers.allow(&of(&[3])).await.unwrap();
+        assert_eq!(revision().await, allowed);
+        fast_peers.forbid(&of(&[3])).await.unwrap();
+        assert_eq!(revision().await.other_tables, before.other_tables);
+        netns.run("nft add table netdev firewall");
+        assert_ne!(revision().await.other_tables, before.other_tables);
+    };
+    netns.inside(|| runtime().block_on(test));
+}
+
+#[test]
+fn the_kernel_tells_which_tables_are_there() {
+    let (_keeper, netns) = kontena_lab::Keeper::start();
+    let test = async {
+        let fast_peers = with_both_tables(&netns).await;
+        netns.run("nft add table netdev firewall");
+        let Present(tables) = fast_peers.present().await;
+        let all = [(1, KONTENA), (1, live_table::NAME), (5, "firewall")];
+        let all = all.map(|(family, name)| (family, name.to_owned()));
+        assert_eq!(tables, Some(all.into()));
+    };
+    netns.inside(|| runtime().block_on(test));
+}

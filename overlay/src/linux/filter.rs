@@ -41,7 +41,7 @@ use crate::linux::filter_frame::{
     BRIDGES, MASTERS, MASTERS_IPV6, NODES, TABLE, TCP_SERVICES, UDP_SERVICES, frame,
 };
 use crate::linux::live_table::{FAST_PEERS, OPEN};
-use crate::linux::nft::Elements;
+use crate::linux::nft::{Elements, Present};
 use crate::model::state::{Access, EgressPolicy, Filter, FilterState, HostServices};
 
 /// Whether the kernel tracks connections in the calling thread's namespace.
@@ -51,8 +51,8 @@ pub(crate) fn tracks_connections() -> bool {
 }
 
 /// Reads our table.
-pub(crate) async fn observe() -> Result<FilterState, Cause> {
-    let listing = TABLE.list().await?;
+pub(crate) async fn observe(present: &Present) -> Result<FilterState, Cause> {
+    let listing = TABLE.list(present).await?;
     Ok(listing.map_or(FilterState::Missing, |listing| state(&listing)))
 }
 

@@ -10,11 +10,13 @@ use kontena_schema::limits::{PROBE_PORT, VXLAN_PORT, WIREGUARD_PORT};
 use serde_json::{Value, json};
 
 use crate::linux::live_table::{FAST_PEERS, OPEN};
-use crate::linux::nft::{KONTENA, Table, count_and_drop, differs, equals, field, is_in, meta};
+use crate::linux::nft::{
+    Family, KONTENA, Table, count_and_drop, differs, equals, field, is_in, meta,
+};
 use crate::model::devices::{BRIDGE, WIREGUARD};
 
 pub(super) const TABLE: Table = Table {
-    family: "inet",
+    family: Family::Inet,
     name: KONTENA,
 };
 /// The overlay addresses of other nodes.

@@ -33,6 +33,11 @@ pub(crate) async fn observe() -> Result<Forwarding, Cause> {
     Ok(parse(&listings))
 }
 
+/// Whether all of it is among what the kernel numbers the generations of.
+pub(crate) fn is_counted() -> bool {
+    matches!(legacy_is_used(), Ok(false))
+}
+
 /// Inserts our rule at the head of a chain.
 pub(crate) async fn allow(place: ForwardPlace) -> Result<(), Cause> {
     change("-I", place).await

@@ -22,10 +22,38 @@ pub(crate) const PORTS: &str = "kontena_ports";
 /// some versions of `nft`.
 const CHANGING: [&str; 4] = ["handle", "packets", "bytes", "dev"];
 
+/// The family of a table, `NFPROTO_*`.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(crate) enum Family {
+    Inet = 1,
+    Netdev = 5,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Netdev => "netdev",
+        }
+    }
+}
+
+/// Which tables there are; none if the kernel did not tell. A program to list a table that is
+/// not there costs as much as any.
+pub(crate) struct Present(pub(crate) Option<BTreeSet<(u8, String)>>);
+
+impl Present {
+    fn may_have(&self, table: Table) -> bool {
+        let has = |all: &BTreeSet<_>| all.contains(&(table.family as u8, table.name.to_owned()));
+        self.0.as_ref().is_none_or(has)
+    }
+}
+
 /// A table of ours.
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
-    pub(crate) family: &'static str,
+    pub(crate) family: Family,
     pub(crate) name: &'static str,
 }
 
@@ -34,17 +62,22 @@ impl Table {
     /// hold, and returns none if it cannot.
     pub(crate) async fn observe<T>(
         self,
+        present: &Present,
         frame: &[Value],
         elements: impl FnOnce(&Elements) -> Option<T>,
     ) -> Result<TableState<T>, Cause> {
-        let listing = self.list().await?;
+        let listing = self.list(present).await?;
         let state = |listing| self.state(&listing, frame, elements);
         Ok(listing.map_or(TableState::Missing, state))
     }
 
     /// The listing of the table; none if there is no table.
-    pub(crate) async fn list(self) -> Result<Option<Value>, Cause> {
-        let answer = run("nft", &["-j", "list", "table", self.family, self.name], &[]).await?;
+    pub(crate) async fn list(self, present: &Present) -> Result<Option<Value>, Cause> {
+        if !present.may_have(self) {
+            return Ok(None);
+        }
+        let which = ["-j", "list", "table", self.family.name(), self.name];
+        let answer = run("nft", &which, &[]).await?;
         if answer.ok {
             return Ok(Some(
                 serde_json::from_slice(&answer.stdout).unwrap_or_default(),
@@ -99,7 +132,7 @@ impl Table {
 
     /// An object in the table, as `nft` takes it and shows it.
     pub(crate) fn object(self, kind: &str, mut body: Value) -> Value {
-        body["family"] = json!(self.family);
+        body["family"] = json!(self.family.name());
         body["table"] = json!(self.name);
         json!({kind: body})
     }
@@ -116,7 +149,7 @@ impl Table {
     }
 
     pub(crate) fn itself(self) -> Value {
-        json!({"table": {"family": self.family, "name": self.name}})
+        json!({"table": {"family": self.family.name(), "name": self.name}})
     }
 
     fn whole(self, frame: &[Value]) -> Vec<Value> {

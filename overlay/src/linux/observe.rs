@@ -18,9 +18,9 @@ use netlink_packet_route::route::{
 use crate::error::{Cause, OverlayError};
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::fdb;
+use crate::linux::filter;
 use crate::linux::port_filter::Chains;
 use crate::linux::tables::TableReader;
-use crate::linux::{filter, forwarding};
 use crate::model::devices::{CONTAINER_INTERFACE, Link};
 use crate::model::intent::Attachment;
 use crate::model::state::{
@@ -50,15 +50,14 @@ pub(crate) async fn observe(
     let Host { netlink, paths, .. } = host;
     let mut unseen = Vec::new();
     // In a large grid each takes a while.
-    let (tables, forwarding, links, device) = tokio::join!(
+    let (tables, links, device) = tokio::join!(
         host.tables.read(host.fast_peers),
-        forwarding::observe(),
         Links::read(netlink),
         paths.look(),
     );
     let tables = tables?;
     let links = links.map_err(OverlayError::unread("the interfaces"))?;
-    let forwarding = forwarding.map_err(|cause| {
+    let forwarding = tables.forwarding.map_err(|cause| {
         let error = OverlayError::unread("the forwarding rules")(cause);
         unseen.push(Unseen {
             placement: None,

@@ -25,12 +25,12 @@ use kontena_schema::limits::OVERLAY_MTU;
 use serde_json::{Value, json};
 
 use crate::error::Cause;
-use crate::linux::nft::{PORTS, Table, count_and_drop, equals, field, objects};
+use crate::linux::nft::{Family, PORTS, Present, Table, count_and_drop, equals, field, objects};
 use crate::model::devices::Link;
 use crate::model::state::{MulticastLimit, PortFilter};
 
 const TABLE: Table = Table {
-    family: "netdev",
+    family: Family::Netdev,
     name: PORTS,
 };
 const DROPPED_SOURCE: &str = "dropped_source";
@@ -59,8 +59,8 @@ pub(crate) struct Hooked {
 pub(crate) type Chains = BTreeMap<PlacementId, Option<Hooked>>;
 
 /// Reads our table; none where there is no table.
-pub(crate) async fn observe() -> Result<Option<Chains>, Cause> {
-    let listing = TABLE.list().await?;
+pub(crate) async fn observe(present: &Present) -> Result<Option<Chains>, Cause> {
+    let listing = TABLE.list(present).await?;
     Ok(listing.as_ref().map(chains))
 }
 

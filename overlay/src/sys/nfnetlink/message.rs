@@ -131,6 +131,11 @@ impl<'a> Message<'a> {
         self.flags & FLAG_INTERRUPTED != 0
     }
 
+    /// `NFPROTO_*`.
+    pub(super) fn family(self) -> Option<u8> {
+        self.body.first().copied()
+    }
+
     pub(super) fn attributes(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         attributes(self.body.get(HEADERS - HEADER..).unwrap_or_default())
     }

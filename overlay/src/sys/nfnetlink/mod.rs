@@ -11,7 +11,7 @@
 
 mod message;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -39,6 +39,8 @@ const FLAG_CREATE: u16 = 0x400;
 /// `NLM_F_DUMP`.
 const FLAG_DUMP: u16 = 0x300;
 /// `NFT_MSG_*` of what is asked for, and of the answers.
+const NEW_TABLE: u8 = 0;
+const GET_TABLE: u16 = 1;
 const NEW_ELEMENTS: u8 = 12;
 const GET_ELEMENTS: u16 = 13;
 const NEW_GENERATION: u8 = 15;
@@ -147,6 +149,14 @@ impl Nftables {
         generation.map(u32::from_be_bytes).ok_or_else(no_answer)
     }
 
+    /// The tables of all families, each with its family's number.
+    pub(crate) fn tables(&self) -> io::Result<BTreeSet<(u8, String)>> {
+        let request = request((GET_TABLE, FLAG_DUMP), ANY, &Attributes::default());
+        self.dump(&request, |all: &mut BTreeSet<_>, answer| {
+            all.extend(present_table(answer));
+        })
+    }
+
     /// How many packets the counters of the tables of this name counted since they were
     /// written, by name.
     pub(crate) fn counters(&self, table: &str) -> io::Result<BTreeMap<String, u64>> {
@@ -241,6 +251,12 @@ pub(crate) async fn in_thread<S: Send + 'static, T: Send + 'static>(
 
 fn no_answer() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
+}
+
+fn present_table(message: Message<'_>) -> Option<(u8, String)> {
+    let (operation, name) = table(message)?;
+    let family = message.family()?;
+    (operation == NEW_TABLE).then_some((family, name))
 }
 
 /// The table, the name and the packets of a counter.
