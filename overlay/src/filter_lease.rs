@@ -253,8 +253,7 @@ async fn keep(shared: Arc<Shared>) {
     shared.adopt().await;
     let mut permitted = shared.permitted.clone();
     let mut known = false;
-    let mut last = Instant::now();
-    let mut awake_since = last;
+    let mut awake = Awake::since(Instant::now());
     let mut ticks = interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -271,11 +270,32 @@ async fn keep(shared: Arc<Shared>) {
             () = shared.renew_now.notified() => {}
             () = shared.fast_peers.opened() => {}
         }
-        if last.elapsed() >= LIFE {
-            awake_since = Instant::now();
+        let may_open = awake.may_open(Instant::now());
+        shared.renew(may_open).await;
+    }
+}
+
+/// Since when renewals have come in time.
+struct Awake {
+    since: Instant,
+    last: Instant,
+}
+
+impl Awake {
+    fn since(now: Instant) -> Self {
+        Self {
+            since: now,
+            last: now,
         }
-        last = Instant::now();
-        shared.renew(awake_since.elapsed() >= AWAKE_FOR).await;
+    }
+
+    /// Notes a renewal; whether it may open what the clock closed.
+    fn may_open(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.last) >= LIFE {
+            self.since = now;
+        }
+        self.last = now;
+        now.saturating_duration_since(self.since) >= AWAKE_FOR
     }
 }
 
@@ -377,6 +397,19 @@ mod tests {
         let two = BTreeSet::from([underlay(2)]);
         let wanted = wanted(Some(&protected), known, now);
         assert_eq!((wanted.open_for, wanted.allowed), (two.clone(), Some(two)));
+    }
+
+    #[test]
+    fn a_renewal_that_was_late_opens_nothing_and_a_later_one_does() {
+        let start = Instant::now();
+        let mut awake = Awake::since(start);
+        let mut at = |after: Duration| awake.may_open(start + after);
+        assert!(!at(Duration::ZERO));
+        assert!(at(RENEW_EVERY));
+        assert!(!at(RENEW_EVERY + LIFE), "what came meanwhile is not read");
+        // Whatever asks for a renewal: time has to pass.
+        assert!(!at(RENEW_EVERY + LIFE + AWAKE_FOR / 2));
+        assert!(at(RENEW_EVERY * 2 + LIFE));
     }
 
     #[test]
