@@ -20,6 +20,8 @@ use crate::linux::drops::Drops;
 use crate::linux::fast_peers::FastPeers;
 use crate::linux::observe::{Host, observe};
 use crate::linux::removals::Removals;
+use crate::linux::removed_devices::RemovedDevices;
+use crate::linux::ruleset::Ruleset;
 use crate::linux::tables::TableReader;
 use crate::model::intent::{Attachment, OverlayIntent, PeerIntent, Reach};
 use crate::model::peer::{Clear, PeerStates};
@@ -122,7 +124,9 @@ impl Overlay {
         let filter = PriorityRuntime::start("packet-filter")
             .map_err(Cause::io("the packet filter's thread"))
             .map_err(failed)?;
-        let fast_peers = FastPeers::here(filter.handle()).map_err(failed)?;
+        let ruleset = Arc::new(Ruleset::here(filter.handle()).map_err(failed)?);
+        let fast_peers = FastPeers::of(Arc::clone(&ruleset));
+        let devices = Arc::new(RemovedDevices::here().map_err(failed)?);
         let namespace = Namespace::here().map_err(failed)?;
         let netlink = Netlink::here()
             .map_err(Cause::io("netlink"))
@@ -134,13 +138,18 @@ impl Overlay {
             netlink,
             namespace,
             encryption: by.encryption(),
-            tables: TableReader::here().map_err(failed)?,
+            tables: TableReader::of(Arc::clone(&ruleset), Arc::clone(&devices)),
             drops: Drops::here().map_err(failed)?,
             one_pass: Mutex::default(),
-            lease: FilterLease::start(filter, Arc::clone(&fast_peers), newest, peers.states()),
+            lease: FilterLease::start(
+                filter,
+                (ruleset, Arc::clone(&fast_peers)),
+                newest,
+                peers.states(),
+            ),
             fast_peers,
             permitted,
-            removals: Mutex::new(Removals::here().map_err(failed)?),
+            removals: Mutex::new(Removals::here(devices).map_err(failed)?),
             peers,
             _listener: supervise("reachability-listener", listener::keep_open),
         })

@@ -21,17 +21,18 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 
 use crate::error::Cause;
-use crate::linux::live_table::{self, FAST_PEERS, OPEN, UDP};
-use crate::linux::nft::{KONTENA, Present};
+use crate::linux::access::{self, Access, Accesses, Known, add, close, is_missing, open, remove};
+use crate::linux::live_table;
+use crate::linux::nft::KONTENA;
+use crate::linux::ruleset::{Effect, Ruleset, Socket};
 use crate::model::state::LiveTable;
-use crate::sys::nfnetlink::{Attributes, Batch, Nftables, Operation, in_thread};
+use crate::sys::nfnetlink::Batch;
 use crate::sys::turn;
 
 /// How long clear packets pass without a renewal. `filter_lease.rs` has the arithmetic.
@@ -47,12 +48,11 @@ const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
 /// Access to both sets.
 pub(crate) struct FastPeers {
-    /// Where batches are sent.
-    runtime: Handle,
-    /// One batch at a time; one that hangs blocks all others.
-    socket: Arc<Mutex<Socket>>,
+    ruleset: Arc<Ruleset>,
+    /// What the last change read or left.
+    known: Arc<Mutex<Option<Known>>>,
     /// Who all was there at the last renewal, and when it began.
-    renewed: StdMutex<Option<Renewed>>,
+    renewed: Mutex<Option<Renewed>>,
     /// The state of the live table, as a [`LiveTable`].
     live: AtomicU8,
     /// Somebody was let in, by a decision that may have been kept waiting.
@@ -61,109 +61,18 @@ pub(crate) struct FastPeers {
 
 type Renewed = (BTreeSet<Ipv4Addr>, Instant);
 
-struct Socket {
-    nftables: Nftables,
-    /// How many generations of the ruleset were transactions of this socket, and how many of
-    /// those were renewals.
-    transactions: u32,
-    renewals: u32,
-}
-
-/// Numbers that change with the namespace's ruleset, whoever changes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Revision {
-    /// With every transaction but renewals, which change nothing that is listed.
-    pub(crate) all: u32,
-    /// With what may change other tables than the two here.
-    pub(crate) other_tables: u32,
-}
-
-/// What a transaction does to what is listed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Effect {
-    Changes,
-    Renews,
-}
-
-/// Who passes a table.
-struct Access {
-    open: bool,
-    peers: BTreeSet<Ipv4Addr>,
-}
-
-impl Socket {
-    fn send(&mut self, batch: &Batch, effect: Effect) -> io::Result<()> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.nftables.send(batch)?;
-        self.transactions = self.transactions.wrapping_add(1);
-        if effect == Effect::Renews {
-            self.renewals = self.renewals.wrapping_add(1);
-        }
-        Ok(())
-    }
-
-    /// What the sets of a table have; it is closed where there is no table.
-    fn access(&self, table: &str) -> io::Result<Access> {
-        let elements = |set| match self.nftables.elements(table, set) {
-            Err(error) if is_missing(&error) => Ok(Vec::new()),
-            elements => elements,
-        };
-        let open = !elements(OPEN)?.is_empty();
-        let address = |key: Vec<u8>| <[u8; 4]>::try_from(key).ok().map(Ipv4Addr::from);
-        let peers = elements(FAST_PEERS)?.into_iter().filter_map(address);
-        Ok(Access {
-            open,
-            peers: peers.collect(),
-        })
-    }
-
-    /// Sends what follows from the tables' state, again where that changes meanwhile.
-    fn change<T>(
-        &mut self,
-        tables: &'static [&'static str],
-        change: impl Fn(&[(&'static str, Access)]) -> (Batch, Effect, T),
-    ) -> io::Result<T> {
-        let mut gone = io::Error::from_raw_os_error(libc::ENOENT);
-        for _ in 0..ATTEMPTS {
-            let state = |table: &&'static str| Ok((*table, self.access(table)?));
-            let states: Vec<_> = tables.iter().map(state).collect::<io::Result<_>>()?;
-            let (batch, effect, value) = change(&states);
-            match self.send(&batch, effect) {
-                Err(error) if is_missing(&error) => gone = error,
-                sent => return sent.map(|()| value),
-            }
-        }
-        Err(gone)
-    }
-
-    fn revision(&self) -> io::Result<Revision> {
-        let generation = self.nftables.generation()?;
-        Ok(Revision {
-            all: generation.wrapping_sub(self.renewals),
-            other_tables: generation.wrapping_sub(self.transactions),
-        })
-    }
-}
+/// What is to be done, and what that does to what is listed.
+type Change = (Batch, Effect);
 
 impl FastPeers {
-    /// The packet filter of the calling thread's network namespace, changed by threads of
-    /// this runtime.
-    pub(crate) fn here(runtime: &Handle) -> Result<Self, Cause> {
-        let nftables = Nftables::open().map_err(Cause::io("the packet filter's socket"))?;
-        let socket = Socket {
-            nftables,
-            transactions: 0,
-            renewals: 0,
-        };
-        Ok(Self {
-            runtime: runtime.clone(),
-            socket: Arc::new(Mutex::new(socket)),
-            renewed: StdMutex::default(),
+    pub(crate) fn of(ruleset: Arc<Ruleset>) -> Self {
+        Self {
+            ruleset,
+            known: Arc::default(),
+            renewed: Mutex::default(),
             live: AtomicU8::new(LiveTable::Missing as u8),
             opened: Notify::new(),
-        })
+        }
     }
 
     /// The same, as on a kernel without tables that have an owner.
@@ -231,7 +140,7 @@ impl FastPeers {
                 // What changes nothing makes no generation, and would be counted as one.
                 add(&mut batch, table, &(&peers - &access.peers));
             }
-            (batch, Effect::Changes, ())
+            ((batch, Effect::Changes), ())
         })
         .await?;
         self.opened.notify_one();
@@ -251,7 +160,7 @@ impl FastPeers {
             for (table, access) in states {
                 remove(&mut batch, table, &(&access.peers & &peers));
             }
-            (batch, Effect::Changes, ())
+            ((batch, Effect::Changes), ())
         })
         .await
     }
@@ -267,8 +176,8 @@ impl FastPeers {
         let began = Instant::now();
         let renewed = self.change(move |states| {
             let wanted = wanted();
-            let (batch, effect, missing) = renewal(states, &wanted, life);
-            (batch, effect, (wanted.open_for, missing))
+            let (change, missing) = renewal(states, &wanted, life);
+            (change, (wanted.open_for, missing))
         });
         let renewed = renewed.await;
         let all = matches!(renewed, Ok((_, 0)));
@@ -290,12 +199,16 @@ impl FastPeers {
 
     async fn change<T: Send + 'static>(
         &self,
-        change: impl Fn(&[(&'static str, Access)]) -> (Batch, Effect, T) + Send + 'static,
+        change: impl Fn(&[(&'static str, Access)]) -> (Change, T) + Send + 'static,
     ) -> Result<T, Cause> {
         let _turn = turn::take_unless_one_hangs(TURN_WITHIN).await;
         let tables = self.tables();
-        let change = move |socket: &mut Socket| socket.change(tables, change);
-        in_thread(&self.runtime, &self.socket, change).await
+        let known = Arc::clone(&self.known);
+        let change = move |socket: &mut Socket| {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            change_in(socket, (tables, &mut known), change)
+        };
+        self.ruleset.change(change).await
     }
 
     fn tables(&self) -> &'static [&'static str] {
@@ -305,45 +218,64 @@ impl FastPeers {
         }
     }
 
-    /// None if it is not known: a transaction of ours is under way, or the kernel does not
-    /// tell.
-    pub(crate) async fn revision(&self) -> Option<Revision> {
-        self.ask(Socket::revision).await
-    }
-
-    /// The namespace's tables, as far as they are known without waiting.
-    pub(crate) async fn present(&self) -> Present {
-        Present(self.ask(|socket| socket.nftables.tables()).await)
-    }
-
-    /// Asks the kernel what it tells at once. None while a transaction of ours is under way.
-    async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&Socket) -> io::Result<T> + Send + 'static,
-    ) -> Option<T> {
-        let socket = Arc::clone(&self.socket).try_lock_owned().ok()?;
-        let asked = self.runtime.spawn_blocking(move || question(&socket));
-        let answer = asked.await.ok()?;
-        answer
-            .inspect_err(|err| tracing::debug!(%err, "the kernel tells nothing of the ruleset"))
-            .ok()
-    }
-
     async fn send(&self, batch: Batch, effect: Effect) -> Result<(), Cause> {
         let send = move |socket: &mut Socket| socket.send(&batch, effect);
-        in_thread(&self.runtime, &self.socket, send).await
+        self.ruleset.change(send).await
     }
+}
+
+/// Sends what follows from what the tables hold, again where that changes meanwhile.
+fn change_in<T>(
+    socket: &mut Socket,
+    (tables, known): (&'static [&'static str], &mut Option<Known>),
+    change: impl Fn(&[(&'static str, Access)]) -> (Change, T),
+) -> io::Result<T> {
+    let mut gone = io::Error::from_raw_os_error(libc::ENOENT);
+    for _ in 0..ATTEMPTS {
+        let now = read_unless_known(socket, tables, known.take())?;
+        let began = Instant::now();
+        let ((batch, effect), value) = change(&now.accesses);
+        match socket.send(&batch, effect) {
+            Ok(()) => {
+                *known = match effect {
+                    _ if batch.is_empty() => Some(now),
+                    Effect::Renews(life) => Some(now.renewed(began + life)),
+                    Effect::Changes => None,
+                };
+                return Ok(value);
+            }
+            Err(error) if is_missing(&error) => gone = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(gone)
+}
+
+/// What the tables hold.
+fn read_unless_known(
+    socket: &Socket,
+    tables: &'static [&'static str],
+    known: Option<Known>,
+) -> io::Result<Known> {
+    let generation = socket.nftables.generation()?;
+    let now = Instant::now();
+    if let Some(known) = known.filter(|known| known.holds(tables, generation, now)) {
+        return Ok(known);
+    }
+    let read = |table: &&'static str| Ok((*table, access::read(&socket.nftables, table)?));
+    let accesses = tables.iter().map(read).collect::<io::Result<Accesses>>()?;
+    Ok(Known {
+        generation,
+        accesses,
+        // It is not asked for how long it is open.
+        open_until: now,
+    })
 }
 
 fn are_live(renewed: Option<&Renewed>, peers: &BTreeSet<Ipv4Addr>, now: Instant) -> bool {
     let live =
         |(all, at): &Renewed| all.is_superset(peers) && now.saturating_duration_since(*at) < LIFE;
     peers.is_empty() || renewed.is_some_and(live)
-}
-
-/// Whether the kernel says that something does not exist.
-fn is_missing(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOENT)
 }
 
 fn lacks_owners(error: &io::Error) -> bool {
@@ -365,15 +297,11 @@ pub(crate) struct Wanted {
 
 /// Takes out whoever may not pass any more, keeps the filter open for the rest, and counts
 /// who of those does not pass. What stays closed in one table is closed in both.
-fn renewal(
-    states: &[(&'static str, Access)],
-    wanted: &Wanted,
-    life: Duration,
-) -> (Batch, Effect, usize) {
+fn renewal(states: &[(&'static str, Access)], wanted: &Wanted, life: Duration) -> (Change, usize) {
     let mut batch = Batch::default();
-    let mut effect = Effect::Renews;
+    let mut effect = Effect::Renews(life);
     let Some(allowed) = &wanted.allowed else {
-        return (batch, effect, wanted.open_for.len());
+        return ((batch, effect), wanted.open_for.len());
     };
     let all_open = states.iter().all(|(_, access)| access.open);
     let opens = !wanted.open_for.is_empty() && (all_open || wanted.reopens);
@@ -398,69 +326,7 @@ fn renewal(
     } else {
         wanted.open_for.clone()
     };
-    (batch, effect, missing.len())
-}
-
-fn open(batch: &mut Batch, table: &str, life: Duration) {
-    const TIMEOUT: u16 = 4;
-    let life_ms = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
-    let lasts = |element: Attributes| element.long(TIMEOUT, life_ms);
-    put(
-        batch,
-        Operation::NewElements,
-        (table, OPEN),
-        [lasts(key(&[UDP]))],
-    );
-}
-
-fn close(batch: &mut Batch, table: &str) {
-    put(
-        batch,
-        Operation::DeleteElements,
-        (table, OPEN),
-        [key(&[UDP])],
-    );
-}
-
-fn add(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>) {
-    let peers = peers.iter().map(|peer| key(&peer.octets()));
-    put(batch, Operation::NewElements, (table, FAST_PEERS), peers);
-}
-
-fn remove(batch: &mut Batch, table: &str, peers: &BTreeSet<Ipv4Addr>) {
-    let peers = peers.iter().map(|peer| key(&peer.octets()));
-    put(batch, Operation::DeleteElements, (table, FAST_PEERS), peers);
-}
-
-/// An element, by its key.
-fn key(key: &[u8]) -> Attributes {
-    const KEY: u16 = 1;
-    const VALUE: u16 = 1;
-    Attributes::default().nested(KEY, &Attributes::default().bytes(VALUE, key))
-}
-
-/// One message with all of these elements (`NFTA_SET_ELEM_*`); none for none.
-fn put(
-    batch: &mut Batch,
-    operation: Operation,
-    (table, set): (&str, &str),
-    elements: impl IntoIterator<Item = Attributes>,
-) {
-    const LIST_TABLE: u16 = 1;
-    const LIST_SET: u16 = 2;
-    const LIST_ELEMENTS: u16 = 3;
-    const ITEM: u16 = 1;
-    let mut elements = elements.into_iter().peekable();
-    if elements.peek().is_none() {
-        return;
-    }
-    let item = |all: Attributes, element| all.nested(ITEM, &element);
-    let elements = elements.fold(Attributes::default(), item);
-    let of_set = Attributes::default()
-        .text(LIST_TABLE, table)
-        .text(LIST_SET, set)
-        .nested(LIST_ELEMENTS, &elements);
-    batch.add(operation, of_set);
+    ((batch, effect), missing.len())
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Both tables in a real namespace.
 
+use tokio::runtime::Handle;
+
 use super::*;
+use crate::linux::nft::Present;
 
 #[test]
 fn elements_are_live_for_as_long_as_a_renewal_of_all_of_them_lasts() {
@@ -32,8 +35,9 @@ fn wanted(open_for: &[u8], allowed: &[u8]) -> Wanted {
     }
 }
 
-/// A namespace with an ordinary table that has only the sets, and access to it.
-async fn with_both_tables(netns: &kontena_lab::Netns) -> FastPeers {
+/// Runs a test in a namespace whose ordinary table has only the sets.
+fn with_both_tables(test: impl AsyncFnOnce(&kontena_lab::Netns, &FastPeers) + Send) {
+    let (_keeper, netns) = kontena_lab::Keeper::start();
     for line in [
         "add table inet kontena",
         "add set inet kontena fast_peers { type ipv4_addr ; }",
@@ -41,17 +45,22 @@ async fn with_both_tables(netns: &kontena_lab::Netns) -> FastPeers {
     ] {
         netns.run(&format!("nft {line}"));
     }
-    let fast_peers = FastPeers::here(&Handle::current()).unwrap();
-    fast_peers.start_live(&BTreeSet::new()).await.unwrap();
-    fast_peers
+    netns.inside(|| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(async {
+            let ruleset = Ruleset::here(&Handle::current()).unwrap();
+            let fast_peers = FastPeers::of(Arc::new(ruleset));
+            fast_peers.start_live(&BTreeSet::new()).await.unwrap();
+            test(&netns, &fast_peers).await;
+        });
+    });
 }
 
 async fn access(fast_peers: &FastPeers) -> [(bool, BTreeSet<Ipv4Addr>); 2] {
-    let socket = fast_peers.socket.lock().await;
-    NAMES.map(|table| {
-        let Access { open, peers } = socket.access(table).unwrap();
-        (open, peers)
-    })
+    let read = |socket: &mut Socket| Ok(NAMES.map(|table| access::read(&socket.nftables, table)));
+    let both = fast_peers.ruleset.change(read).await.unwrap();
+    both.map(|access| access.unwrap())
+        .map(|it| (it.open, it.peers))
 }
 
 async fn renewed(fast_peers: &FastPeers, wanted: Wanted) -> usize {
@@ -59,18 +68,11 @@ async fn renewed(fast_peers: &FastPeers, wanted: Wanted) -> usize {
     renewed.await.unwrap()
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap()
-}
-
 #[test]
 fn a_renewal_lets_nobody_in_and_takes_out_who_may_not_pass() {
-    let (_keeper, netns) = kontena_lab::Keeper::start();
-    let test = async {
-        let fast_peers = with_both_tables(&netns).await;
+    with_both_tables(async |netns, fast_peers| {
         let renew = async |open_for: &[u8], allowed: &[u8]| {
-            renewed(&fast_peers, wanted(open_for, allowed)).await
+            renewed(fast_peers, wanted(open_for, allowed)).await
         };
         assert_eq!(
             renew(&[2, 3], &[2, 3]).await,
@@ -81,92 +83,81 @@ fn a_renewal_lets_nobody_in_and_takes_out_who_may_not_pass() {
         assert_eq!(renew(&[2, 3], &[2, 3, 4]).await, 0);
         assert!(fast_peers.are_live(&of(&[2, 3])));
         assert_eq!(
-            access(&fast_peers).await,
+            access(fast_peers).await,
             [(); 2].map(|()| (true, of(&[2, 3, 4])))
         );
         // Four is no longer trusted, and somebody took two out of one table.
         netns.run("nft delete element inet kontena fast_peers { 198.51.100.2 }");
         assert_eq!(renew(&[2, 3], &[2, 3]).await, 1);
         assert!(!fast_peers.are_live(&of(&[2, 3])));
-        assert_eq!(
-            access(&fast_peers).await,
-            [(); 2].map(|()| (true, of(&[3])))
-        );
+        assert_eq!(access(fast_peers).await, [(); 2].map(|()| (true, of(&[3]))));
         netns.run("nft delete element inet kontena open { udp }");
         assert_eq!(renew(&[3], &[3]).await, 1);
         // Both are closed, or a pass would find nothing to do.
         assert_eq!(
-            access(&fast_peers).await,
+            access(fast_peers).await,
             [(); 2].map(|()| (false, of(&[3])))
         );
         assert!(!fast_peers.are_live(&of(&[3])));
         // Also where it is open for nobody, nobody stays who may not pass.
         assert_eq!(renew(&[], &[]).await, 0);
-        assert_eq!(
-            access(&fast_peers).await,
-            [(); 2].map(|()| (false, of(&[])))
-        );
-    };
-    netns.inside(|| runtime().block_on(test));
+        assert_eq!(access(fast_peers).await, [(); 2].map(|()| (false, of(&[]))));
+    });
 }
 
 #[test]
 fn a_filter_that_has_closed_opens_for_nobody_but_whom_it_is_opened_for() {
-    let (_keeper, netns) = kontena_lab::Keeper::start();
-    let test = async {
-        let fast_peers = with_both_tables(&netns).await;
+    with_both_tables(async |netns, fast_peers| {
         fast_peers.allow(&of(&[2, 3])).await.unwrap();
         netns.run("nft delete element inet kontena open { udp }");
         fast_peers.allow(&of(&[3, 4])).await.unwrap();
-        let [ordinary, live] = access(&fast_peers).await;
+        let [ordinary, live] = access(fast_peers).await;
         assert_eq!(ordinary, (true, of(&[3, 4])));
         assert_eq!(live, (true, of(&[2, 3, 4])));
         fast_peers.forbid(&of(&[2, 3, 9])).await.unwrap();
-        assert_eq!(
-            access(&fast_peers).await,
-            [(); 2].map(|()| (true, of(&[4])))
-        );
-    };
-    netns.inside(|| runtime().block_on(test));
+        assert_eq!(access(fast_peers).await, [(); 2].map(|()| (true, of(&[4]))));
+    });
 }
 
 #[test]
 fn a_renewal_may_open_what_has_closed_for_who_may_still_pass() {
-    let (_keeper, netns) = kontena_lab::Keeper::start();
-    let test = async {
-        let fast_peers = with_both_tables(&netns).await;
+    with_both_tables(async |netns, fast_peers| {
         fast_peers.allow(&of(&[2, 3])).await.unwrap();
-        let before = fast_peers.revision().await;
+        let before = fast_peers.ruleset.revision().await;
         let renew = async |open_for: &[u8], allowed: &[u8]| {
             let wanted = Wanted {
                 reopens: true,
                 ..wanted(open_for, allowed)
             };
-            renewed(&fast_peers, wanted).await
+            renewed(fast_peers, wanted).await
         };
         assert_eq!(renew(&[2, 3], &[2, 3]).await, 0);
-        assert_eq!(fast_peers.revision().await, before, "nothing has changed");
+        assert_eq!(
+            fast_peers.ruleset.revision().await,
+            before,
+            "nothing has changed"
+        );
         netns.run("nft delete element inet kontena open { udp }");
-        let closed = fast_peers.revision().await;
+        let closed = fast_peers.ruleset.revision().await;
         assert_eq!(
             renew(&[2, 9], &[2, 9]).await,
             1,
             "a pass lets the other one in"
         );
-        assert_ne!(fast_peers.revision().await, closed, "it is listed anew");
-        assert_eq!(
-            access(&fast_peers).await,
-            [(); 2].map(|()| (true, of(&[2])))
+        assert_ne!(
+            fast_peers.ruleset.revision().await,
+            closed,
+            "it is listed anew"
         );
+        assert_eq!(access(fast_peers).await, [(); 2].map(|()| (true, of(&[2]))));
         // Open for nobody is closed.
         netns.run("nft delete element inet kontena open { udp }");
         assert_eq!(renew(&[], &[2]).await, 0);
         assert_eq!(
-            access(&fast_peers).await,
+            access(fast_peers).await,
             [(); 2].map(|()| (false, of(&[2])))
         );
-    };
-    netns.inside(|| runtime().block_on(test));
+    });
 }
 
 /// Each change of an element costs a notification, in a full grid 253 of them.
@@ -177,19 +168,17 @@ fn a_renewal_changes_one_element_of_each_table() {
         peers: of(&[2, 3]),
     };
     let both = NAMES.map(|table| (table, access(true)));
-    let (batch, effect, missing) = renewal(&both, &wanted(&[2, 3], &[2, 3]), LIFE);
+    let ((batch, effect), missing) = renewal(&both, &wanted(&[2, 3], &[2, 3]), LIFE);
     assert_eq!((batch.len(), missing), (4, 0));
-    assert!(effect == Effect::Renews);
+    assert_eq!(effect, Effect::Renews(LIFE));
     let nobody_knows = Wanted::default();
-    assert_eq!(renewal(&both, &nobody_knows, LIFE).0.len(), 0);
+    assert!(renewal(&both, &nobody_knows, LIFE).0.0.is_empty());
 }
 
 #[test]
 fn what_changes_fast_peers_changes_no_other_table() {
-    let (_keeper, netns) = kontena_lab::Keeper::start();
-    let test = async {
-        let fast_peers = with_both_tables(&netns).await;
-        let revision = async || fast_peers.revision().await.unwrap();
+    with_both_tables(async |netns, fast_peers| {
+        let revision = async || fast_peers.ruleset.revision().await.unwrap();
         let before = revision().await;
         fast_peers.allow(&of(&[2, 3])).await.unwrap();
         let allowed = revision().await;
@@ -202,20 +191,56 @@ fn what_changes_fast_peers_changes_no_other_table() {
         assert_eq!(revision().await.other_tables, before.other_tables);
         netns.run("nft add table netdev firewall");
         assert_ne!(revision().await.other_tables, before.other_tables);
-    };
-    netns.inside(|| runtime().block_on(test));
+    });
 }
 
 #[test]
 fn the_kernel_tells_which_tables_are_there() {
-    let (_keeper, netns) = kontena_lab::Keeper::start();
-    let test = async {
-        let fast_peers = with_both_tables(&netns).await;
+    with_both_tables(async |netns, fast_peers| {
         netns.run("nft add table netdev firewall");
-        let Present(tables) = fast_peers.present().await;
+        let Present(tables) = fast_peers.ruleset.present().await;
         let all = [(1, KONTENA), (1, live_table::NAME), (5, "firewall")];
         let all = all.map(|(family, name)| (family, name.to_owned()));
         assert_eq!(tables, Some(all.into()));
-    };
-    netns.inside(|| runtime().block_on(test));
+    });
+}
+
+#[test]
+fn renewals_know_what_the_tables_hold_until_somebody_or_the_clock_changes_it() {
+    with_both_tables(async |netns, fast_peers| {
+        let known = async || {
+            let known = fast_peers.known.lock().unwrap().take();
+            let generation = |socket: &mut Socket| socket.nftables.generation();
+            let now = fast_peers.ruleset.change(generation).await.unwrap();
+            let known = known.filter(|known| known.holds(&NAMES, now, Instant::now()))?;
+            let all = known.accesses.into_iter();
+            Some(all.map(|(_, it)| (it.open, it.peers)).collect::<Vec<_>>())
+        };
+        let is_known = async || known().await == Some(access(fast_peers).await.into());
+
+        // The first one closes the live table.
+        for _ in 0..2 {
+            assert_eq!(renewed(fast_peers, wanted(&[], &[])).await, 0);
+        }
+        assert!(is_known().await, "closed, for nobody");
+        fast_peers.allow(&of(&[2, 3])).await.unwrap();
+        assert_eq!(known().await, None, "it was changed, and is read again");
+        for _ in 0..2 {
+            assert_eq!(renewed(fast_peers, wanted(&[2], &[2, 3])).await, 0);
+        }
+        let renewed_again = fast_peers.known.lock().unwrap().is_some();
+        assert!(renewed_again && is_known().await, "open for two");
+        renewed(fast_peers, wanted(&[2], &[2, 3])).await;
+        netns.run("nft add table netdev firewall");
+        assert_eq!(known().await, None, "somebody changed something");
+
+        // What the clock closes is found closed, without a generation.
+        let soon = Duration::from_millis(300);
+        fast_peers
+            .renew(|| wanted(&[2], &[2, 3]), soon)
+            .await
+            .unwrap();
+        tokio::time::sleep(2 * soon).await;
+        assert_eq!(renewed(fast_peers, wanted(&[2], &[2, 3])).await, 1);
+    });
 }

@@ -13,24 +13,17 @@
 //! to our tables, and devices that are changed, unless they leave their bridge. The next
 //! pass repairs them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use nix::sys::socket::SockProtocol;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::Cause;
 use crate::linux::nft::{KONTENA, PORTS};
-use crate::model::devices::Link;
+use crate::linux::removed_devices::{Removed, RemovedDevices};
 use crate::model::pace::Budget;
-use crate::sys::netlink::name_of;
 use crate::sys::nfnetlink::{self, tables};
 use crate::sys::notifications::Notifications;
-
-/// `RTNLGRP_LINK`, and `RTM_DELLINK`.
-const LINKS: libc::c_int = 1;
-const LINK_REMOVED: u16 = 17;
 
 /// `NFT_MSG_DELTABLE`.
 const TABLE_REMOVED: u8 = 2;
@@ -49,7 +42,9 @@ const REFILL: Duration = Duration::from_secs(10);
 /// What is removed in one namespace.
 pub(crate) struct Removals {
     filter: Notifications,
-    devices: Notifications,
+    devices: Arc<RemovedDevices>,
+    /// What of these was seen.
+    removed: Removed,
     buffer: Vec<u8>,
     budget: Budget,
     /// When the pending event is due.
@@ -57,12 +52,13 @@ pub(crate) struct Removals {
 }
 
 impl Removals {
-    /// Those of the calling thread's namespace.
-    pub(crate) fn here() -> Result<Self, Cause> {
+    /// Those of the calling thread's namespace, and these devices.
+    pub(crate) fn here(devices: Arc<RemovedDevices>) -> Result<Self, Cause> {
         let filter = nfnetlink::notifications(&REMOVALS);
         Ok(Self {
             filter: filter.map_err(Cause::io("notifications of the packet filter"))?,
-            devices: removed_devices()?,
+            removed: devices.so_far(),
+            devices,
             buffer: Vec::new(),
             budget: Budget::full((BURST, REFILL), Instant::now()),
             due: None,
@@ -81,7 +77,7 @@ impl Removals {
             }
             let told = tokio::select! {
                 told = self.filter.readable() => told,
-                told = self.devices.readable() => told,
+                told = self.devices.more_than(self.removed) => told,
             };
             if let Err(err) = told {
                 tracing::warn!(%err, "cannot read notifications of removals");
@@ -98,16 +94,16 @@ impl Removals {
 
     /// Reads all notifications.
     fn concern_us(&mut self) -> bool {
-        let ours = |told: &[u8]| tables(told).iter().any(is_ours);
-        let of_filter = self.filter.any(&mut self.buffer, ours);
-        self.devices.any(&mut self.buffer, removes_ours) || of_filter
+        let mut ours = false;
+        self.filter.read_all(&mut self.buffer, |told| {
+            ours |= told.is_none_or(|told| tables(told).iter().any(is_ours));
+        });
+        let removed = self.devices.so_far();
+        // A container's device comes and goes with it.
+        ours |= removed.of_host != self.removed.of_host;
+        self.removed = removed;
+        ours
     }
-}
-
-/// Notifications of devices that leave the calling thread's network namespace, or a bridge.
-pub(super) fn removed_devices() -> Result<Notifications, Cause> {
-    Notifications::open((SockProtocol::NetlinkRoute, LINKS), &[LINK_REMOVED])
-        .map_err(Cause::io("notifications of devices"))
 }
 
 /// Chains of the ports' table come and go with containers; the table stays.
@@ -119,30 +115,9 @@ fn is_ours((operation, table): &(u8, String)) -> bool {
     }
 }
 
-/// Whether it is a device of the host's own. A container's comes and goes with it.
-fn removes_ours(told: &[u8]) -> bool {
-    removed_device(told).is_some_and(|link| !matches!(link, Link::HostEnd(_)))
-}
-
-/// The device of ours that the first message is about.
-pub(super) fn removed_device(told: &[u8]) -> Option<Link> {
-    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(told).ok()?;
-    match message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-            name_of(&link).and_then(Link::named)
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use kontena_schema::ids::PlacementId;
-    use netlink_packet_core::NetlinkHeader;
-    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-
     use super::*;
-    use crate::model::devices::{BRIDGE, TAP, VXLAN, WIREGUARD};
 
     #[test]
     fn only_removals_from_our_tables_are_events() {
@@ -151,26 +126,5 @@ mod tests {
         assert!(!of(5, PORTS), "a container is gone");
         assert!(!of(6, KONTENA), "a rule is added");
         assert!(!of(2, "firewall") && !of(2, "kontena-live"));
-    }
-
-    #[test]
-    fn only_removals_of_our_own_devices_are_events() {
-        let of = |device: &str| {
-            let mut link = LinkMessage::default();
-            link.attributes
-                .push(LinkAttribute::IfName(device.to_owned()));
-            let told = NetlinkPayload::from(RouteNetlinkMessage::DelLink(link));
-            let mut told = NetlinkMessage::new(NetlinkHeader::default(), told);
-            told.finalize();
-            let mut octets = vec![0; told.buffer_len()];
-            told.serialize(&mut octets);
-            removes_ours(&octets)
-        };
-        assert!([BRIDGE, VXLAN, TAP, WIREGUARD].into_iter().all(of));
-        assert!(
-            !of(&Link::HostEnd(PlacementId(7)).name()),
-            "a container is gone"
-        );
-        assert!(!of("docker0") && !removes_ours(&[]));
     }
 }

@@ -12,17 +12,18 @@
 //! for long. Nor does it count what is done to the old implementation of iptables: where
 //! that is used, its rules are listed each time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
 use crate::error::{Cause, OverlayError};
-use crate::linux::fast_peers::{FastPeers, Revision};
+use crate::linux::fast_peers::FastPeers;
 use crate::linux::port_filter::{self, Chains};
-use crate::linux::removals::{removed_device, removed_devices};
+use crate::linux::removed_devices::{Removed, RemovedDevices};
+use crate::linux::ruleset::{Revision, Ruleset};
 use crate::linux::{anti_spoofing, filter, forwarding};
 use crate::model::state::{AntiSpoofingState, FilterState, Forwarding};
-use crate::sys::notifications::Notifications;
 
 /// How long a listing is fresh at most.
 const FRESH_FOR: Duration = Duration::from_secs(60);
@@ -38,6 +39,8 @@ pub(crate) struct Tables {
 
 /// Reads the tables.
 pub(crate) struct TableReader {
+    ruleset: Arc<Ruleset>,
+    removed_devices: Arc<RemovedDevices>,
     last: Mutex<Last>,
 }
 
@@ -45,47 +48,49 @@ struct Last {
     filter: Kept<FilterState>,
     /// The tables whose chains are hooked to devices.
     of_devices: Kept<(AntiSpoofingState, Option<Chains>)>,
+    /// What devices had gone by then.
+    removed: Removed,
     forwarding: Kept<Forwarding>,
-    removed_devices: Notifications,
-    buffer: Vec<u8>,
 }
 
 impl TableReader {
-    /// Reads those of the calling thread's network namespace.
-    pub(crate) fn here() -> Result<Self, Cause> {
+    /// Reads those of this ruleset.
+    pub(crate) fn of(ruleset: Arc<Ruleset>, removed_devices: Arc<RemovedDevices>) -> Self {
         let last = Last {
             filter: Kept(None),
             of_devices: Kept(None),
+            removed: removed_devices.so_far(),
             forwarding: Kept(None),
-            removed_devices: removed_devices()?,
-            buffer: Vec::new(),
         };
-        Ok(Self {
+        Self {
+            ruleset,
+            removed_devices,
             last: Mutex::new(last),
-        })
+        }
     }
 
     /// What the tables hold. They are listed one after the other, as all programs run; where
     /// one hangs, the others would, too.
     pub(crate) async fn read(&self, fast_peers: &FastPeers) -> Result<Tables, OverlayError> {
+        let ruleset = &*self.ruleset;
         let mut last = self.last.lock().await;
-        last.forget_what_ended(fast_peers);
-        // Not known while a transaction is under way: then they are listed.
-        let now = fast_peers.revision().await;
-        let (all, others) = (|now: Revision| now.all, |now: Revision| now.other_tables);
+        last.forget_what_ended(self.removed_devices.so_far(), fast_peers);
 
-        let list = async || filter::observe(&fast_peers.present().await).await;
-        let filter = last.filter.or_list(fast_peers, (now, all), list).await;
-        let filter = filter.map_err(OverlayError::unread("the packet filter"))?;
+        let list = async || filter::observe(&ruleset.present().await).await;
+        let filter = last.filter.or_list(ruleset, |now| Some(now.all), list);
+        let filter = filter
+            .await
+            .map_err(OverlayError::unread("the packet filter"))?;
 
-        let list = async || list_of_devices(fast_peers).await;
-        let of_devices = last.of_devices.or_list(fast_peers, (now, others), list);
+        let list = async || list_of_devices(ruleset).await;
+        let others = |now: Revision| Some(now.other_tables);
+        let of_devices = last.of_devices.or_list(ruleset, others, list);
         let (anti_spoofing, port_filters) = of_devices.await?;
 
-        let known = now.filter(|_| forwarding::is_counted());
+        let counted = |now: Revision| others(now).filter(|_| forwarding::is_counted());
         let forwarding = last
             .forwarding
-            .or_list(fast_peers, (known, others), forwarding::observe);
+            .or_list(ruleset, counted, forwarding::observe);
         Ok(Tables {
             filter,
             anti_spoofing,
@@ -97,9 +102,8 @@ impl TableReader {
 
 impl Last {
     /// Forgets what the kernel ended without counting a generation.
-    fn forget_what_ended(&mut self, fast_peers: &FastPeers) {
-        let ours = |told: &[u8]| removed_device(told).is_some();
-        if self.removed_devices.any(&mut self.buffer, ours) {
+    fn forget_what_ended(&mut self, removed: Removed, fast_peers: &FastPeers) {
+        if std::mem::replace(&mut self.removed, removed) != removed {
             self.of_devices = Kept(None);
         }
         if let Some(Listing {
@@ -132,37 +136,39 @@ impl<T: Clone> Kept<T> {
         self.0.as_ref().filter(fresh).map(|listing| &listing.what)
     }
 
-    /// What was listed, if it is fresh, or a new listing, which is kept unless `of` its
-    /// revision differs by then.
+    /// What was listed, if it is fresh, or a new listing, which is kept if the number that
+    /// `number` takes of the ruleset's revision is the same by then. None is never the same.
     async fn or_list<E>(
         &mut self,
-        fast_peers: &FastPeers,
-        (now, of): (Option<Revision>, impl Fn(Revision) -> u32),
+        ruleset: &Ruleset,
+        number: impl Fn(Revision) -> Option<u32>,
         list: impl AsyncFnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let (before, at) = (now.map(&of), Instant::now());
+        // Not known while a transaction is under way: then it is listed.
+        let revision = async || ruleset.revision().await.and_then(&number);
+        let (before, at) = (revision().await, Instant::now());
         if let Some(what) = self.fresh(before, at) {
             return Ok(what.clone());
         }
         self.0 = None;
         let what = list().await?;
-        let after = match before {
-            Some(_) => fast_peers.revision().await.map(of),
-            None => None,
-        };
-        self.0 = before.filter(|_| before == after).map(|revision| Listing {
-            revision,
-            at,
-            what: what.clone(),
-        });
+        if let Some(before) = before
+            && revision().await == Some(before)
+        {
+            self.0 = Some(Listing {
+                revision: before,
+                at,
+                what: what.clone(),
+            });
+        }
         Ok(what)
     }
 }
 
 async fn list_of_devices(
-    fast_peers: &FastPeers,
+    ruleset: &Ruleset,
 ) -> Result<(AntiSpoofingState, Option<Chains>), OverlayError> {
-    let present = fast_peers.present().await;
+    let present = ruleset.present().await;
     let anti_spoofing = anti_spoofing::observe(&present).await;
     let anti_spoofing = anti_spoofing.map_err(OverlayError::unread(
         "the VXLAN device's anti-spoofing filter",
@@ -175,7 +181,48 @@ async fn list_of_devices(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use tokio::runtime::Handle;
+
     use super::*;
+
+    #[test]
+    fn who_turns_clear_has_no_table_of_devices_listed_again() {
+        let (_keeper, netns) = kontena_lab::Keeper::start();
+        let test = async {
+            let ruleset = Arc::new(Ruleset::here(&Handle::current()).unwrap());
+            let devices = Arc::new(RemovedDevices::here().unwrap());
+            let fast_peers = FastPeers::of(Arc::clone(&ruleset));
+            let tables = TableReader::of(ruleset, devices);
+            // When the filter was listed, the tables of devices, and the forwarding rules.
+            let read = async || {
+                tables.read(&fast_peers).await.unwrap();
+                let last = tables.last.lock().await;
+                let filter = last.filter.0.as_ref().unwrap().at;
+                let others = last.of_devices.0.as_ref().unwrap().at;
+                (filter, others, last.forwarding.0.as_ref().unwrap().at)
+            };
+            fast_peers.start_live(&BTreeSet::new()).await.unwrap();
+            let first = read().await;
+            assert_eq!(read().await, first, "nothing has changed");
+            fast_peers.start_live(&BTreeSet::new()).await.unwrap();
+            let second = read().await;
+            assert_ne!(second.0, first.0);
+            assert_eq!((second.1, second.2), (first.1, first.2));
+            netns.run("nft add table netdev firewall");
+            let third = read().await;
+            assert_ne!((third.1, third.2), (second.1, second.2));
+            // The kernel counts no generation as a device goes.
+            netns.run("ip link add kontena-vx type bridge");
+            netns.run("ip link del kontena-vx");
+            let fourth = read().await;
+            assert_ne!(fourth.1, third.1);
+            assert_eq!((fourth.0, fourth.2), (third.0, third.2));
+        };
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        netns.inside(|| runtime.enable_all().build().unwrap().block_on(test));
+    }
 
     #[test]
     fn what_was_listed_is_fresh_until_something_has_changed_and_not_for_long() {

@@ -61,19 +61,18 @@ impl Notifications {
         socket.readable().await.map(drop)
     }
 
-    /// Reads all that was told; whether any of it concerns us. What is lost may have.
-    pub(crate) fn any(&self, buffer: &mut Vec<u8>, concerns_us: impl Fn(&[u8]) -> bool) -> bool {
-        let mut any = false;
+    /// Reads all that was told; none stands for what was lost.
+    pub(crate) fn read_all(&self, buffer: &mut Vec<u8>, mut take: impl FnMut(Option<&[u8]>)) {
         loop {
             match self.read(buffer) {
-                Ok(Some(told)) => any |= concerns_us(told),
-                Ok(None) => return any,
+                Ok(Some(told)) => take(Some(told)),
+                Ok(None) => return,
                 Err(err) => {
                     tracing::debug!(%err, "notifications are lost");
                     if err.raw_os_error() != Some(libc::ENOBUFS) {
-                        return any;
+                        return;
                     }
-                    any = true;
+                    take(None);
                 }
             }
         }

@@ -243,6 +243,20 @@ fn overlay_lists_its_tables_only_if_something_has_changed() {
 }
 
 #[test]
+fn overlay_opens_what_has_closed_without_a_pass() {
+    let (_switch, hosts) = world(2, &trusting());
+    let [a, b] = &hosts[..] else { unreachable!() };
+    converge(&trusting(), &[a, b]);
+    // As the clock does it for a process that got no processor.
+    a.netns.run("nft delete element inet kontena open { udp }");
+    eventually("it is open again", || match both_tables(a).len() {
+        2 => Ok(()),
+        open => Err(format!("{open} tables are open")),
+    });
+    a.containers[0].netns.must_reach(b.containers[0].address);
+}
+
+#[test]
 fn overlay_closes_soon_after_its_agent_is_killed_and_late_after_it_was_stopped() {
     let (_switch, hosts) = world(2, &trusting());
     let [a, b] = &hosts[..] else { unreachable!() };
