@@ -132,11 +132,7 @@ async fn create(
     let overlay = |address| {
         Ipv4Network::new(address, grid.supernet.prefix()).expect("a prefix of a network is valid")
     };
-    let owner = Owner {
-        placement: placement.id,
-        node: me.node,
-        grid: grid.name.clone(),
-    };
+    let owner = Owner::of(placement, me.node, &grid.name);
     // List before creating anything: only the list tells which volumes exist.
     let volumes = volumes::list(&tools.docker).await?;
     let context = CreateContext {

@@ -17,7 +17,7 @@ pub const TYPE_CONTAINER: &str = "container";
 /// The stack of a service that is in none, as in the original.
 const NO_STACK: &str = "null";
 
-const NAME: &str = "io.kontena.container.name";
+pub(super) const NAME: &str = "io.kontena.container.name";
 const OVERLAY_CIDR: &str = "io.kontena.container.overlay_cidr";
 const SERVICE_REVISION: &str = "io.kontena.container.service_revision";
 const SERVICE_NAME: &str = "io.kontena.service.name";

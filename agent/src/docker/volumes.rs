@@ -28,12 +28,14 @@ use bollard::models::{
     ContainerInspectResponse, Mount, MountType, MountVolumeOptions, VolumeCreateRequest,
 };
 use bollard::query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptionsBuilder};
+use kontena_schema::agent::Placement;
 use kontena_schema::ids::{NodeId, PlacementId};
+use kontena_schema::name::instance_label;
 use tokio::sync::watch;
 use tracing::info;
 
 use super::events;
-use super::labels::{GRID, NODE, PLACEMENT};
+use super::labels::{GRID, NAME, NODE, PLACEMENT};
 use super::spec::WAIT_DIR;
 use super::status;
 
@@ -51,12 +53,28 @@ const TICK: Duration = Duration::from_secs(60);
 /// Whose data it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
-    /// The placement; its number means something only with the other two.
+    /// The placement; its number means something only with the others: a Master that was
+    /// installed anew, or from a backup, gives numbers again.
     pub placement: PlacementId,
     /// The node.
     pub node: NodeId,
     /// The grid's name.
     pub grid: String,
+    /// The instance's name, with its stack and service.
+    pub instance: String,
+}
+
+impl Owner {
+    /// That of a placement's data.
+    pub fn of(placement: &Placement, node: NodeId, grid: &str) -> Self {
+        let stack = placement.stack.as_deref();
+        Self {
+            placement: placement.id,
+            node,
+            grid: grid.to_owned(),
+            instance: instance_label(stack, &placement.service, placement.instance),
+        }
+    }
 }
 
 /// A volume of a placement, or the entry of one.
@@ -143,6 +161,7 @@ fn owner(labels: &HashMap<String, String>) -> Option<Owner> {
         placement: PlacementId(number(PLACEMENT)?),
         node: NodeId(number(NODE)?),
         grid: labels.get(GRID)?.clone(),
+        instance: labels.get(NAME)?.clone(),
     })
 }
 
@@ -151,6 +170,7 @@ fn labels(owner: &Owner, path: &str) -> HashMap<String, String> {
         (PLACEMENT, owner.placement.to_string()),
         (NODE, owner.node.to_string()),
         (GRID, owner.grid.clone()),
+        (NAME, owner.instance.clone()),
         (PATH, path.to_owned()),
     ];
     labels.map(|(key, value)| (key.to_owned(), value)).into()
@@ -191,8 +211,11 @@ fn name(owner: &Owner, path: &str) -> String {
         placement,
         node,
         grid,
+        instance,
     } = owner;
-    format!("kontena-{grid}-{node}-{placement}-{:016x}", fnv1a(path))
+    // Paths begin with a slash, and names of instances have none.
+    let hash = fnv1a(&format!("{instance}{path}"));
+    format!("kontena-{grid}-{node}-{placement}-{hash:016x}")
 }
 
 /// FNV-1a with 64 bits; std's hashes may change with the compiler.
@@ -294,6 +317,7 @@ pub(crate) mod tests {
             placement: PlacementId(placement),
             node: NodeId(1),
             grid: "demo".to_owned(),
+            instance: "testapp-web-1".to_owned(),
         };
         Volume {
             name: name(&owner, path) + enters.map_or("", |_| "-entry"),
@@ -331,6 +355,15 @@ pub(crate) mod tests {
         let labels = mounts[1].volume_options.clone().unwrap().labels.unwrap();
         assert_eq!(owner(&labels), Some(known.owner));
         assert_eq!(labels[PATH], "/log");
+    }
+
+    #[test]
+    fn what_another_instance_left_under_the_same_number_is_not_mounted() {
+        let left = volume(11, "/data", None);
+        let mut owner = left.owner.clone();
+        owner.instance = "other-db-1".to_owned();
+        let mounts = mounts(&owner, std::slice::from_ref(&left), &["/data".to_owned()]);
+        assert_ne!(targets(&mounts)[0][1], left.name);
     }
 
     #[test]
@@ -384,7 +417,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn names_are_dockers_and_differ_by_placement_node_grid_and_path() {
+    fn names_are_dockers_and_differ_by_placement_node_grid_instance_and_path() {
         let base = volume(11, "/data", None).owner;
         let mut names = BTreeSet::from([name(&base, "/data"), name(&base, "/dat")]);
         let mut other = base.clone();
@@ -393,10 +426,13 @@ pub(crate) mod tests {
         other = base.clone();
         other.node = NodeId(2);
         names.insert(name(&other, "/data"));
-        other = base;
+        other = base.clone();
         other.grid = "other".to_owned();
         names.insert(name(&other, "/data"));
-        assert_eq!(names.len(), 5);
+        other = base;
+        other.instance = "testapp-db-1".to_owned();
+        names.insert(name(&other, "/data"));
+        assert_eq!(names.len(), 6);
         let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'-';
         assert!(names.iter().all(|name| name.bytes().all(plain)));
     }

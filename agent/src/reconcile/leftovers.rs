@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use kontena_schema::agent::Desired;
+use kontena_schema::agent::{Desired, Placement};
 
 use crate::directory::{Directory, Identity};
 use crate::docker::volumes::{Owner, Volume};
@@ -56,18 +56,9 @@ impl Leftovers {
         if let Some(me) = &directory.me {
             let placements = directory.placements.values();
             let removed = placements.filter(|placement| placement.desired == Desired::Removed);
-            self.removed.extend(removed.map(|placement| {
-                let (node, grid) = (me.node, me.grid_name.clone());
-                let placement = placement.id;
-                (
-                    Owner {
-                        placement,
-                        node,
-                        grid,
-                    },
-                    now,
-                )
-            }));
+            let owner = |placement| Owner::of(placement, me.node, &me.grid_name);
+            self.removed
+                .extend(removed.map(|placement| (owner(placement), now)));
         }
         self.removed.retain(|_, at| now - *at < REMEMBERED_FOR);
         let mut due = BTreeMap::new();
@@ -97,11 +88,13 @@ fn left(owner: &Owner, directory: &Directory) -> Left {
     if directory.removed {
         return Left::Removed;
     }
-    let here = |me: &Identity| owner.node == me.node && owner.grid == me.grid_name;
-    let here = directory.me.as_ref().is_some_and(here);
-    match directory.placements.get(&owner.placement) {
-        Some(placement) if here && placement.desired == Desired::Removed => Left::Removed,
-        Some(_) if here => Left::Wanted,
+    let placement = directory.placements.get(&owner.placement);
+    let is_its = |(placement, me): &(&Placement, &Identity)| {
+        *owner == Owner::of(placement, me.node, &me.grid_name)
+    };
+    match placement.zip(directory.me.as_ref()).filter(is_its) {
+        Some((placement, _)) if placement.desired == Desired::Removed => Left::Removed,
+        Some(_) => Left::Wanted,
         _ if directory.confirmed => Left::Unknown,
         _ => Left::Wanted,
     }
@@ -156,15 +149,27 @@ mod tests {
     }
 
     #[test]
-    fn data_of_another_grid_or_node_is_of_nobody_whatever_its_number() {
+    fn data_of_another_grid_or_instance_is_of_nobody_whatever_its_number() {
         let mut directory = directory();
         directory.confirmed = true;
-        let mut owner = volume(11, "/data", None).owner;
+        let owner = volume(11, "/data", None).owner;
         assert!(!has_ended(&owner, &directory));
-        owner.grid = "another".to_owned();
-        assert!(has_ended(&owner, &directory));
-        directory.confirmed = false;
-        assert!(!has_ended(&owner, &directory));
+        let of_another_grid = Owner {
+            grid: "another".to_owned(),
+            ..owner.clone()
+        };
+        // The Master was installed anew, and has given the number again.
+        let of_another_instance = Owner {
+            instance: "other-db-1".to_owned(),
+            ..owner
+        };
+        for owner in [of_another_grid, of_another_instance] {
+            directory.confirmed = true;
+            assert!(has_ended(&owner, &directory));
+            assert_eq!(left(&owner, &directory), Left::Unknown, "it has a day");
+            directory.confirmed = false;
+            assert!(!has_ended(&owner, &directory));
+        }
     }
 
     #[test]
