@@ -192,8 +192,14 @@ impl Store {
         if fs::read(&path).is_ok_and(|present| present == program) {
             return Ok(());
         }
-        write_atomically(&path, &program, 0o755).map_err(|source| StoreError { path, source })?;
-        Ok(())
+        match write_atomically(&path, &program, 0o755) {
+            // One of another version does, too.
+            Err(err) if path.is_file() => {
+                warn!(%err, path = %path.display(), "cannot update weavewait; using the one that is there");
+                Ok(())
+            }
+            written => Ok(written.map_err(|source| StoreError { path, source })?),
+        }
     }
 
     fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Unreadable> {
@@ -338,5 +344,20 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o755);
+    }
+
+    #[test]
+    fn weavewait_of_another_version_does_where_there_is_no_room_for_this_one() {
+        let dir = TempDir::new();
+        let store = Store::open(dir.path()).unwrap();
+        let program = dir.path().join("weavewait");
+        let installed = store.bin().join("w");
+        fs::write(&program, b"new").unwrap();
+        // Nothing can be written there.
+        fs::create_dir(installed.with_extension("new")).unwrap();
+        assert!(store.install_weavewait(&program).is_err());
+        fs::write(&installed, b"old").unwrap();
+        store.install_weavewait(&program).unwrap();
+        assert_eq!(fs::read(&installed).unwrap(), b"old");
     }
 }
