@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::ping;
 use crate::args::Force;
 use crate::failure::Failure;
-use crate::output::{confirm, tables};
+use crate::output::{confirm_with_data, tables};
 use crate::session::Session;
 
 #[derive(Debug, Subcommand)]
@@ -93,7 +93,8 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session.out.empty();
         }
         Command::Rm { node, force } => {
-            confirm(&node, force.force)?;
+            let data = "What its instances keep in volumes is removed with it";
+            confirm_with_data(&node, force.force, Some(data))?;
             let step = session.out.step(format!("removing node {node}"));
             client.node_remove(&grid, &node).await?;
             step.done();

@@ -7,7 +7,7 @@ use kontena_schema::http::services::{Deploy, Link, Port, ServiceCreate, ServiceS
 use super::deploy::{self, gone};
 use crate::args::{Force, ServiceName, Wait};
 use crate::failure::Failure;
-use crate::output::{ask, data, tables};
+use crate::output::{confirm_with_data, data, tables};
 use crate::session::Session;
 
 #[derive(Debug, Subcommand)]
@@ -167,10 +167,9 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session.out.empty();
         }
         Command::Rm { name, force, wait } => {
-            if !force.force {
-                let shown = client.service_show(&grid, name.stack(), &name.name).await?;
-                ask(&name.to_string(), data::removed(&[shown.data]).as_deref())?;
-            }
+            let shown = client.service_show(&grid, name.stack(), &name.name).await?;
+            let data = data::removed(&[shown.data]);
+            confirm_with_data(&name.to_string(), force.force, data.as_deref())?;
             let step = session.out.step(format!("removing service {name}"));
             client
                 .service_remove(&grid, name.stack(), &name.name)

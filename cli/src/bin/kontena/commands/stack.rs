@@ -13,7 +13,7 @@ use kontena_schema::http::stacks::StackDeploy;
 use super::deploy::{self, gone};
 use crate::args::{Force, Wait, pair};
 use crate::failure::Failure;
-use crate::output::{ask, data, tables};
+use crate::output::{confirm_with_data, data, tables};
 use crate::session::{Session, read_file};
 
 #[derive(Debug, Subcommand)]
@@ -103,10 +103,8 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
         }
         Command::Rm { name, force, wait } => {
             let (client, grid) = target(session).await?;
-            if !force.force {
-                let data = kept(&client, &grid, &name).await?;
-                ask(&name, data::removed(&data).as_deref())?;
-            }
+            let data = data::removed(&kept(&client, &grid, &name).await?);
+            confirm_with_data(&name, force.force, data.as_deref())?;
             let step = session.out.step(format!("removing stack {name}"));
             client.stack_remove(&grid, &name).await?;
             let show = async || client.stack_show(&grid, &name).await;

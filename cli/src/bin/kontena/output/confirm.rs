@@ -7,12 +7,16 @@ use crate::failure::Failure;
 /// Asks for the name of what is to be removed. Without a terminal there is nobody
 /// to ask, and nothing is removed.
 pub(crate) fn confirm(name: &str, force: bool) -> Result<(), Failure> {
-    if force { Ok(()) } else { ask(name, None) }
+    confirm_with_data(name, force, None)
 }
 
-/// The same, where data goes with it.
-pub(crate) fn ask(name: &str, data: Option<&str>) -> Result<(), Failure> {
-    if !stdin().is_terminal() {
+/// The same, where data goes with it: how much is said in any case.
+pub(crate) fn confirm_with_data(
+    name: &str,
+    force: bool,
+    data: Option<&str>,
+) -> Result<(), Failure> {
+    if !force && !stdin().is_terminal() {
         let data = data.map_or(String::new(), |data| format!(". {data}"));
         return Err(Failure::Usage(format!(
             "{name} is not removed: say --force{data}"
@@ -20,6 +24,9 @@ pub(crate) fn ask(name: &str, data: Option<&str>) -> Result<(), Failure> {
     }
     if let Some(data) = data {
         eprintln!("{data}.");
+    }
+    if force {
+        return Ok(());
     }
     eprint!("Destructive command. To proceed, type {name:?}: ");
     stderr().flush()?;

@@ -7,7 +7,7 @@ pub(crate) mod tables;
 
 use std::io::{IsTerminal, stderr, stdout};
 
-pub(crate) use confirm::{ask, confirm};
+pub(crate) use confirm::{confirm, confirm_with_data};
 pub(crate) use progress::Step;
 use serde::Serialize;
 use serde_yaml_ng::{Mapping, Value};
