@@ -36,14 +36,7 @@ pub(crate) async fn configure(
         .ok_or_else(missing)?
         .header
         .index;
-    for other in inside
-        .addresses(index)
-        .await?
-        .into_iter()
-        .filter(|a| *a != address)
-    {
-        inside.remove_address(index, other).await?;
-    }
+    inside.remove_addresses_but(index, address).await?;
     no_ipv6_address(&inside, index).await?;
     set_link(&inside, index, mtu).await?;
     let (group, prefix) = MULTICAST;

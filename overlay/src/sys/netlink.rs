@@ -123,6 +123,25 @@ impl Netlink {
         Ok(())
     }
 
+    /// Removes all IPv4 addresses of a link but one, however many a container gave it.
+    pub(crate) async fn remove_addresses_but(
+        &self,
+        index: u32,
+        kept: Ipv4Network,
+    ) -> Result<(), Cause> {
+        for message in self.address_messages(index).await? {
+            if address_of(&message) != Some(kept) {
+                let removed = self.handle.address().del(message).execute().await;
+                match removed.map_err(Cause::from) {
+                    // It went with the first one of its subnet.
+                    Err(cause) if cause.is_missing() => {}
+                    removed => removed?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, Cause> {
         let all = self
             .handle
