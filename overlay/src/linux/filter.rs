@@ -17,7 +17,9 @@
 //!
 //! The overlay's bridge gives access to the host, for containers here and, through the
 //! tunnels, for those of every other host. Only what the grid put there answers: pings, the
-//! named services, etcd to other nodes; the rest is counted in `dropped_host`. It gives no
+//! named services, etcd to other nodes; the rest is counted in `dropped_host`, and so is what
+//! comes to this host's addresses there from any other device: from a container by way of
+//! Docker's bridge, or from the host's own network. It gives no
 //! access through the host: nothing is routed between the overlay and another network but
 //! what Docker's NAT sends to a published port, and the replies (`dropped_forward`). Rules
 //! that match connections exist only where the kernel tracks them anyway, as it does for that
@@ -38,7 +40,7 @@ use serde_json::{Value, json};
 use crate::error::Cause;
 use crate::linux::fast_peers;
 use crate::linux::filter_frame::{
-    BRIDGES, MASTERS, MASTERS_IPV6, NODES, TABLE, TCP_SERVICES, UDP_SERVICES, frame,
+    BRIDGES, MASTERS, MASTERS_IPV6, NODES, OWN, TABLE, TCP_SERVICES, UDP_SERVICES, frame,
 };
 use crate::linux::live_table::{FAST_PEERS, OPEN};
 use crate::linux::nft::{Elements, Present};
@@ -127,6 +129,7 @@ fn access_elements(access: &Access) -> Vec<Value> {
     let ports = |ports: &BTreeSet<u16>| -> Vec<Value> { ports.iter().map(|p| json!(p)).collect() };
     let HostServices { tcp, udp } = &access.services;
     let sets = [
+        TABLE.elements(OWN, access.own.iter().map(|own| json!(own))),
         TABLE.elements(NODES, access.nodes.iter().map(|node| json!(node))),
         TABLE.elements(TCP_SERVICES, ports(tcp)),
         TABLE.elements(UDP_SERVICES, ports(udp)),
@@ -163,8 +166,10 @@ fn contents(tunnel_subnet: InnerSubnet, tracked: bool, elements: &Elements) -> O
         masters: Some(masters),
         bridges: Some(elements.of(BRIDGES, |name| Some(name.as_str()?.to_owned()))?),
     };
+    let address = |element: &Value| element.as_str()?.parse().ok();
     let access = Access {
-        nodes: elements.of(NODES, |node| node.as_str()?.parse().ok())?,
+        own: elements.of(OWN, address)?,
+        nodes: elements.of(NODES, address)?,
         services: HostServices {
             tcp: elements.of(TCP_SERVICES, port_of)?,
             udp: elements.of(UDP_SERVICES, port_of)?,

@@ -19,6 +19,8 @@ pub(super) const TABLE: Table = Table {
     family: Family::Inet,
     name: KONTENA,
 };
+/// This host's own addresses on the overlay and inside tunnels.
+pub(super) const OWN: &str = "own";
 /// The overlay addresses of other nodes.
 pub(super) const NODES: &str = "nodes";
 /// The ports at which this host answers the whole overlay.
@@ -77,6 +79,7 @@ fn sets() -> Vec<Value> {
     let sets = [
         json!({"name": OPEN, "type": "inet_proto", "flags": ["timeout"]}),
         json!({"name": FAST_PEERS, "type": "ipv4_addr"}),
+        json!({"name": OWN, "type": "ipv4_addr"}),
         json!({"name": NODES, "type": "ipv4_addr"}),
         json!({"name": TCP_SERVICES, "type": "inet_service"}),
         json!({"name": UDP_SERVICES, "type": "inet_service"}),
@@ -122,15 +125,27 @@ fn input(tunnel_subnet: InnerSubnet, tracked: bool) -> Vec<Value> {
         branch("input_overlay", &to_host(tracked)),
         branch("input_vxlan", &vxlan),
         branch("input_own", &own),
+        branch("input_elsewhere", &from_elsewhere()),
         hook(
             "input",
             &[
                 [vec![from(OVERLAY_DEVICES)], jump("input_own")].concat(),
                 [vec![for_vxlan()], jump("input_vxlan")].concat(),
+                [
+                    vec![equals(&field("ip", "daddr"), &set(OWN))],
+                    jump("input_elsewhere"),
+                ]
+                .concat(),
             ],
         ),
     ]
     .concat()
+}
+
+/// What comes to the host's addresses on the overlay, but not from there: from itself only.
+fn from_elsewhere() -> Vec<Vec<Value>> {
+    let passes = |device| vec![from(device), json!({"return": null})];
+    vec![passes(OVERLAY_DEVICES), passes("lo"), drop(DROPPED_HOST)]
 }
 
 /// What comes from containers and other nodes through the overlay's bridge. A packet that

@@ -25,6 +25,7 @@ fn filter(peers: &[u8]) -> Filter {
         tracked: false,
         peers: peers.iter().map(peer).collect(),
         access: Access {
+            own: BTreeSet::from([Ipv4Addr::new(10, 81, 0, 1)]),
             nodes: BTreeSet::from([Ipv4Addr::new(10, 81, 0, 2)]),
             services: HostServices {
                 tcp: BTreeSet::from([2379]),

@@ -83,6 +83,9 @@ pub(crate) enum LiveTable {
 /// Who on the overlay reaches what of this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
+    /// This host's own addresses, on the overlay and inside tunnels: they answer to nothing
+    /// that came another way.
+    pub(crate) own: BTreeSet<Ipv4Addr>,
     /// The overlay addresses of the other nodes.
     pub(crate) nodes: BTreeSet<Ipv4Addr>,
     pub(crate) services: HostServices,

@@ -149,6 +149,7 @@ fn wanted_filter(intent: &OverlayIntent, entries: &Entries, observed: &Observed)
         tracked: observed.tracked || present.tracked,
         peers: entries.accepted.clone(),
         access: Access {
+            own: BTreeSet::from([intent.own.address, intent.own.tunnel_address]),
             nodes: nodes.collect(),
             services: intent.services.clone(),
         },

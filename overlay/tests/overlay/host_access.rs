@@ -68,7 +68,7 @@ fn hosts_with_docker() -> (
 
 #[test]
 fn overlay_lets_nobody_reach_what_a_host_listens_to_but_what_the_grid_put_there() {
-    let (_switch, hosts, _plain) = hosts_with_docker();
+    let (_switch, hosts, plain) = hosts_with_docker();
     let [a, b] = &hosts[..] else { unreachable!() };
     let own = a.node.address;
     let _listening = [PORT, 2379, 2380].map(|port| listen(&a.netns, port));
@@ -88,6 +88,20 @@ fn overlay_lets_nobody_reach_what_a_host_listens_to_but_what_the_grid_put_there(
             from.run(&format!("ip route del {other}/32 dev ethwe"));
         }
     }
+    // Nor by another way than the overlay: over Docker's bridge, or the host's own network.
+    plain.netns.must_reach(DOCKER_BRIDGE);
+    b.netns
+        .run(&format!("ip route add {own}/32 via {}", underlay(1)));
+    for (from, source) in [(&plain.netns, PLAIN), (&b.netns, underlay(2))] {
+        for port in [PORT, 2379] {
+            let before = dropped(a, "dropped_host");
+            connect(from, (own, port)).unwrap_err();
+            assert!(dropped(a, "dropped_host") > before, "{source}");
+        }
+    }
+    b.netns.run(&format!("ip route del {own}/32"));
+    must_connect(&a.netns, (own, PORT));
+
     // Nodes among each other: etcd, and nothing else.
     b.netns.must_reach(own);
     must_connect(&b.netns, (own, 2379));
@@ -107,6 +121,7 @@ fn overlay_lets_nobody_reach_what_a_host_listens_to_but_what_the_grid_put_there(
     // Without the filter all of it would be reached.
     remove_filter(a);
     must_connect(&a.containers[0].netns, (own, PORT));
+    must_connect(&plain.netns, (own, PORT));
 }
 
 #[test]
