@@ -29,25 +29,25 @@ pub struct Args {
     /// The grid's join token
     #[arg(long, env = "KONTENA_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// PEM file of the authorities that may vouch for the Master [default: the system's]
+    /// PEM file of the CA certificates that the Master is verified with [default: the system's]
     #[arg(long, env = "KONTENA_CA")]
     ca: Option<String>,
-    /// This host's address on the public network [default: asked for]
+    /// This host's public address [default: looked up at the public IP resolver]
     #[arg(long, env = "KONTENA_PUBLIC_IP")]
     public_ip: Option<String>,
-    /// This host's address in its region [default: from the peer interface]
+    /// This host's address in its region [default: the peer interface's]
     #[arg(long, env = "KONTENA_PRIVATE_IP")]
     private_ip: Option<String>,
     /// The interface of the region's private network [default: eth1]
     #[arg(long, env = "KONTENA_PEER_INTERFACE")]
     peer_interface: Option<String>,
-    /// Who tells the public address, as text [default: http://whatismyip.akamai.com]
+    /// URL that returns this host's public address as plain text [default: http://whatismyip.akamai.com]
     #[arg(long, env = "KONTENA_PUBLIC_IP_RESOLVER")]
     public_ip_resolver: Option<String>,
-    /// Where the agent keeps what it knows [default: /var/lib/kontena]
+    /// The agent's state directory [default: /var/lib/kontena]
     #[arg(long, env = "KONTENA_STATE_DIR")]
     state_dir: Option<String>,
-    /// The program put before every container's entrypoint [default: /usr/local/bin/weavewait]
+    /// The program that holds a container's command until its network is up [default: /usr/local/bin/weavewait]
     #[arg(long, env = "KONTENA_WEAVEWAIT")]
     weavewait: Option<String>,
     /// The Docker engine's socket [default: /var/run/docker.sock]
@@ -59,10 +59,10 @@ pub struct Args {
     /// Broadcast and multicast packets a second that each container may send [default: 50]
     #[arg(long, env = "KONTENA_MULTICAST_RATE")]
     multicast_rate: Option<String>,
-    /// How many of them in a burst [default: 200]
+    /// Burst of the same, in packets [default: 200]
     #[arg(long, env = "KONTENA_MULTICAST_BURST")]
     multicast_burst: Option<String>,
-    /// What is logged, `info` or `kontena_agent::link=debug,info` [default: info,boringtun=off]
+    /// Log filter, such as `info` or `kontena_agent::link=debug,info` [default: info,boringtun=off]
     #[arg(long, env = "KONTENA_LOG")]
     log: Option<String>,
 }
@@ -257,7 +257,7 @@ impl Faults {
 
     fn absolute(&mut self, name: &str, path: &std::path::Path) {
         if !path.is_absolute() {
-            self.add(name, &format!("{} is no absolute path", path.display()));
+            self.add(name, &format!("{} is not an absolute path", path.display()));
         }
     }
 }
@@ -270,7 +270,7 @@ fn master_uri(text: &str) -> Result<Url, String> {
         "wss" | "https" => "wss",
         other => {
             return Err(format!(
-                "{text:?}: {other:?} is none of wss, https, ws and http"
+                "{text:?}: the scheme must be wss, https, ws or http, not {other:?}"
             ));
         }
     };

@@ -227,7 +227,7 @@ pub async fn watch(
         held = None;
         let published = after.host_keys();
         if published != keys.host_keys() {
-            info!(current = %published.told.current, next = ?published.told.next, "keys");
+            info!(current = %published.told.current, next = ?published.told.next, "advertised keys changed");
             slot.send_replace(Arc::new(published));
         }
         keys = after;

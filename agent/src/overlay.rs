@@ -97,7 +97,7 @@ impl Sources {
             let refusal = entry.refused.as_ref();
             tell(
                 &unavailable,
-                refusal.map(|why| format!("the overlay is not brought up: {why}")),
+                refusal.map(|why| format!("the overlay stays down: {why}")),
             );
             request.send_replace(Arc::new(new));
             tokio::select! {
@@ -195,7 +195,7 @@ where
             }
             Err(err) => tell(
                 unavailable,
-                Some(format!("the overlay cannot be opened: {err}")),
+                Some(format!("the overlay cannot be started: {err}")),
             ),
         }
         sleep(OPEN_AGAIN_AFTER).await;

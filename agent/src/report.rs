@@ -104,7 +104,7 @@ pub fn inventory(containers: &[Container]) -> Vec<InventoryEntry> {
 /// What the user reads about a container that cannot be inspected, or of which Docker
 /// says that it runs while its process is not there.
 const SILENT: &str =
-    "Docker does not tell the state of this container; it is left alone until it does";
+    "Docker does not report this container's state; it is left alone until Docker does";
 
 /// What affects the report of a placement besides its container.
 pub struct Context<'a> {

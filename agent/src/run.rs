@@ -161,9 +161,11 @@ async fn start(
 /// What the last run of the agent knew of the grid.
 fn known(store: &Store) -> Directory {
     let known = store.directory().unwrap_or_default();
-    info!(revision = %known.revision(), "what was known of the grid");
+    info!(revision = %known.revision(), "loaded the saved directory");
     if known.outdated {
-        warn!("it is outdated; nothing is started or trusted until the Master has spoken");
+        warn!(
+            "the saved directory is outdated; nothing is started or trusted until the Master is reached"
+        );
     }
     known
 }

@@ -80,7 +80,7 @@ pub enum Cause {
     #[error("there is no interface {0}")]
     NoInterface(String),
     /// The process ended, and another one has its number.
-    #[error("the process {0} ended, and another one has its number")]
+    #[error("process {0} ended, and its PID was reused")]
     AnotherProcess(i32),
     /// The process has no network namespace of its own.
     #[error("it shares the network namespace of {0}")]

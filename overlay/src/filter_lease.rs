@@ -214,7 +214,9 @@ impl Shared {
                 tracing::debug!(missing, "the packet filter is closed for some");
                 self.closed.notify_one();
             }
-            Err(err) => tracing::warn!(%err, "the packet filter is not renewed"),
+            Err(err) => {
+                tracing::warn!(%err, "cannot renew the packet filter's lease; fast paths close within 4 s")
+            }
         }
         if began.elapsed() < IN_TIME {
             return;
@@ -228,7 +230,7 @@ impl Shared {
         if !late.is_empty()
             && let Err(err) = self.fast_peers.forbid(&late).await
         {
-            tracing::warn!(%err, "a renewal that came too late is not taken back");
+            tracing::warn!(%err, "cannot revoke a late renewal of the packet filter");
         }
     }
 

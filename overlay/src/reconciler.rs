@@ -100,8 +100,8 @@ impl Overlay {
     /// can.
     pub async fn new() -> Result<Self, OverlayError> {
         let by = EncryptedBy::of_this_host().await;
-        let by = by.map_err(OverlayError::unread("what encrypts paths"))?;
-        tracing::info!(?by, "paths are encrypted");
+        let by = by.map_err(OverlayError::unread("whether the kernel has WireGuard"))?;
+        tracing::info!(?by, "chose what encrypts paths");
         Self::encrypted_by(&by)
     }
 
@@ -223,7 +223,7 @@ impl Overlay {
     /// successor is to follow.
     pub async fn outlive(&self) {
         if let Err(err) = self.lease.outlive().await {
-            tracing::warn!(%err, "clear paths end with this agent");
+            tracing::warn!(%err, "cannot extend the packet filter's lease; fast paths close soon after this agent stops");
         }
     }
 

@@ -277,7 +277,7 @@ impl Converger {
         }
         let errors = self.overlay.remove_all().await;
         for err in &errors {
-            error!(%err, "overlay");
+            error!(%err, "cannot remove the overlay");
         }
         self.left = errors.is_empty();
         self.retry_if(!self.left);
@@ -311,7 +311,7 @@ impl Converger {
 
 fn log(report: &OverlayReport) {
     for err in &report.errors {
-        error!(%err, "overlay");
+        error!(%err, "the overlay is not as it should be");
     }
     for (placement, result) in &report.attached {
         if let Err(reason) = result {

@@ -5,7 +5,7 @@
 //! left, by class, so that every usable address works and a node is the last to
 //! lose the address that belongs to its number.
 //!
-//! `inner_subnet` is beside both: nodes have its addresses inside sealed paths only,
+//! `inner_subnet` is beside both: nodes have its addresses inside encrypted paths only,
 //! where nothing but packets of the overlay itself is.
 
 use std::fmt;
@@ -107,7 +107,7 @@ impl Plan {
         self.supernet
     }
 
-    /// The addresses of nodes inside sealed paths.
+    /// The addresses of nodes inside encrypted paths.
     pub fn inner_subnet(self) -> InnerSubnet {
         self.inner_subnet
     }
@@ -124,7 +124,7 @@ impl Plan {
     }
 }
 
-/// The addresses of a grid's nodes inside sealed paths, by their numbers. It is always a
+/// The addresses of a grid's nodes inside encrypted paths, by their numbers. It is always a
 /// /24: node numbers are its host part, and of a wider one hosts would lose more than
 /// that for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -143,7 +143,7 @@ impl InnerSubnet {
         Ipv4Network::new(self.base, Self::PREFIX).expect("24 is a prefix")
     }
 
-    /// A node's address inside sealed paths.
+    /// A node's address inside encrypted paths.
     pub fn address(self, number: NodeNumber) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.base.to_bits() | u32::from(number.get()))
     }

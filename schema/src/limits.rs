@@ -68,17 +68,17 @@ pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// model); no service may publish them.
 pub const INFRASTRUCTURE_PORTS: [u16; 5] = [53, 2379, 2380, 6783, 6784];
 
-/// The UDP port of the sealed path, WireGuard.
+/// The UDP port of the encrypted path, WireGuard.
 pub const WIREGUARD_PORT: u16 = 6783;
 
-/// The TCP port at which an agent says that it is there: where the sealed path's port is
+/// The TCP port at which an agent says that it is there: where the encrypted path's port is
 /// silent, it tells a host that is down from a way that is blocked.
 pub const DOOR_PORT: u16 = 6783;
 
-/// The UDP port of the fast path, VXLAN; inside the sealed path too.
+/// The UDP port of the fast path, VXLAN; inside the encrypted path too.
 pub const VXLAN_PORT: u16 = 6784;
 
-/// The UDP port, inside the sealed path only, of the agents' messages to each other.
+/// The UDP port, inside the encrypted path only, of the agents' messages to each other.
 pub const PROBE_PORT: u16 = 6785;
 
 /// Most echoes of one ping: who waits for it waits for seconds.

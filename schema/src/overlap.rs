@@ -139,7 +139,7 @@ impl TryFrom<Vec<HostNetwork>> for HostNetworks {
     fn try_from(all: Vec<HostNetwork>) -> Result<Self, HostNetworkError> {
         if all.len() > HOST_NETWORKS_MAX {
             let count = all.len();
-            let reason = format!("{count} are too many, at most {HOST_NETWORKS_MAX} are taken");
+            let reason = format!("{count} are too many, the limit is {HOST_NETWORKS_MAX}");
             return Err(HostNetworkError(reason));
         }
         // A host that says the same twice, or more than is asked for, is harmless.
@@ -168,8 +168,8 @@ impl Overlap {
     /// What chooses another network for the grid.
     pub fn advice(&self) -> &'static str {
         match self.field {
-            InnerSubnet::FIELD => "`kontena grid create --inner-subnet` chooses another",
-            _ => "`kontena grid create --subnet` chooses another",
+            InnerSubnet::FIELD => "create the grid with another `--inner-subnet`",
+            _ => "create the grid with another `--subnet`",
         }
     }
 }

@@ -71,7 +71,7 @@ where
         let began = Instant::now();
         let part = tokio::spawn(make().instrument(info_span!("task", name)));
         match AbortOnDropHandle::new(part).await {
-            Ok(()) => error!(task = name, "a task ended that is to run for ever"),
+            Ok(()) => error!(task = name, "a task ended that must not"),
             // The runtime shuts down.
             Err(err) if err.is_cancelled() => return,
             Err(err) => log_death(name, &err),

@@ -130,7 +130,7 @@ pub enum MergeError {
         at: Revision,
     },
     /// They count in another history.
-    #[error("the changes are of another timeline")]
+    #[error("the changes are from another Postgres timeline")]
     Timeline,
     /// They lead backwards.
     #[error("the changes lead back from revision {from} to {to}")]

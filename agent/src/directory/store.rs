@@ -43,9 +43,8 @@ pub enum InstallError {
     Store(#[from] StoreError),
     /// It could be written and not executed.
     #[error(
-        "no program can be run from {}: its filesystem is mounted with the option noexec, and \
-         containers start with a program from there; mount it with exec, or set \
-         KONTENA_STATE_DIR to a directory elsewhere", .0.display()
+        "{} is on a filesystem mounted noexec, and containers run a program from there; \
+         remount it with exec, or set KONTENA_STATE_DIR to another directory", .0.display()
     )]
     NoExec(PathBuf),
 }

@@ -1,4 +1,4 @@
-//! Foreign names: queries go to the host's resolvers and answers come back
+//! External names: queries go to the host's resolvers and answers come back
 //! unchanged, except for the ID.
 //!
 //! The resolvers are asked in the order of the host's list. The next one is asked when one

@@ -1,4 +1,4 @@
-//! Foreign names, from a client's socket through the server to resolvers of this test
+//! External names, from a client's socket through the server to resolvers of this test
 //! and back.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -20,7 +20,10 @@ pub fn read(root: &Path, path: &str) -> io::Result<String> {
     let path = follow(root, Path::new(path))?;
     // Reading a pipe could block for ever.
     if !fs::metadata(&path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
     }
     let mut text = Vec::new();
     File::open(path)?.take(BYTES_MAX).read_to_end(&mut text)?;

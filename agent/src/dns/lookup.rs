@@ -33,16 +33,16 @@ const UDP_BYTES: u16 = 1232;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// It cannot have any.
-    #[error("it is no host name")]
+    #[error("not a valid host name")]
     NoName,
     /// The resolvers know none.
-    #[error("the host's resolvers know no address of it")]
+    #[error("the host's resolvers have no address for it")]
     NoAddress,
     /// They answered with an error.
-    #[error("the host's resolvers could not find out: {0}")]
+    #[error("the host's resolvers answered {0}")]
     Failed(ResponseCode),
     /// They did not answer.
-    #[error("none of the host's resolvers answers")]
+    #[error("none of the host's resolvers answered")]
     Silent,
 }
 

@@ -4,7 +4,7 @@
 //! [`zone`] holds the names, [`answer`] turns a query into its answer, both without IO;
 //! [`server`] owns the sockets, which clients share fairly ([`shares`]).
 //!
-//! Foreign names go to the host's resolvers. [`upstream`] knows which they are
+//! External names go to the host's resolvers. [`upstream`] knows which they are
 //! ([`resolv_conf`], [`host_file`]) and which are dead ([`health`]), [`forward`] asks them in
 //! turn, [`exchange`] asks one. The agent's own lookups ([`lookup`]) take the same path.
 //!

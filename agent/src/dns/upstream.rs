@@ -262,7 +262,7 @@ impl State {
         let named = |files: &[ResolvConf]| files.iter().any(|conf| !conf.nameservers.is_empty());
         if !named(&files) {
             if self.files.is_empty() {
-                warn!("{RESOLV_CONF} names no resolver; foreign names are not resolved");
+                warn!("{RESOLV_CONF} names no resolver; external names are not resolved");
                 self.files = files;
             }
             return;

@@ -33,7 +33,7 @@ pub type BridgeSlot = watch::Receiver<Option<Ipv4Addr>>;
 pub async fn watch(mut name: watch::Receiver<String>, slot: watch::Sender<Option<Ipv4Addr>>) {
     // Before the first look, so that no change is missed.
     let mut events = AddressEvents::open()
-        .inspect_err(|err| warn!(%err, "nothing is told of addresses that change"))
+        .inspect_err(|err| warn!(%err, "no notifications of address changes; polling instead"))
         .ok();
     let every = events.as_ref().map_or(LOOK_OFTEN, |_| LOOK_EVERY);
     loop {
@@ -48,7 +48,7 @@ pub async fn watch(mut name: watch::Receiver<String>, slot: watch::Sender<Option
             differs
         };
         if slot.send_if_modified(changed) {
-            info!(interface, ?address, "Docker's bridge");
+            info!(interface, ?address, "found Docker's bridge");
         }
         tokio::select! {
             () = changed_address(&mut events) => sleep(GATHER).await,
@@ -73,7 +73,7 @@ pub async fn name(docker: &Docker) -> String {
             .and_then(|mut options| options.remove(NAME_OPTION))
             .unwrap_or_else(|| DEFAULT_NAME.to_owned()),
         Err(err) => {
-            warn!(%err, "Docker's bridge is taken for {DEFAULT_NAME}");
+            warn!(%err, "cannot look up the name of Docker's bridge; assuming {DEFAULT_NAME}");
             DEFAULT_NAME.to_owned()
         }
     }

@@ -37,13 +37,13 @@ pub async fn watch(docker: Docker, dirty: Arc<DirtySet>) {
     loop {
         if docker.ping().await.is_ok() {
             if away {
-                info!("the Docker engine is back");
+                info!("the Docker engine answers again");
                 renegotiate(&docker).await;
                 away = false;
             }
             follow(&docker, &filters, |event| mark(&dirty, event)).await;
         } else if !away {
-            warn!("the Docker engine is away");
+            warn!("the Docker engine does not answer");
             away = true;
         }
         sleep(RETRY_EVERY).await;
@@ -64,7 +64,7 @@ fn mark(dirty: &DirtySet, event: Option<Event>) {
 /// An engine may come back as another version of itself.
 async fn renegotiate(docker: &Docker) {
     if let Err(err) = docker.clone().negotiate_version().await {
-        warn!(%err, "no agreement on the version of Docker's API");
+        warn!(%err, "cannot negotiate the Docker API version");
     }
 }
 

@@ -50,7 +50,7 @@ pub async fn prepare(docker: &Docker, image: &str) -> Result<(), ImageError> {
     match pull(docker, &image, SILENT_MAX).await {
         Ok(()) => Ok(()),
         Err((reason, _)) if present => {
-            warn!(%image, reason, "not pulled; using the one that is there");
+            warn!(%image, reason, "cannot pull the image; using the local copy");
             Ok(())
         }
         Err((reason, status)) => Err(ImageError::Pull {

@@ -39,7 +39,7 @@ pub async fn watch(docker: Docker, slot: watch::Sender<Option<BTreeSet<String>>>
     let take = |seen: Seen| {
         publish(&slot, seen.containers);
         if seen.others != told {
-            warn!(bridges = ?seen.others, "containers behind are not known as such");
+            warn!(bridges = ?seen.others, "the egress policy does not cover containers on these bridges");
             told = seen.others;
         }
     };
@@ -55,7 +55,10 @@ fn publish(slot: &watch::Sender<Option<BTreeSet<String>>>, names: BTreeSet<Strin
         differs
     });
     if changed {
-        info!(bridges = told, "containers are behind");
+        info!(
+            bridges = told,
+            "the egress policy covers containers on these bridges"
+        );
     }
 }
 

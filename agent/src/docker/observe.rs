@@ -182,7 +182,7 @@ impl Observer {
             Ok(listed) => listed,
             Err(err) => {
                 if !self.away {
-                    warn!(reason = words(&err), "the containers cannot be listed");
+                    warn!(reason = words(&err), "cannot list the containers");
                 }
                 self.away = true;
                 dirty.put_back(marks);
@@ -226,7 +226,7 @@ impl Observer {
         match answer {
             Answer::There(container) => {
                 if self.inspections.has_failed(id) {
-                    info!(container = id, "it can be inspected again");
+                    info!(container = id, "the container can be inspected again");
                 }
                 self.inspections.answered(id);
                 // The list may say meanwhile that it is gone.
@@ -244,7 +244,7 @@ impl Observer {
                 if !self.inspections.has_failed(id) {
                     warn!(
                         container = id,
-                        reason, "it cannot be inspected, and is left alone"
+                        reason, "cannot inspect the container; leaving it alone"
                     );
                 }
                 self.inspections.failed(id, Instant::now().into_std());

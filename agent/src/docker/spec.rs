@@ -59,7 +59,7 @@ pub struct ImageConfig {
 
 /// There is nothing to execute.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("neither the image {image} nor the service says what to execute")]
+#[error("neither the image {image} nor the service has a command")]
 pub struct NoCommand {
     image: String,
 }

@@ -126,7 +126,7 @@ fn publish(slot: &watch::Sender<Option<Arc<HostFacts>>>, facts: HostFacts) {
             region,
             ?public_ip,
             ?private_ip,
-            "this host"
+            "collected the host's facts"
         );
     }
 }
@@ -259,7 +259,7 @@ async fn resolve(url: &Url, lookup: &Lookup) -> Result<Ipv4Addr, String> {
         .map_err(fail)?;
     text.trim()
         .parse()
-        .map_err(|_| format!("{url}: the answer is no IPv4 address"))
+        .map_err(|_| format!("{url}: the answer is not an IPv4 address"))
 }
 
 #[cfg(test)]
@@ -311,7 +311,7 @@ mod tests {
             resolve(&url, &lookup)
                 .await
                 .unwrap_err()
-                .contains("no IPv4 address")
+                .contains("not an IPv4 address")
         );
     }
 }

@@ -37,7 +37,7 @@ impl fmt::Display for Refusal {
             Self::Master(at, grid) => write!(
                 f,
                 "the Master's address {} is inside the grid's network {grid}; \
-                 `kontena grid create` can choose another",
+                 create the grid with another `--subnet`",
                 at.ip()
             ),
             Self::Unknown(reason) => write!(f, "this host's networks cannot be read: {reason}"),
@@ -104,7 +104,7 @@ mod tests {
     fn an_overlay_that_would_take_the_hosts_network_is_refused_with_both_named() {
         let refused = decide(&grid(), None, on_eth0("10.81.3.0/24")).unwrap();
         let text = "this host's network 10.81.3.0/24 on eth0 overlaps the grid's overlay network \
-                    10.81.0.0/17; `kontena grid create --subnet` chooses another";
+                    10.81.0.0/17; create the grid with another `--subnet`";
         assert_eq!(refused.to_string(), text);
         assert_eq!(decide(&grid(), None, on_eth0("10.82.0.0/16")), None);
     }

@@ -136,8 +136,8 @@ impl Link {
             ),
             End::Closed(close::NETWORK_OVERLAP, _) => error!(
                 %end,
-                "this host cannot join the grid, whose networks overlap its own; `kontena grid \
-                 create` chooses others with --subnet, and with --inner-subnet for the tunnel"
+                "this host cannot join: its networks overlap the grid's; create the grid with \
+                 others (--subnet, --inner-subnet)"
             ),
             End::Closed(close::KEY_TAKEN, _) => {
                 warn!(%end, "generating another key");

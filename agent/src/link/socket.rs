@@ -69,7 +69,7 @@ fn request(uri: &Url, token: &Secret) -> Result<http::Request<()>, End> {
         .into_client_request()
         .map_err(|err| failed(err.to_string()))?;
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
-        .map_err(|_| failed("the token holds characters that no header may"))?;
+        .map_err(|_| failed("the token has characters that are not allowed in an HTTP header"))?;
     value.set_sensitive(true);
     request
         .headers_mut()
@@ -105,7 +105,7 @@ async fn connect_tls(
         .map_err(|err| failed(format!("{host}: {err}")))?;
     let connector = TlsConnector::from(Arc::new(tls_config(ca)?));
     let tls = connector.connect(name, tcp).await;
-    tls.map_err(|err| failed(format!("no TLS with {host}: {err}")))
+    tls.map_err(|err| failed(format!("TLS handshake with {host} failed: {err}")))
 }
 
 fn tls_config(ca: Option<&Path>) -> Result<ClientConfig, End> {
@@ -133,7 +133,7 @@ fn authorities(ca: Option<&Path>) -> Result<RootCertStore, End> {
     };
     let (added, _) = roots.add_parsable_certificates(certificates);
     if added == 0 {
-        return Err(failed(format!("{from} has no certificate of an authority")));
+        return Err(failed(format!("{from}: no CA certificate found")));
     }
     Ok(roots)
 }

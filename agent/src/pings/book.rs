@@ -27,7 +27,7 @@ impl Book {
         let mut book = Self::default();
         book.enter(directory);
         for &ping in directory.pings.keys() {
-            let error = "the agent was started anew meanwhile".to_owned();
+            let error = "the agent was restarted meanwhile".to_owned();
             book.begun_up_to = Some(ping);
             book.set(ping, PingState::Interrupted { error });
         }

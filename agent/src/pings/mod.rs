@@ -129,7 +129,7 @@ impl Pings {
         let peer = directory.nodes.get(&ping.peer);
         let peer = peer.ok_or("the other node is not known here")?;
         let overlay = self.overlay.borrow().clone();
-        let overlay = overlay.ok_or("the overlay of this host is not open")?;
+        let overlay = overlay.ok_or("this host's overlay is not up")?;
         info!(ping = %ping.id, to = %peer.name, "pinging");
         let path = self.path(ping.peer);
         let between = (own.address, peer.address);

@@ -90,7 +90,7 @@ impl Journal {
                 reports.entry(command).or_insert_with(|| CommandReport {
                     command,
                     state: CommandState::Interrupted,
-                    error: Some("the agent does not know any more how it ended".to_owned()),
+                    error: Some("the agent no longer knows how it ended".to_owned()),
                 });
             }
         }

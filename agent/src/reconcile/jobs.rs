@@ -210,7 +210,7 @@ impl Jobs {
                     self.start_command(&command, container.id.clone());
                     continue;
                 }
-                Some(_) => "Docker does not answer for the container",
+                Some(_) => "Docker does not report the container's state",
                 None => "there is no container",
             };
             ended.push((command.id, CommandState::Failed, Some(why.to_owned())));

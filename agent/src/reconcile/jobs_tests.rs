@@ -110,7 +110,7 @@ async fn a_command_for_what_is_gone_or_unknown_ends_and_says_why() {
         panic!("it goes on");
     };
     assert_eq!(*state, CommandState::Failed);
-    assert!(why.as_ref().unwrap().contains("does not answer"));
+    assert!(why.as_ref().unwrap().contains("does not report"));
 }
 
 #[tokio::test]

@@ -199,7 +199,7 @@ impl Reconciler {
             self.journal.started(command.id);
             // At most once: what is not on disk is not begun.
             if let Err(err) = self.save_journal() {
-                let why = format!("it could not be written down: {err}");
+                let why = format!("cannot record the command: {err}");
                 self.journal
                     .ended(command.id, CommandState::Failed, Some(why));
                 continue;
@@ -218,7 +218,7 @@ impl Reconciler {
         info!(%command, ?state, error, "command ended");
         self.journal.ended(command, state, error);
         if let Err(err) = self.save_journal() {
-            error!(%err, "the end of a command is not written down");
+            error!(%err, "cannot record the outcome of a command");
         }
     }
 
@@ -259,7 +259,7 @@ impl Reconciler {
         } else if !self.forgotten && self.slots.overlay.borrow().left {
             match self.store.forget() {
                 Ok(()) => self.forgotten = true,
-                Err(err) => error!(%err, "the removed grid is not forgotten"),
+                Err(err) => error!(%err, "cannot delete the state of the removed grid"),
             }
             info!(complete = self.forgotten, "left the grid");
         }

@@ -131,7 +131,7 @@ async fn stuck(dir: PathBuf) {
     proxy.withhold(&inspection(&id));
     let says_so = |host: &HostState| {
         let error = host.reported.placements[&FIRST].error.as_ref();
-        error.is_some_and(|error| error.contains("Docker does not tell"))
+        error.is_some_and(|error| error.contains("Docker does not report"))
     };
     host.until("it is unknown", says_so).await;
     others_go_on(&mut host).await;
@@ -255,7 +255,7 @@ async fn without_an_overlay(dir: PathBuf) {
     let report = host.reported(FIRST);
     assert_eq!(report.state, InstanceState::Starting);
     let why = report.error.unwrap();
-    let expected = "the overlay cannot be opened: cannot read netlink: Operation not permitted";
+    let expected = "the overlay cannot be started: cannot read netlink: Operation not permitted";
     assert!(why.starts_with(expected), "{why}");
     may_open.store(true, Ordering::Release);
     let report = host.until_placement(FIRST, InstanceState::Running).await;

@@ -93,7 +93,7 @@ pub struct GridRow {
     pub subnet: Ipv4Network,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
-    /// The addresses of nodes inside sealed paths.
+    /// The addresses of nodes inside encrypted paths.
     pub inner_subnet: InnerSubnet,
     /// Its revision before this transaction.
     pub revision: Revision,

@@ -111,7 +111,10 @@ fn fault(subnet: Ipv4Network, grid: &Own) -> Option<String> {
     }
     let own = [
         (grid.subnet, "the overlay itself"),
-        (grid.inner.network(), "what nodes use inside sealed paths"),
+        (
+            grid.inner.network(),
+            "what nodes use inside encrypted paths",
+        ),
     ];
     let (network, what) = own.into_iter().find(|(own, _)| subnet.is_subnet_of(*own))?;
     Some(format!(
@@ -183,7 +186,10 @@ mod tests {
             ("255.255.255.255/32", "reserved (240.0.0.0/4)"),
             ("10.81.0.0/19", "the overlay itself (10.81.0.0/19)"),
             ("10.81.5.0/24", "the overlay itself (10.81.0.0/19)"),
-            ("100.127.81.0/24", "inside sealed paths (100.127.81.0/24)"),
+            (
+                "100.127.81.0/24",
+                "inside encrypted paths (100.127.81.0/24)",
+            ),
         ] {
             let faults = said(&["10.0.0.0/8", "10.0.0.0/8", text]);
             assert_eq!(faults.len(), 1, "{text}: {faults:?}");

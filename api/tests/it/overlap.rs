@@ -202,7 +202,7 @@ async fn a_new_grid_is_created_with_warnings_of_the_nodes_that_it_would_hit() {
     assert_eq!(field(&told, "interface"), ["eth0", "eth0", "-"]);
     assert_eq!(field(&told, "field"), ["supernet"; 3]);
     let text = "node demo/host-a: its network 10.1.0.0/16 on eth0 overlaps the grid's overlay \
-                network 10.0.0.0/12; `kontena grid create --subnet` chooses another";
+                network 10.0.0.0/12; create the grid with another `--subnet`";
     assert_eq!(told[0]["text"], text);
     // Only who creates it is warned; it is a grid like any other.
     let mut plain = grid.clone();

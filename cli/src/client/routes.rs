@@ -74,7 +74,7 @@ impl Client {
         self.get(&["nodes", grid, node]).await
     }
 
-    /// Asks a node to change the key of its sealed paths.
+    /// Asks a node to change the key of its encrypted paths.
     pub async fn node_key_turn(&self, grid: &str, node: &str) -> Answer<()> {
         let path = ["nodes", grid, node, "key"];
         self.post::<_, IgnoredAny>(&path, EMPTY).await.map(drop)

@@ -92,7 +92,7 @@ impl Ruleset {
         let asked = self.runtime.spawn_blocking(move || question(&socket));
         let answer = asked.await.ok()?;
         answer
-            .inspect_err(|err| tracing::debug!(%err, "the kernel tells nothing of the ruleset"))
+            .inspect_err(|err| tracing::debug!(%err, "cannot query the ruleset"))
             .ok()
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn of_silence(peer: &PeerIntent, behind_nat: bool) -> String {
 
 /// Why a path that is to be clear is encrypted.
 pub(crate) fn of_loss(to: Ipv4Addr) -> String {
-    format!("clear packets to {to} at UDP port {VXLAN_PORT} do not arrive, or not the largest")
+    format!("UDP port {VXLAN_PORT} to {to} is blocked, or drops full-size packets")
 }
 
 /// The text for the outcome at an address, which may be that of a NAT.
@@ -58,18 +58,18 @@ fn words(answer: CheckOutcome, nat: bool) -> String {
                 ""
             };
             format!(
-                "an agent answers at TCP port {DOOR_PORT}{seen}; UDP is blocked on the way, or \
+                "an agent answers at TCP port {DOOR_PORT}{seen}; UDP is blocked on the path, or \
                  that agent does not know this node"
             )
         }
         CheckOutcome::Other => {
-            format!("what listens at TCP port {DOOR_PORT} does not answer as an agent")
+            format!("TCP port {DOOR_PORT} is open, but no agent answers there")
         }
         CheckOutcome::Closed => {
             format!("TCP port {DOOR_PORT} is closed: the host is up without an agent{or_nat}")
         }
         CheckOutcome::Silent => format!(
-            "no answer at TCP port {DOOR_PORT} either: the host is down or the way is \
+            "no answer at TCP port {DOOR_PORT} either: the host is down or the path is \
              blocked{or_nat}"
         ),
         CheckOutcome::NoRoute => "this node has no route there".to_owned(),

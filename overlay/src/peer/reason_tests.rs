@@ -48,15 +48,15 @@ fn only_known_findings_are_reported() {
 #[test]
 fn each_outcome_is_reported_with_its_address() {
     for (answer, words) in [
-        (AGENT, "UDP is blocked on the way"),
-        (CheckOutcome::Other, "does not answer as an agent"),
+        (AGENT, "UDP is blocked on the path"),
+        (CheckOutcome::Other, "no agent answers there"),
         (
             CheckOutcome::Closed,
             "TCP port 6783 is closed: the host is up",
         ),
         (
             CheckOutcome::Silent,
-            "the host is down or the way is blocked",
+            "the host is down or the path is blocked",
         ),
         (CheckOutcome::NoRoute, "no route"),
     ] {

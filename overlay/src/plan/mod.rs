@@ -6,7 +6,7 @@
 //! A peer that changes between encrypted and clear gets its new path before it loses the old one:
 //! flooding first, then the MACs one by one, then the old path is removed. Only the packet filter
 //! closes before the MACs move: an agent that is killed in between leaves a host that sends
-//! nothing, not one that sends in clear (infra/adr/0006-pairs.md).
+//! nothing, not one that sends in clear (infra/adr/0006-peers.md).
 
 pub(crate) mod containers;
 pub(crate) mod failures;

@@ -313,7 +313,7 @@ impl fmt::Display for Step {
             Step::StopSleeve => write!(f, "stop the encrypted path"),
             Step::SetTap(_) => write!(f, "set up {TAP}"),
             Step::SetTable(table) => {
-                write!(f, "set {} peers of the encrypted path", table.peers.len())
+                write!(f, "configure {} encrypted peers", table.peers.len())
             }
             Step::WireGuard(step) => step.fmt(f),
             Step::ListenForPathProbes(_) => write!(f, "receive path probes on {BRIDGE}"),
@@ -332,7 +332,7 @@ impl fmt::Display for Step {
             }
             Step::Entry(step) => step.fmt(f),
             Step::Announce(holders) => {
-                write!(f, "announce the holders of {} addresses", holders.len())
+                write!(f, "send gratuitous ARP for {} addresses", holders.len())
             }
         }
     }
@@ -348,14 +348,14 @@ impl fmt::Display for FilterStep {
                 let EgressPolicy { masters, bridges } = new;
                 write!(
                     f,
-                    "keep containers behind {bridges:?} from the Master at {masters:?}"
+                    "set the egress policy: {bridges:?} must not reach {masters:?}"
                 )
             }
             Self::SetAccess { new, .. } => {
                 let services = &new.services;
                 write!(
                     f,
-                    "answer {} nodes, and others at {services:?}",
+                    "set the overlay's access to this host: {} nodes, {services:?}",
                     new.nodes.len()
                 )
             }
@@ -363,8 +363,8 @@ impl fmt::Display for FilterStep {
                 write!(f, "install the live packet filter for {peers:?}")
             }
             Self::StopLive => write!(f, "remove the live packet filter"),
-            Self::AllowPeers(peers) => write!(f, "let clear packets pass for {peers:?}"),
-            Self::ForbidPeers(peers) => write!(f, "let no more clear packets pass for {peers:?}"),
+            Self::AllowPeers(peers) => write!(f, "allow unencrypted packets for {peers:?}"),
+            Self::ForbidPeers(peers) => write!(f, "block unencrypted packets for {peers:?}"),
             Self::Remove => write!(f, "remove the packet filter"),
         }
     }

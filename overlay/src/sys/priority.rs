@@ -50,7 +50,7 @@ pub(crate) fn go_first(thread: u32) {
     // SAFETY: it takes numbers.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, NICE) } != 0 {
         let err = io::Error::last_os_error();
-        tracing::debug!(%err, thread, "it goes before no other thread");
+        tracing::debug!(%err, thread, "cannot raise the thread's priority");
     }
 }
 

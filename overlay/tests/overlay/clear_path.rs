@@ -82,7 +82,7 @@ fn overlay_stays_encrypted_where_large_clear_packets_are_dropped() {
     });
     assert_eq!(
         why,
-        "clear packets to 198.51.100.2 at UDP port 6784 do not arrive, or not the largest"
+        "UDP port 6784 to 198.51.100.2 is blocked, or drops full-size packets"
     );
 }
 

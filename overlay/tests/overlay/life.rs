@@ -167,7 +167,7 @@ fn overlay_gives_a_process_nothing_that_has_only_the_number_of_a_container() {
     assert_ne!(another.attachment().process, attachment.process);
     let report = host.reconcile(&intent);
     let why = report.attached[&placement].clone().unwrap_err();
-    assert!(why.contains("another one has its number"), "{why}");
+    assert!(why.contains("its PID was reused"), "{why}");
     let link = another.netns.output("ip link show ethwe");
     assert!(!link.status.success(), "{link:?}");
 }

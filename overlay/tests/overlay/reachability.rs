@@ -79,10 +79,10 @@ fn overlay_tells_a_blocked_path_from_a_host_that_is_down() {
     are(&before, &[plain; 4]).unwrap();
     assert!(!format!("{before:?}").contains("TCP"), "{before:?}");
     let wanted = [
-        "198.51.100.2: an agent answers at TCP port 6783; UDP is blocked on the way",
+        "198.51.100.2: an agent answers at TCP port 6783; UDP is blocked on the path",
         "198.51.100.3: TCP port 6783 is closed",
         "198.51.100.4: no answer at TCP port 6783 either: the host is down",
-        "198.51.100.5: what listens at TCP port 6783 does not answer as an agent",
+        "198.51.100.5: TCP port 6783 is open, but no agent answers there",
     ];
     within(CHECKED_WITHIN, "all causes are known", || {
         pass(&grid(7, &[]), blocked, &all);

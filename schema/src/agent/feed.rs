@@ -82,7 +82,7 @@ pub struct GridSettings {
     pub subnet: Ipv4Network,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
-    /// The addresses of nodes inside sealed paths; a Master of the version before says
+    /// The addresses of nodes inside encrypted paths; a Master of the version before says
     /// none and has the default.
     #[serde(default)]
     pub inner_subnet: InnerSubnet,
@@ -110,7 +110,7 @@ pub struct NodeEntry {
     /// path depends on it.
     #[serde(default)]
     pub behind_nat: Option<bool>,
-    /// Its keys for sealed paths, once it told them.
+    /// Its keys for encrypted paths, once it told them.
     #[serde(default)]
     pub keys: Option<PublicKeys>,
     /// Every peer that is connected is ready for its next key.

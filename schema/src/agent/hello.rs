@@ -76,7 +76,7 @@ pub struct Facts {
     pub cpus: u32,
     /// Memory in bytes.
     pub mem_total_bytes: u64,
-    /// Its keys for sealed paths; an agent of the version before has none.
+    /// Its keys for encrypted paths; an agent of the version before has none.
     #[serde(default)]
     pub keys: Option<PublicKeys>,
     /// Its networks that a grid could overlap; none if they are not known, as an agent of the

@@ -44,7 +44,7 @@ pub struct Measures {
     pub drops: BTreeMap<String, u64>,
 }
 
-/// What was measured of the way to one peer, in the sealed path; what is clear takes
+/// What was measured of the way to one peer, in the encrypted path; what is clear takes
 /// the same way without the seal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PathMeasure {

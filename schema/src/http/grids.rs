@@ -22,7 +22,7 @@ pub struct GridCreate {
     /// The on-link prefix of overlay interfaces; default 10.81.0.0/17.
     #[serde(default)]
     pub supernet: Option<String>,
-    /// The addresses of nodes inside sealed paths; default 100.127.81.0/24.
+    /// The addresses of nodes inside encrypted paths; default 100.127.81.0/24.
     #[serde(default)]
     pub inner_subnet: Option<String>,
     /// Where the overlay may run in clear; default nowhere.
@@ -92,7 +92,7 @@ pub struct Grid {
     pub subnet: Ipv4Network,
     /// The on-link prefix of overlay interfaces.
     pub supernet: Ipv4Network,
-    /// The addresses of nodes inside sealed paths; a Master of the version before says
+    /// The addresses of nodes inside encrypted paths; a Master of the version before says
     /// none and has the default.
     #[serde(default)]
     pub inner_subnet: InnerSubnet,

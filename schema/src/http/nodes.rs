@@ -58,7 +58,7 @@ pub struct Node {
     pub connected_at: Option<String>,
     /// When its last session ended; none while one lasts.
     pub disconnected_at: Option<String>,
-    /// The public key of its sealed paths, in base64.
+    /// The public key of its encrypted paths, in base64.
     #[serde(default)]
     pub public_key: Option<PublicKey>,
     /// The connected nodes that are not ready for its next key yet, by name; while there

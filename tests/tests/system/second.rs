@@ -322,7 +322,7 @@ async fn ping(grid: &Grid, from: &Host, to: &Host) -> PingResult {
     }
 }
 
-/// Pings until everything passes on the sealed path.
+/// Pings until everything passes on the encrypted path.
 async fn sealed_ping(grid: &Grid, from: &Host, to: &Host) {
     loop {
         let result = ping(grid, from, to).await;

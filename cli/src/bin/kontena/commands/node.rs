@@ -41,7 +41,7 @@ pub(crate) enum Command {
             value_parser = clap::value_parser!(u32).range(1..=i64::from(PING_COUNT_MAX)))]
         count: u32,
     },
-    /// Asks a node to change the key of its sealed paths
+    /// Asks a node to change the key of its encrypted paths
     RotateKey {
         /// Its name
         node: String,
