@@ -254,6 +254,19 @@ async fn login_install_upgrade_and_remove() {
 }
 
 #[tokio::test]
+async fn who_forces_a_removal_is_told_what_data_goes_with_it() {
+    let place = Place::new("force");
+    let url = Master::default().serve().await;
+    place.run(&format!("master login {url} --token t")).await;
+    place.run("grid use demo").await;
+    let forced = place.run("service rm testapp/db --force").await;
+    let goes = "1 instance keeps 5.0 MiB (measured 12m ago) in volumes";
+    assert!(forced.err.contains(goes), "{forced:?}");
+    let refused = place.run("node rm node-1").await;
+    assert!(refused.err.contains("in volumes is removed"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn errors_go_to_standard_error_with_their_fields_and_exit_1() {
     let place = Place::new("errors");
     let url = Master {
