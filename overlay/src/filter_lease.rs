@@ -38,7 +38,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::error::Cause;
 use crate::linux::fast_peers::{FastPeers, LIFE, Wanted};
 use crate::linux::filter;
-use crate::linux::ruleset::Ruleset;
 use crate::model::peer::{Clear, Ends, PeerStates, SILENCE};
 use crate::model::state::FilterState;
 use crate::sys::priority::PriorityRuntime;
@@ -80,7 +79,6 @@ pub(crate) struct FilterLease {
 }
 
 struct Shared {
-    ruleset: Arc<Ruleset>,
     fast_peers: Arc<FastPeers>,
     /// None while no directory is known.
     permitted: watch::Receiver<Option<Permitted>>,
@@ -112,12 +110,11 @@ impl FilterLease {
     /// busy, a task among many may be seconds late.
     pub(crate) fn start(
         runtime: PriorityRuntime,
-        (ruleset, fast_peers): (Arc<Ruleset>, Arc<FastPeers>),
+        fast_peers: Arc<FastPeers>,
         permitted: watch::Receiver<Option<Permitted>>,
         states: watch::Receiver<PeerStates>,
     ) -> Self {
         let shared = Arc::new(Shared {
-            ruleset,
             fast_peers,
             permitted,
             states,
@@ -236,7 +233,7 @@ impl Shared {
 
     /// What a former run of the agent left is as it was, until a pass has seen it.
     async fn adopt(&self) {
-        let peers = match filter::observe(&self.ruleset.present().await).await {
+        let peers = match filter::observe(&self.fast_peers.ruleset().present().await).await {
             Ok(FilterState::Sound(filter)) => filter.peers,
             Ok(FilterState::Missing | FilterState::Broken) => return,
             Err(err) => return tracing::warn!(%err, "the packet filter cannot be adopted"),

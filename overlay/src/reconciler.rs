@@ -124,8 +124,8 @@ impl Overlay {
         let filter = PriorityRuntime::start("packet-filter")
             .map_err(Cause::io("the packet filter's thread"))
             .map_err(failed)?;
-        let ruleset = Arc::new(Ruleset::here(filter.handle()).map_err(failed)?);
-        let fast_peers = FastPeers::of(Arc::clone(&ruleset));
+        let ruleset = Ruleset::here(filter.handle()).map_err(failed)?;
+        let fast_peers = FastPeers::of(ruleset);
         let devices = Arc::new(RemovedDevices::here().map_err(failed)?);
         let namespace = Namespace::here().map_err(failed)?;
         let netlink = Netlink::here()
@@ -138,15 +138,10 @@ impl Overlay {
             netlink,
             namespace,
             encryption: by.encryption(),
-            tables: TableReader::of(Arc::clone(&ruleset), Arc::clone(&devices)),
+            tables: TableReader::of(Arc::clone(&devices)),
             drops: Drops::here().map_err(failed)?,
             one_pass: Mutex::default(),
-            lease: FilterLease::start(
-                filter,
-                (ruleset, Arc::clone(&fast_peers)),
-                newest,
-                peers.states(),
-            ),
+            lease: FilterLease::start(filter, Arc::clone(&fast_peers), newest, peers.states()),
             fast_peers,
             permitted,
             removals: Mutex::new(Removals::here(devices).map_err(failed)?),

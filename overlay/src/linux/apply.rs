@@ -268,7 +268,8 @@ impl<'a> Executor<'a> {
 
     async fn remove_address(&mut self, link: Link, address: Ipv4Network) -> Result<(), Cause> {
         let index = self.index(link).await?;
-        gone_is_fine(self.netlink.remove_address(index, address).await)
+        let removed = self.netlink.remove_addresses(index, |it| it == address);
+        gone_is_fine(removed.await)
     }
 
     async fn create_vxlan(&mut self, vni: u32, mtu: u32) -> Result<(), Cause> {

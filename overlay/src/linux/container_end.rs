@@ -36,7 +36,7 @@ pub(crate) async fn configure(
         .ok_or_else(missing)?
         .header
         .index;
-    inside.remove_addresses_but(index, address).await?;
+    inside.remove_addresses(index, |it| it != address).await?;
     no_ipv6_address(&inside, index).await?;
     set_link(&inside, index, mtu).await?;
     let (group, prefix) = MULTICAST;

@@ -48,7 +48,7 @@ const NAMES: [&str; 2] = [KONTENA, live_table::NAME];
 
 /// Access to both sets.
 pub(crate) struct FastPeers {
-    ruleset: Arc<Ruleset>,
+    ruleset: Ruleset,
     /// What the last change read or left.
     known: Arc<Mutex<Option<Known>>>,
     /// Who all was there at the last renewal, and when it began.
@@ -65,7 +65,7 @@ type Renewed = (BTreeSet<Ipv4Addr>, Instant);
 type Change = (Batch, Effect);
 
 impl FastPeers {
-    pub(crate) fn of(ruleset: Arc<Ruleset>) -> Self {
+    pub(crate) fn of(ruleset: Ruleset) -> Self {
         Self {
             ruleset,
             known: Arc::default(),
@@ -79,6 +79,11 @@ impl FastPeers {
     pub(crate) fn without_live_table(self) -> Self {
         let live = AtomicU8::new(LiveTable::Unsupported as u8);
         Self { live, ..self }
+    }
+
+    /// The ruleset that both sets are in.
+    pub(crate) fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
     }
 
     /// Whether the live table exists. No other process can remove it.

@@ -49,7 +49,7 @@ fn with_both_tables(test: impl AsyncFnOnce(&kontena_lab::Netns, &FastPeers) + Se
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().unwrap().block_on(async {
             let ruleset = Ruleset::here(&Handle::current()).unwrap();
-            let fast_peers = FastPeers::of(Arc::new(ruleset));
+            let fast_peers = FastPeers::of(ruleset);
             fast_peers.start_live(&BTreeSet::new()).await.unwrap();
             test(&netns, &fast_peers).await;
         });

@@ -39,7 +39,6 @@ pub(crate) struct Tables {
 
 /// Reads the tables.
 pub(crate) struct TableReader {
-    ruleset: Arc<Ruleset>,
     removed_devices: Arc<RemovedDevices>,
     last: Mutex<Last>,
 }
@@ -54,8 +53,8 @@ struct Last {
 }
 
 impl TableReader {
-    /// Reads those of this ruleset.
-    pub(crate) fn of(ruleset: Arc<Ruleset>, removed_devices: Arc<RemovedDevices>) -> Self {
+    /// Reads those of the namespace that these devices leave.
+    pub(crate) fn of(removed_devices: Arc<RemovedDevices>) -> Self {
         let last = Last {
             filter: Kept(None),
             of_devices: Kept(None),
@@ -63,7 +62,6 @@ impl TableReader {
             forwarding: Kept(None),
         };
         Self {
-            ruleset,
             removed_devices,
             last: Mutex::new(last),
         }
@@ -72,7 +70,7 @@ impl TableReader {
     /// What the tables hold. They are listed one after the other, as all programs run; where
     /// one hangs, the others would, too.
     pub(crate) async fn read(&self, fast_peers: &FastPeers) -> Result<Tables, OverlayError> {
-        let ruleset = &*self.ruleset;
+        let ruleset = fast_peers.ruleset();
         let mut last = self.last.lock().await;
         last.forget_what_ended(self.removed_devices.so_far(), fast_peers);
 
@@ -191,10 +189,10 @@ mod tests {
     fn who_turns_clear_has_no_table_of_devices_listed_again() {
         let (_keeper, netns) = kontena_lab::Keeper::start();
         let test = async {
-            let ruleset = Arc::new(Ruleset::here(&Handle::current()).unwrap());
+            let ruleset = Ruleset::here(&Handle::current()).unwrap();
             let devices = Arc::new(RemovedDevices::here().unwrap());
-            let fast_peers = FastPeers::of(Arc::clone(&ruleset));
-            let tables = TableReader::of(ruleset, devices);
+            let fast_peers = FastPeers::of(ruleset);
+            let tables = TableReader::of(devices);
             // When the filter was listed, the tables of devices, and the forwarding rules.
             let read = async || {
                 tables.read(&fast_peers).await.unwrap();

@@ -109,28 +109,15 @@ impl Netlink {
         Ok(routes.try_collect().await?)
     }
 
-    /// Removes one IPv4 address of a link.
-    pub(crate) async fn remove_address(
+    /// Removes these IPv4 addresses of a link, with one listing: a container may give itself
+    /// thousands.
+    pub(crate) async fn remove_addresses(
         &self,
         index: u32,
-        address: Ipv4Network,
+        these: impl Fn(Ipv4Network) -> bool,
     ) -> Result<(), Cause> {
         for message in self.address_messages(index).await? {
-            if address_of(&message) == Some(address) {
-                self.handle.address().del(message).execute().await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes all IPv4 addresses of a link but one, however many a container gave it.
-    pub(crate) async fn remove_addresses_but(
-        &self,
-        index: u32,
-        kept: Ipv4Network,
-    ) -> Result<(), Cause> {
-        for message in self.address_messages(index).await? {
-            if address_of(&message) != Some(kept) {
+            if address_of(&message).is_some_and(&these) {
                 let removed = self.handle.address().del(message).execute().await;
                 match removed.map_err(Cause::from) {
                     // It went with the first one of its subnet.
