@@ -1,6 +1,6 @@
 //! From the bytes of a query to the bytes of its answer. Pure: no sockets.
 //!
-//! The header and the question decide. A question about a external name is forwarded
+//! The header and the question decide. A question about an external name is forwarded
 //! unchanged, byte for byte; one about a grid's name is answered authoritatively. A
 //! malformed query gets `FORMERR`; what may be an answer gets none, so that two
 //! servers never talk to each other.

@@ -37,7 +37,7 @@ impl fmt::Display for Refusal {
             Self::Master(at, grid) => write!(
                 f,
                 "the Master's address {} is inside the grid's network {grid}; \
-                 create the grid with another `--subnet`",
+                 create the grid with others (--subnet, --inner-subnet)",
                 at.ip()
             ),
             Self::Unknown(reason) => write!(f, "this host's networks cannot be read: {reason}"),

@@ -132,7 +132,7 @@ async fn trust(grid: &Grid, subnets: Vec<String>) {
 /// The second grid's hosts are sealed from each other.
 async fn seal(grid: &Grid) {
     trust(grid, Vec::new()).await;
-    until(RECONCILED_WITHIN, "a encrypted path", async || {
+    until(RECONCILED_WITHIN, "an encrypted path", async || {
         let node = &grid.hosts[0].name;
         let peers = grid.client.node_peers(&grid.name, node).await.unwrap();
         match &peers.peers[0].path {
